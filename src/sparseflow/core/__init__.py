@@ -1,0 +1,1 @@
+"""Ground floor: random streams, exact selection, schedules, gradients, parameters."""

@@ -1,0 +1,50 @@
+"""The errors that sparseflow raises on purpose, and the did-you-mean helper.
+
+Every one derives from :class:`SparseflowError`, so the command line can turn
+each into one clear line and a non-zero exit code.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SparseflowError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class MaskError(SparseflowError, ValueError):
+    """A mask, a density or an allocation that does not fit the model."""
+
+
+class TopologyError(SparseflowError, ValueError):
+    """A method, schedule or optimiser that cannot be attached."""
+
+
+class DataError(SparseflowError):
+    """A data set that is missing or damaged."""
+
+
+class SpecError(SparseflowError, ValueError):
+    """A run specification with an unknown field or an impossible value."""
+
+
+class StoreError(SparseflowError):
+    """A run folder that is missing, damaged, foreign or of a newer schema."""
+
+
+class DivergedError(SparseflowError):
+    """Training met a loss that is not finite."""
+
+
+def unknown(kind: str, word: str, choices: Iterable[str]) -> str:
+    """Return the text of an error for an unknown name, with a suggestion.
+
+    >>> unknown("method", "riggl", ["rigl", "set"])
+    "unknown method 'riggl'; did you mean 'rigl'? (known: rigl, set)"
+    """
+    known = sorted(choices)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    return f"unknown {kind} {word!r}{hint} (known: {', '.join(known)})"

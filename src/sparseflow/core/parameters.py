@@ -1,0 +1,183 @@
+"""Which parameters can be sparse, and how their connections run.
+
+A :class:`Layer` is one weight together with the layout that says which of its
+entries enter one neuron and which leave one input. Everything above (masks,
+initialisation, topology) meets parameters only through it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from sparseflow.core.errors import MaskError
+
+Layout = Literal["out_in", "in_out", "lookup"]
+
+DEFAULT_TYPES: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+_WEIGHTS: tuple[tuple[tuple[type[nn.Module], ...], str, Layout], ...] = (
+    (DEFAULT_TYPES, r"weight", "out_in"),
+    ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), r"weight", "in_out"),
+    ((nn.MultiheadAttention,), r"(in|q|k|v)_proj_weight", "out_in"),
+    ((nn.RNNBase,), r"weight_(ih|hh|hr)_l\d+(_reverse)?", "out_in"),
+    ((nn.RNNCellBase,), r"weight_(ih|hh)", "out_in"),
+    ((nn.Embedding, nn.EmbeddingBag), r"weight", "lookup"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One weight that can be sparse.
+
+    Attributes:
+        name: the parameter's name in ``model.named_parameters()``.
+        parameter: the weight itself.
+        module: the module that owns it.
+        layout: ``out_in`` for (out, in / groups, *kernel), ``in_out`` for
+            transposed convolutions, ``lookup`` for embeddings.
+        groups: groups of a convolution, else 1.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    module: nn.Module
+    layout: Layout
+    groups: int = 1
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the weight."""
+        return self.parameter.shape
+
+    @property
+    def size(self) -> int:
+        """Number of entries of the weight."""
+        return self.parameter.numel()
+
+    def neurons(self, tensor: Shaped[Tensor, "*w"]) -> Shaped[Tensor, "neurons inputs"]:
+        """View a tensor of the weight's shape as one row per output neuron."""
+        return tensor.flatten(1) if self.layout == "out_in" else self._columns(tensor)
+
+    def inputs(self, tensor: Shaped[Tensor, "*w"]) -> Shaped[Tensor, "inputs neurons"]:
+        """View a tensor of the weight's shape as one row per input channel."""
+        return self._columns(tensor) if self.layout == "out_in" else tensor.flatten(1)
+
+    def from_neurons(self, rows: Shaped[Tensor, "neurons inputs"]) -> Shaped[Tensor, "*w"]:
+        """Undo :meth:`neurons`."""
+        return rows.reshape(self.shape) if self.layout == "out_in" else self._uncolumns(rows)
+
+    def fan_in(self, mask: Shaped[Tensor, "*w"]) -> Int[Tensor, "*w"]:
+        """Active incoming connections of each entry's neuron, kernel positions included.
+
+        An embedding row is looked up alone: its fan-in is 1.
+        """
+        if self.layout == "lookup":
+            return torch.ones(self.shape, dtype=torch.long, device=mask.device)
+        count = self.neurons(mask).sum(1, keepdim=True)
+        return self.from_neurons(count.expand(-1, self.size // len(count)))
+
+    def fan_out(self, mask: Shaped[Tensor, "*w"]) -> Int[Tensor, "*w"]:
+        """Active outgoing connections of each entry's input, kernel positions included."""
+        count = self.inputs(mask).sum(1, keepdim=True)
+        spread = count.expand(-1, self.size // len(count))
+        return self._uncolumns(spread) if self.layout == "out_in" else spread.reshape(self.shape)
+
+    def _columns(self, tensor: Tensor) -> Tensor:
+        rows, columns = self.shape[0] // self.groups, self.shape[1]
+        grouped = tensor.reshape(self.groups, rows, columns, -1)
+        return grouped.permute(0, 2, 1, 3).reshape(self.groups * columns, -1)
+
+    def _uncolumns(self, tensor: Tensor) -> Tensor:
+        rows, columns = self.shape[0] // self.groups, self.shape[1]
+        grouped = tensor.reshape(self.groups, columns, rows, -1)
+        return grouped.permute(0, 2, 1, 3).reshape(self.shape)
+
+
+def maskable(
+    model: nn.Module,
+    *,
+    types: Iterable[type[nn.Module]] = DEFAULT_TYPES,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    where: Callable[[str, nn.Module], bool] | None = None,
+    dense_first: bool = False,
+    dense_last: bool = False,
+) -> dict[str, Layer]:
+    """List the weights of a model that are to be sparse, in order of definition.
+
+    By default every trainable Linear and Conv1d/2d/3d weight. A tied weight is
+    listed once, under its first name; frozen ones are left alone.
+
+    Args:
+        model: any module.
+        types: module types whose weights are taken. Transposed convolutions,
+            ``nn.MultiheadAttention`` (its packed ``in_proj_weight``), recurrent
+            layers and embeddings are known and taken on request.
+        include: regular expressions; a parameter is kept only if one matches
+            its name (``re.search``). Empty means all.
+        exclude: regular expressions; a parameter that matches one is left out.
+        where: a predicate on (parameter name, module) for anything else.
+        dense_first: leave the first layer found dense.
+        dense_last: leave the last layer found dense.
+
+    Raises:
+        MaskError: if nothing is left, or a lazy module has no shape yet.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> list(maskable(net)), list(maskable(net, dense_last=True))
+        (['0.weight', '2.weight'], ['0.weight'])
+    """
+    wanted = tuple(types)
+    unknown = [t.__name__ for t in wanted if not any(issubclass(t, w) for w, _, _ in _WEIGHTS)]
+    if unknown:
+        raise MaskError(f"no sparse weights are known for module type {', '.join(unknown)}")
+    names = {id(p): name for name, p in model.named_parameters()}
+    keep, drop = list(include), list(exclude)
+    layers: dict[str, Layer] = {}
+    for path, module in model.named_modules():
+        if not isinstance(module, wanted):
+            continue
+        for layer in _layers_of(path, module, names):
+            name = layer.name
+            if name in layers or not layer.parameter.requires_grad:
+                continue
+            if keep and not any(re.search(p, name) for p in keep):
+                continue
+            if any(re.search(p, name) for p in drop) or (where and not where(name, module)):
+                continue
+            layers[name] = layer
+    chosen = list(layers)[1 if dense_first else 0 : -1 if dense_last else None]
+    if not chosen:
+        kinds = ", ".join(t.__name__ for t in wanted)
+        raise MaskError(
+            f"{type(model).__name__} has no weight to make sparse: none of its trainable "
+            f"parameters belongs to {kinds} and passes the filters"
+        )
+    return {name: layers[name] for name in chosen}
+
+
+def _layers_of(path: str, module: nn.Module, names: dict[int, str]) -> list[Layer]:
+    found: list[Layer] = []
+    for types, pattern, layout in _WEIGHTS:
+        if not isinstance(module, types):
+            continue
+        for local, parameter in module.named_parameters(recurse=False):
+            if not re.fullmatch(pattern, local):
+                continue
+            if isinstance(parameter, UninitializedParameter):
+                raise MaskError(
+                    f"{path or type(module).__name__} is a lazy module without a shape: "
+                    "run the model on one batch first"
+                )
+            groups = getattr(module, "groups", 1)
+            found.append(Layer(names[id(parameter)], parameter, module, layout, groups))
+    return found

@@ -1,0 +1,189 @@
+"""Initialisation of sparse layers: masked dense, layer-scaled, per-neuron fan-in."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from sparseflow.core.errors import MaskError, unknown
+from sparseflow.core.parameters import Layer, maskable
+from sparseflow.core.random import generator
+from sparseflow.masks import Masks, make_masks
+
+Kind = Literal["dense", "layer", "neuron"]
+Fan = Literal["in", "out", "avg"]
+Distribution = Literal["normal", "uniform"]
+
+
+@dataclass(frozen=True)
+class Init:
+    """How active weights are drawn: zero mean, variance ``scale / fan``.
+
+    Attributes:
+        kind: what ``fan`` counts. ``dense``: all connections, as if there were
+            no mask (masked dense). ``layer``: all connections times the layer's
+            density (Liu et al. 2019: dense initialisation over the root of the
+            density). ``neuron``: the active connections of the neuron itself
+            (Evci et al. 2022, equation 2 and section 3.1: the paper's).
+        fan: ``in``, ``out`` or the average of both; kernel positions count.
+        distribution: ``normal`` (not truncated) or ``uniform``.
+        scale: 2 for He, 1 for LeCun (and, with ``avg``, Glorot).
+
+    Example:
+        >>> GLOROT == Init("dense", "avg", "uniform", 1.0)
+        True
+    """
+
+    kind: Kind = "neuron"
+    fan: Fan = "in"
+    distribution: Distribution = "normal"
+    scale: float = 2.0
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        for field, allowed in (("kind", Kind), ("fan", Fan), ("distribution", Distribution)):
+            if getattr(self, field) not in get_args(allowed):
+                text = unknown(f"initialisation {field}", getattr(self, field), get_args(allowed))
+                raise MaskError(text)
+        if not (self.scale > 0 and math.isfinite(self.scale)):
+            raise MaskError(f"initialisation scale={self.scale} must be positive and finite")
+
+
+GLOROT = Init("dense", "avg", "uniform", 1.0)
+NAMED: dict[str, Init] = {
+    "dense": Init("dense"),
+    "liu": Init("layer"),
+    "fan_in": Init("neuron", "in"),
+    "fan_out": Init("neuron", "out"),
+    "fan_avg": Init("neuron", "avg"),
+}
+
+
+def find_init(init: str | Init) -> Init:
+    """Return the initialisation called so (He scale 2, normal), or the object itself.
+
+    Raises:
+        MaskError: if the name is unknown.
+    """
+    if isinstance(init, Init):
+        return init
+    if init not in NAMED:
+        raise MaskError(unknown("initialisation", init, NAMED))
+    return NAMED[init]
+
+
+def deviation(layer: Layer, mask: Bool[Tensor, "*w"], init: Init) -> Float[Tensor, "*w"]:
+    """Standard deviation of each weight: the root of ``scale / fan``, never the variance.
+
+    Entries whose fan is 0 belong to no active connection and get 0.
+    """
+    counted = mask if init.kind == "neuron" else torch.ones_like(mask)
+    if init.fan == "in":
+        fan = layer.fan_in(counted).float()
+    elif init.fan == "out":
+        fan = layer.fan_out(counted).float()
+    else:
+        fan = (layer.fan_in(counted) + layer.fan_out(counted)) / 2
+    if init.kind == "layer":
+        fan = fan * mask.float().mean()
+    return torch.where(fan > 0, init.scale / fan, 0.0).sqrt()
+
+
+@torch.no_grad()
+def initialise(
+    layers: Mapping[str, Layer],
+    masks: Masks,
+    init: str | Init = "fan_in",
+    *,
+    seed: int = 0,
+    stream: tuple[str | int, ...] = ("init",),
+) -> None:
+    """Draw the weights of every masked layer in place; inactive ones become zero.
+
+    The draw for one position does not depend on the mask, so two masks with one
+    seed share their random numbers. Biases are left alone.
+
+    Args:
+        layers: from :func:`sparseflow.maskable`.
+        masks: masks of (some of) these layers.
+        init: an :class:`Init`, or ``dense``, ``liu``, ``fan_in``, ``fan_out``,
+            ``fan_avg`` (all He: normal, scale 2).
+        seed: of the stream ``(*stream, layer name)``.
+        stream: name of the random stream.
+
+    Warns:
+        UserWarning: with the number of neurons that have no active input; they
+            put out their bias alone.
+
+    Raises:
+        MaskError: if a mask names no layer or does not fit it.
+    """
+    rule = find_init(init)
+    dead = 0
+    for name, mask in masks.items():
+        if name not in layers or mask.shape != layers[name].shape:
+            raise MaskError(f"mask {name!r} of shape {tuple(mask.shape)} fits no layer")
+        layer, weight = layers[name], layers[name].parameter
+        draw = _standard(layer.shape, rule.distribution, generator(seed, *stream, name))
+        std = deviation(layer, mask, rule).to(weight.device)
+        weight.copy_(draw.to(weight.device).mul_(std).mul_(mask.to(weight.device)))
+        dead += int((~layer.neurons(mask).any(1)).sum())
+    if dead:
+        warnings.warn(
+            f"{dead} neurons have no active input: their weights are zero and they put out "
+            "their bias alone",
+            stacklevel=2,
+        )
+
+
+def _standard(shape: torch.Size, distribution: str, stream: torch.Generator) -> Tensor:
+    if distribution == "normal":
+        return torch.empty(shape).normal_(generator=stream)
+    bound = math.sqrt(3.0)
+    return torch.empty(shape).uniform_(-bound, bound, generator=stream)
+
+
+def sparsify(
+    model: nn.Module,
+    density: float | Mapping[str, float],
+    *,
+    allocation: str = "erk",
+    pattern: str = "random",
+    init: str | Init | None = "fan_in",
+    seed: int = 0,
+    layers: Mapping[str, Layer] | None = None,
+) -> Masks:
+    """Make a model sparse in place: choose masks, draw the active weights, zero the rest.
+
+    Args:
+        model: any module, on any device.
+        density: share of weights to keep, over all maskable layers or one each.
+        allocation: ``uniform``, ``er``, ``erk`` or ``magnitude``.
+        pattern: ``random``, ``magnitude``, ``uneven`` or ``constant_fan_in``.
+        init: see :func:`initialise`; None keeps the model's own weights.
+        seed: of the masks and of the weights.
+        layers: from :func:`sparseflow.maskable`, to choose what becomes sparse.
+
+    Raises:
+        MaskError: on an impossible density, an unknown name, or a model
+            without a weight to make sparse.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4))
+        >>> sparsify(net, density=0.25, seed=1).nnz == round(0.25 * (64 * 32 + 32 * 4))
+        True
+    """
+    chosen = maskable(model) if layers is None else layers
+    masks = make_masks(chosen, density, allocation=allocation, pattern=pattern, seed=seed)
+    if init is None:
+        masks.apply(model)
+    else:
+        initialise(chosen, masks, init, seed=seed)
+    return masks

@@ -1,0 +1,66 @@
+"""Masks as values: how many weights each layer keeps, and which ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sparseflow.core.parameters import Layer
+from sparseflow.core.random import generator
+from sparseflow.masks import create
+from sparseflow.masks.allocation import allocate
+from sparseflow.masks.masks import Masks, churn
+
+__all__ = ["Masks", "allocate", "churn", "full_masks", "make_masks", "shuffle_masks"]
+
+
+def make_masks(
+    layers: Mapping[str, Layer],
+    density: float | Mapping[str, float],
+    *,
+    allocation: str = "erk",
+    pattern: str | create.Pattern = "random",
+    seed: int = 0,
+) -> Masks:
+    """Create masks for layers: allocate the counts, then choose the weights.
+
+    Args:
+        layers: from :func:`sparseflow.maskable`.
+        density: share of weights to keep over all layers, or one a layer.
+        allocation: see :func:`allocate`.
+        pattern: ``random``, ``magnitude`` (the largest of each layer; with
+            ``allocation="magnitude"`` the largest of all layers together),
+            ``uneven``, ``constant_fan_in``, or a function
+            (layer, k, generator) -> mask.
+        seed: of the stream ("mask", layer name).
+
+    Example:
+        >>> import sparseflow as sf, torch
+        >>> layers = sf.maskable(torch.nn.Linear(20, 10))
+        >>> make_masks(layers, 0.1).counts
+        {'weight': 20}
+    """
+    chosen = create.find_pattern(pattern)
+    counts = allocate(layers, density, allocation)
+    return Masks(
+        {
+            name: chosen(layer, counts[name], generator(seed, "mask", name)).to(
+                layer.parameter.device
+            )
+            for name, layer in layers.items()
+        }
+    )
+
+
+def shuffle_masks(masks: Masks, seed: int = 0) -> Masks:
+    """Shuffle every mask within its layer: same counts, random places."""
+    return Masks(
+        {
+            name: create.shuffled(mask, generator(seed, "shuffle", name))
+            for name, mask in masks.items()
+        }
+    )
+
+
+def full_masks(layers: Mapping[str, Layer]) -> Masks:
+    """All weights active: a dense network."""
+    return Masks({n: layer.parameter.new_ones(layer.shape).bool() for n, layer in layers.items()})

@@ -1,0 +1,114 @@
+"""How many weights each layer keeps, so that the total is met exactly.
+
+Densities may be real numbers; counts are whole, and their sum is the rounded
+total: fractions are settled by largest remainder, so no layer is off by more
+than one weight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from sparseflow.core.errors import MaskError, unknown
+from sparseflow.core.parameters import Layer
+from sparseflow.core.select import top_k
+
+ALLOCATIONS = ("uniform", "er", "erk", "magnitude")
+
+
+def allocate(
+    layers: Mapping[str, Layer], density: float | Mapping[str, float], allocation: str = "erk"
+) -> dict[str, int]:
+    """Number of active weights of each layer.
+
+    Args:
+        layers: the layers from :func:`sparseflow.maskable`.
+        density: the share of weights to keep over all layers, or one number
+            for each layer by name (``allocation`` is then not used).
+        allocation: ``uniform`` (the same density everywhere); ``er``,
+            Erdős–Rényi (density of a layer proportional to (in + out) / (in · out),
+            Mocanu et al. 2018); ``erk``, with kernel sizes (Evci et al. 2020,
+            appendix D); ``magnitude`` (the largest weights over all layers).
+
+    Raises:
+        MaskError: if a density is outside [0, 1] or the allocation is unknown.
+
+    Example:
+        >>> from torch import nn
+        >>> from sparseflow import maskable
+        >>> net = nn.Sequential(nn.Linear(100, 50), nn.Linear(50, 10))
+        >>> allocate(maskable(net), 0.1, "uniform")
+        {'0.weight': 500, '1.weight': 50}
+        >>> allocate(maskable(net), 0.1, "erk")
+        {'0.weight': 393, '1.weight': 157}
+    """
+    if isinstance(density, Mapping):
+        return _explicit(layers, density)
+    check_density(density)
+    total = round(density * sum(layer.size for layer in layers.values()))
+    if allocation == "uniform":
+        wanted = {n: density * layer.size for n, layer in layers.items()}
+    elif allocation in ("er", "erk"):
+        scores = {n: _erdos_renyi(layer, allocation == "erk") for n, layer in layers.items()}
+        wanted = _solve(layers, scores, density)
+    elif allocation == "magnitude":
+        return _by_magnitude(layers, total)
+    else:
+        raise MaskError(unknown("allocation", allocation, ALLOCATIONS))
+    return _round(wanted, {n: layer.size for n, layer in layers.items()}, total)
+
+
+def check_density(density: float, name: str = "density") -> None:
+    """Raise a MaskError unless ``density`` is a number in [0, 1]."""
+    if not isinstance(density, (int, float)) or math.isnan(density) or not 0 <= density <= 1:
+        raise MaskError(f"{name}={density!r} is not between 0 and 1")
+
+
+def _explicit(layers: Mapping[str, Layer], density: Mapping[str, float]) -> dict[str, int]:
+    if set(density) != set(layers):
+        odd = sorted(set(density) ^ set(layers))
+        raise MaskError(f"explicit densities and layers differ in: {', '.join(odd)}")
+    for name, value in density.items():
+        check_density(value, f"density of {name}")
+    return {name: round(density[name] * layer.size) for name, layer in layers.items()}
+
+
+def _erdos_renyi(layer: Layer, kernel: bool) -> float:
+    rows, columns, *window = layer.shape
+    if kernel:
+        return (rows + columns + sum(window)) / (rows * columns * math.prod(window))
+    return (rows + columns) / (rows * columns)
+
+
+def _solve(
+    layers: Mapping[str, Layer], scores: Mapping[str, float], density: float
+) -> dict[str, float]:
+    """Densities proportional to scores; layers that pass 1 become dense, the rest is redone."""
+    sizes = {n: layer.size for n, layer in layers.items()}
+    full: set[str] = set()
+    while True:
+        budget = density * sum(sizes.values()) - sum(sizes[n] for n in full)
+        weight = sum(scores[n] * sizes[n] for n in sizes if n not in full)
+        factor = budget / weight if weight else 0.0
+        over = {n for n in sizes if n not in full and factor * scores[n] > 1}
+        if not over:
+            break
+        full |= over
+    return {n: float(sizes[n]) if n in full else factor * scores[n] * sizes[n] for n in sizes}
+
+
+def _by_magnitude(layers: Mapping[str, Layer], total: int) -> dict[str, int]:
+    flat = torch.cat([layer.parameter.detach().abs().flatten() for layer in layers.values()])
+    chosen = top_k(flat, total).split([layer.size for layer in layers.values()])
+    return {name: int(c.sum()) for name, c in zip(layers, chosen, strict=True)}
+
+
+def _round(wanted: Mapping[str, float], sizes: Mapping[str, int], total: int) -> dict[str, int]:
+    counts = {n: min(math.floor(w + 1e-9), sizes[n]) for n, w in wanted.items()}
+    by_remainder = sorted(wanted, key=lambda n: counts[n] - wanted[n])
+    for name in by_remainder[: total - sum(counts.values())]:
+        counts[name] = min(counts[name] + 1, sizes[name])
+    return counts

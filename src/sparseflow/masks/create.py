@@ -1,0 +1,90 @@
+"""How the active weights of one layer are chosen. Every count is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from sparseflow.core.errors import MaskError, unknown
+from sparseflow.core.parameters import Layer
+from sparseflow.core.select import top_k
+
+Pattern = Callable[[Layer, int, torch.Generator], Tensor]
+
+
+def random(layer: Layer, k: int, generator: torch.Generator) -> Bool[Tensor, "*w"]:
+    """Exactly ``k`` active weights, every subset equally likely."""
+    return _scatter(torch.randperm(layer.size, generator=generator)[:k], layer)
+
+
+def magnitude(layer: Layer, k: int, generator: torch.Generator) -> Bool[Tensor, "*w"]:
+    """The ``k`` weights of largest magnitude."""
+    del generator
+    return top_k(layer.parameter.detach().abs(), k)
+
+
+def uneven(spread: float = 1.5) -> Pattern:
+    """Deliberately uneven over output neurons, for the paper's figure 1.
+
+    Each neuron gets a weight exp(spread · z) with z standard normal, and the
+    ``k`` connections are drawn without replacement with these odds
+    (Gumbel top-k). ``spread=0`` is :func:`random` in distribution.
+    """
+
+    def pattern(layer: Layer, k: int, generator: torch.Generator) -> Bool[Tensor, "*w"]:
+        rows = layer.neurons(torch.empty(layer.shape))
+        odds = spread * torch.randn(len(rows), 1, generator=generator)
+        gumbel = -torch.log(torch.empty_like(rows).exponential_(generator=generator))
+        return layer.from_neurons(top_k(odds + gumbel, k))
+
+    return pattern
+
+
+def constant_fan_in(layer: Layer, k: int, generator: torch.Generator) -> Bool[Tensor, "*w"]:
+    """The same number of inputs for every neuron, within one: ``k`` in all.
+
+    Which neurons get the odd one is random.
+    """
+    shape = layer.neurons(torch.empty(layer.shape, device="meta")).shape
+    keys = torch.rand(shape, generator=generator)
+    fan, rest = divmod(k, len(keys))
+    fans = torch.full((len(keys), 1), fan)
+    fans[torch.randperm(len(keys), generator=generator)[:rest]] += 1
+    rank = keys.argsort(1).argsort(1)
+    return layer.from_neurons(rank < fans)
+
+
+def shuffled(mask: Bool[Tensor, "*w"], generator: torch.Generator) -> Bool[Tensor, "*w"]:
+    """The same number of active weights at random places of the layer."""
+    order = torch.randperm(mask.numel(), generator=generator)
+    return mask.flatten().cpu()[order].reshape(mask.shape).to(mask.device)
+
+
+def _scatter(indices: Tensor, layer: Layer) -> Tensor:
+    mask = torch.zeros(layer.size, dtype=torch.bool)
+    mask[indices] = True
+    return mask.reshape(layer.shape)
+
+
+PATTERNS: dict[str, Pattern] = {
+    "random": random,
+    "magnitude": magnitude,
+    "uneven": uneven(),
+    "constant_fan_in": constant_fan_in,
+}
+
+
+def find_pattern(pattern: str | Pattern) -> Pattern:
+    """Return the pattern called so, or the function itself.
+
+    Raises:
+        MaskError: if the name is unknown.
+    """
+    if not isinstance(pattern, str):
+        return pattern
+    if pattern not in PATTERNS:
+        raise MaskError(unknown("mask pattern", pattern, PATTERNS))
+    return PATTERNS[pattern]

@@ -1,0 +1,29 @@
+"""Topology: the pure drop-and-grow, the methods, and ``attach``."""
+
+from sparseflow.topology.attach import Topology, attach
+from sparseflow.topology.methods import (
+    SET,
+    GradualPruning,
+    Method,
+    RigL,
+    RigLInverted,
+    Static,
+    View,
+    probe_gradient,
+)
+from sparseflow.topology.update import drop_and_grow, prune_to
+
+__all__ = [
+    "SET",
+    "GradualPruning",
+    "Method",
+    "RigL",
+    "RigLInverted",
+    "Static",
+    "Topology",
+    "View",
+    "attach",
+    "drop_and_grow",
+    "probe_gradient",
+    "prune_to",
+]

@@ -1,0 +1,90 @@
+"""The training loop, readable from top to bottom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sparseflow.core.errors import DivergedError
+from sparseflow.core.functional import Loss
+
+Observer = Callable[[int], None]
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """Batches by step: any object with ``batches[step]``."""
+
+    def __getitem__(self, step: int) -> Any:
+        """Batch of the step that follows ``step`` steps."""
+        ...
+
+
+def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Mean cross-entropy of a classifier on (inputs, classes)."""
+    inputs, classes = batch
+    return functional.cross_entropy(model(inputs), classes)
+
+
+def fit(
+    model: nn.Module,
+    loss: Loss,
+    batches: Stream,
+    optimizer: torch.optim.Optimizer,
+    *,
+    steps: int,
+    start: int = 0,
+    set_rate: Callable[[int], None] | None = None,
+    observers: Iterable[Observer] = (),
+) -> None:
+    """Train for ``steps`` steps; masks, if any, act through ``attach``.
+
+    Args:
+        model: the model, in training mode on the way out.
+        loss: ``loss(model, batch) -> scalar``.
+        batches: batch of each step.
+        optimizer: any optimiser, with :func:`sparseflow.attach` on it or not.
+        steps: steps in all, counted from 0.
+        start: steps already taken, to resume.
+        set_rate: called before each step with the number of steps taken.
+        observers: called with the number of steps taken, before each step and
+            after the last: measurement, checkpoints, progress.
+
+    Raises:
+        DivergedError: if the loss is not finite. The weights are those before
+            the step that failed.
+    """
+    watching = list(observers)
+    model.train()
+    for step in range(start, steps):
+        for observe in watching:
+            observe(step)
+        if set_rate is not None:
+            set_rate(step)
+        optimizer.zero_grad(set_to_none=True)
+        value = loss(model, batches[step])
+        if not math.isfinite(value.item()):
+            raise DivergedError(f"the loss is {value.item()} at step {step}: training stopped")
+        value.backward()
+        optimizer.step()
+    for observe in watching:
+        observe(steps)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, x: Tensor, y: Tensor, size: int = 1000) -> tuple[float, float]:
+    """Accuracy in % and mean cross-entropy over a data set, in evaluation mode."""
+    mode = model.training
+    model.eval()
+    correct, total = 0, 0.0
+    for inputs, classes in zip(x.split(size), y.split(size), strict=True):
+        logits = model(inputs)
+        correct += int((logits.argmax(1) == classes).sum())
+        total += float(functional.cross_entropy(logits, classes, reduction="sum"))
+    model.train(mode)
+    return 100 * correct / len(y), total / len(y)

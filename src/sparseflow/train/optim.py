@@ -1,0 +1,89 @@
+"""Optimisers and learning rates from plain numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from sparseflow.core.errors import SpecError, unknown
+
+Rate = Callable[[int], float]
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "adagrad": torch.optim.Adagrad,
+    "rmsprop": torch.optim.RMSprop,
+}
+
+
+def make_optimizer(
+    kind: str, model: nn.Module, lr: float, *, momentum: float = 0.0, weight_decay: float = 0.0
+) -> torch.optim.Optimizer:
+    """Build an optimiser whose weight decay acts on kernels only.
+
+    Kernels are the parameters of two or more axes; biases and norm scales do
+    not decay. ``initial_lr`` is set, so that a drop fraction proportional to
+    the learning rate is relative to the peak and not to a warm-up.
+
+    Raises:
+        SpecError: if the optimiser is unknown or has no momentum to set.
+    """
+    if kind not in OPTIMIZERS:
+        raise SpecError(unknown("optimizer", kind, OPTIMIZERS))
+    kernels = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [
+        {"params": kernels, "weight_decay": weight_decay, "initial_lr": lr},
+        {"params": others, "weight_decay": 0.0, "initial_lr": lr},
+    ]
+    extra = {"momentum": momentum} if kind in ("sgd", "rmsprop") else {}
+    if momentum and not extra:
+        raise SpecError(f"optimizer {kind} has no momentum={momentum} to set; use 0")
+    return OPTIMIZERS[kind](groups, lr=lr, **extra)  # type: ignore[call-arg]
+
+
+def constant_rate(lr: float) -> Rate:
+    """The same learning rate at every step."""
+    return lambda step: lr
+
+
+def cosine_rate(lr: float, steps: int) -> Rate:
+    """Half a cosine from ``lr`` at step 0 towards 0 at ``steps``."""
+    return lambda step: lr / 2 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
+
+
+def step_rate(lr: float, milestones: Sequence[int], factor: float = 0.1) -> Rate:
+    """``lr`` times ``factor`` for every milestone passed."""
+    return lambda step: lr * factor ** sum(step >= m for m in milestones)
+
+
+def with_warmup(rate: Rate, steps: int) -> Rate:
+    """Rise linearly to ``rate`` over the first ``steps`` steps, the first one included."""
+    return lambda step: rate(step) * min((step + 1) / steps, 1.0) if steps else rate(step)
+
+
+def set_rate(
+    optimizer: torch.optim.Optimizer, rate: Rate, step: int, *, inner_momentum: float | None = None
+) -> None:
+    """Set the learning rate of the step about to be taken.
+
+    Args:
+        optimizer: the optimiser.
+        rate: learning rate by step.
+        step: steps taken before this one.
+        inner_momentum: if given, the momentum of the convention that keeps the
+            learning rate inside the velocity (v ← m·v - lr·g, w ← w + v; Keras).
+            PyTorch keeps it outside (b ← m·b + g, w ← w - lr·b). With v = -lr·b
+            the two agree exactly for the momentum m · lr(t-1) / lr(t).
+    """
+    lr = rate(step)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        if inner_momentum is not None:
+            last = rate(step - 1) if step else lr
+            group["momentum"] = inner_momentum * last / lr if lr else 0.0
