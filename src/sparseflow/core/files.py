@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,14 +36,18 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         raise StoreError(f"cannot write {path}: {error.strerror}") from error
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> None:
-    """Write tensors and text to a safetensors file, atomically."""
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write tensors and JSON-like metadata to a safetensors file, atomically.
+
+    Equal content gives equal bytes: the metadata is one entry, since the format
+    keeps no order among several.
+    """
     ready = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    write_atomic(path, save(ready, dict(meta)))
+    write_atomic(path, save(ready, {"sparseflow": json.dumps(meta)}))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a safetensors file: its tensors and its text.
+    """Read a safetensors file: its tensors and its metadata, empty if not one of ours.
 
     Raises:
         StoreError: if the file is missing, truncated or of another format.
@@ -51,8 +56,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise StoreError(f"checkpoint {path} is missing")
     try:
         with safe_open(path, framework="pt") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+            meta = json.loads((file.metadata() or {}).get("sparseflow", "{}"))
+            return {k: file.get_tensor(k) for k in file.keys()}, meta  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
         raise StoreError(
             f"checkpoint {path} cannot be read ({error}): truncated or foreign"
         ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ def save_weights(path: Path, model: nn.Module, masks: Masks, run: str, step: int
     """Write the model's state and its masks at one step."""
     tensors = {f"weights/{n}": t for n, t in model.state_dict().items()}
     tensors |= {f"masks/{n}": m for n, m in masks.items()}
-    save_tensors(path, tensors, {"format": FORMAT, "run": run, "step": str(step)})
+    save_tensors(path, tensors, {"format": FORMAT, "run": run, "step": step})
 
 
 def load_weights(path: Path, run: str) -> tuple[dict[str, Tensor], Masks]:
@@ -59,9 +58,9 @@ def save_resume(
     meta = {
         "format": FORMAT,
         "run": run,
-        "topology": json.dumps(state),
-        "optimizer": json.dumps({"groups": packed["param_groups"], "numbers": numbers}),
-        "extra": json.dumps(extra),
+        "topology": state,
+        "optimizer": {"groups": packed["param_groups"], "numbers": numbers},
+        "extra": dict(extra),
     }
     save_tensors(path, tensors, meta)
 
@@ -80,22 +79,22 @@ def load_resume(
     """
     tensors, meta = load_tensors(path)
     _check(path, meta, run)
-    packed = json.loads(meta["optimizer"])
+    packed = meta["optimizer"]
     state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in packed["numbers"].items()}
     for name, tensor in _under(tensors, "optimizer/").items():
         index, key = name.split("/", 1)
         state.setdefault(int(index), {})[key] = tensor
     model.load_state_dict(_under(tensors, "weights/"))
     optimizer.load_state_dict({"state": state, "param_groups": packed["groups"]})
-    topology.load_state_dict(json.loads(meta["topology"]) | {"masks": _under(tensors, "masks/")})
-    return json.loads(meta["extra"])
+    topology.load_state_dict(meta["topology"] | {"masks": _under(tensors, "masks/")})
+    return meta["extra"]
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def _check(path: Path, meta: Mapping[str, str], run: str) -> None:
+def _check(path: Path, meta: Mapping[str, Any], run: str) -> None:
     if meta.get("format") != FORMAT:
         raise StoreError(f"checkpoint {path} is not one of sparseflow's (no {FORMAT!r} mark)")
     if meta.get("run") != run:

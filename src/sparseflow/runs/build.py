@@ -1,0 +1,187 @@
+"""From a specification to live objects: model, masks, method, optimiser, batches."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparseflow import models
+from sparseflow.core.functional import Loss
+from sparseflow.core.parameters import Layer, maskable
+from sparseflow.core.schedules import Fraction, constant, cosine, every, lr_proportional
+from sparseflow.data import Batches, Dataset, load_mnist
+from sparseflow.init import Init, initialise
+from sparseflow.masks import Masks, full_masks, make_masks, shuffle_masks
+from sparseflow.runs.spec import (
+    FullMask,
+    InitSpec,
+    ParentMask,
+    ParentWeights,
+    PruneMethod,
+    RigLInvertedMethod,
+    RigLMethod,
+    RunSpec,
+    SetMethod,
+    ShuffledMask,
+    StaticMethod,
+    generation,
+)
+from sparseflow.runs.store import Store
+from sparseflow.topology import (
+    SET,
+    GradualPruning,
+    Method,
+    RigL,
+    RigLInverted,
+    Static,
+    probe_gradient,
+)
+from sparseflow.train import (
+    constant_rate,
+    cosine_rate,
+    cross_entropy,
+    make_optimizer,
+    step_rate,
+    with_warmup,
+)
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Assembly:
+    """Everything that a run trains and measures with."""
+
+    model: nn.Module
+    layers: Mapping[str, Layer]
+    masks: Masks
+    method: Method
+    optimizer: torch.optim.Optimizer
+    rate: Callable[[int], float]
+    loss: Loss
+    batches: Batches
+    dataset: Dataset
+    probe: Batch
+
+
+def assemble(spec: RunSpec, store: Store, device: str = "cpu") -> Assembly:
+    """Build a run as it stands before its first step.
+
+    Raises:
+        StoreError: if a parent's checkpoint is missing.
+        DataError: if the data set is damaged.
+    """
+    dataset = load_mnist().to(device)
+    model = make_model(spec).to(device)
+    layers = maskable(model)
+    masks = _masks(spec, layers, store).to(device)
+    _set_weights(spec, model, layers, masks, store)
+    probes = [_probe(dataset, spec.data.probe, i) for i in (0, 1)]
+    o = spec.optimizer
+    return Assembly(
+        model=model,
+        layers=layers,
+        masks=masks,
+        method=_method(spec, model, probes[1]),
+        optimizer=make_optimizer(
+            o.kind, model, o.lr, momentum=o.momentum, weight_decay=o.weight_decay
+        ),
+        rate=_rate(spec),
+        loss=cross_entropy,
+        batches=Batches(
+            dataset.train_x,
+            dataset.train_y,
+            spec.train.batch,
+            spec.seeds.data,
+            ("order", generation(spec)),
+        ),
+        dataset=dataset,
+        probe=probes[0],
+    )
+
+
+def make_model(spec: RunSpec) -> nn.Module:
+    """Build the model, its widths shrunk to the sparse one's parameters if asked."""
+    m = spec.model
+    if not m.shrink:
+        return models.build(m.name, m.widths)
+    dense = models.build(m.name, m.widths)
+    kernels = sum(layer.size for layer in maskable(dense).values())
+    budget = round(spec.density * kernels) + models.parameters(dense) - kernels
+    builder, widths = models.MODELS[m.name]
+    return models.build(m.name, models.solve_widths(builder, m.widths or widths, budget))
+
+
+def _masks(spec: RunSpec, layers: Mapping[str, Layer], store: Store) -> Masks:
+    source = spec.mask
+    if isinstance(source, FullMask):
+        return full_masks(layers)
+    if isinstance(source, ParentMask | ShuffledMask):
+        _, masks = store.run(source.run).checkpoint(source.run.train.steps)
+        return masks if isinstance(source, ParentMask) else shuffle_masks(masks, spec.seeds.mask)
+    return make_masks(
+        layers,
+        spec.density,
+        allocation=str(type(source).__struct_config__.tag),
+        pattern=source.pattern,
+        seed=spec.seeds.mask,
+    )
+
+
+def _set_weights(
+    spec: RunSpec, model: nn.Module, layers: Mapping[str, Layer], masks: Masks, store: Store
+) -> None:
+    source = spec.weights
+    if isinstance(source, ParentWeights):
+        step = source.run.train.steps if source.step == "end" else source.step
+        weights, _ = store.run(source.run).checkpoint(step)
+        model.load_state_dict(weights)
+        masks.apply(model)
+        return
+    with warnings.catch_warnings():  # the run's result counts these neurons
+        warnings.filterwarnings("ignore", message=".* no active input")
+        stream = ("init", generation(spec))
+        initialise(layers, masks, make_init(spec.init), seed=spec.seeds.init, stream=stream)
+
+
+def make_init(spec: InitSpec) -> Init:
+    """Build the initialisation."""
+    return Init(spec.kind, spec.fan, spec.distribution, spec.scale)
+
+
+def _method(spec: RunSpec, model: nn.Module, probe: Batch) -> Method:
+    m = spec.method
+    if isinstance(m, StaticMethod):
+        return Static()
+    if isinstance(m, PruneMethod):
+        return GradualPruning(spec.density, m.start, m.stop, m.every, m.power)
+    when = every(m.every, start=m.start, stop=m.stop)
+    if isinstance(m, SetMethod):
+        return SET(when, _fraction(spec, m))
+    source = probe_gradient(model, cross_entropy, probe) if m.grow == "probe" else "batch"
+    chosen = RigLInverted if isinstance(m, RigLInvertedMethod) else RigL
+    return chosen(when, _fraction(spec, m), source)
+
+
+def _fraction(spec: RunSpec, m: SetMethod | RigLMethod | RigLInvertedMethod) -> Fraction:
+    if m.anneal == "cosine":
+        return cosine(m.drop, m.stop or spec.train.steps)
+    return lr_proportional(m.drop) if m.anneal == "lr" else constant(m.drop)
+
+
+def _rate(spec: RunSpec) -> Callable[[int], float]:
+    o = spec.optimizer
+    if o.schedule == "cosine":
+        rate = cosine_rate(o.lr, max(spec.train.steps, 1))
+    else:
+        rate = step_rate(o.lr, o.milestones) if o.schedule == "step" else constant_rate(o.lr)
+    return with_warmup(rate, o.warmup)
+
+
+def _probe(dataset: Dataset, size: int, index: int) -> Batch:
+    part = slice(index * size, (index + 1) * size)
+    return dataset.train_x[part], dataset.train_y[part]

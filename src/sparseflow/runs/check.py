@@ -1,0 +1,122 @@
+"""What types cannot say: values and schedules that make no sense together."""
+
+from __future__ import annotations
+
+import math
+
+from sparseflow.core.errors import SpecError, unknown
+from sparseflow.masks.allocation import check_density
+from sparseflow.models import MODELS
+from sparseflow.runs.spec import (
+    ParentWeights,
+    PruneMethod,
+    RunSpec,
+    StaticMethod,
+    ancestors,
+    parents,
+)
+from sparseflow.train.optim import OPTIMIZERS
+
+MAX_SEED = 2**63 - 1
+
+
+def check(spec: RunSpec) -> RunSpec:
+    """Return the specification if it and its ancestors can be run.
+
+    Raises:
+        SpecError: naming the field, its value and what would be right.
+        MaskError: if the density is not in [0, 1].
+    """
+    for run in (*ancestors(spec), spec):
+        check_density(run.density)
+        _check_numbers(run)
+        _check_schedules(run)
+        _check_lineage(run)
+    return spec
+
+
+def _check_numbers(spec: RunSpec) -> None:
+    if spec.model.name not in MODELS:
+        raise SpecError(unknown("model", spec.model.name, MODELS))
+    if spec.optimizer.kind not in OPTIMIZERS:
+        raise SpecError(unknown("optimizer", spec.optimizer.kind, OPTIMIZERS))
+    positive = {
+        "train.batch": spec.train.batch,
+        "train.keep": spec.train.keep,
+        "measure.every": spec.measure.every,
+        "measure.evaluate": spec.measure.evaluate,
+        "data.probe": spec.data.probe,
+        "optimizer.lr": spec.optimizer.lr,
+        "init.scale": spec.init.scale,
+    }
+    if not isinstance(spec.method, StaticMethod):
+        positive["method.every"] = spec.method.every
+    for name, value in positive.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise SpecError(f"{name}={value} must be positive")
+    for name, value in (
+        ("train.steps", spec.train.steps),
+        ("optimizer.warmup", spec.optimizer.warmup),
+        ("optimizer.momentum", spec.optimizer.momentum),
+        ("optimizer.weight_decay", spec.optimizer.weight_decay),
+    ):
+        if not (value >= 0 and math.isfinite(value)):
+            raise SpecError(f"{name}={value} must not be negative")
+    for name in ("init", "mask", "data"):
+        seed = getattr(spec.seeds, name)
+        if not 0 <= seed <= MAX_SEED:
+            raise SpecError(f"seeds.{name}={seed} is not between 0 and {MAX_SEED}")
+    drop = getattr(spec.method, "drop", 0.0)
+    if not 0 <= drop <= 1:
+        raise SpecError(f"method.drop={drop} is not between 0 and 1")
+    if spec.optimizer.inner_momentum and spec.optimizer.kind != "sgd":
+        raise SpecError(
+            f"optimizer.inner_momentum is SGD's; set it to false for {spec.optimizer.kind}"
+        )
+
+
+def _check_schedules(spec: RunSpec) -> None:
+    steps, method = spec.train.steps, spec.method
+    if isinstance(method, PruneMethod):
+        if method.stop > steps:
+            raise SpecError(
+                f"pruning cannot finish: method.stop={method.stop} is later than "
+                f"train.steps={steps}; shorten both together with --scale"
+            )
+        if method.stop <= method.start or (method.stop - method.start) % method.every:
+            raise SpecError(
+                f"pruning from method.start={method.start} to method.stop={method.stop} is no "
+                f"whole number of intervals of method.every={method.every}"
+            )
+    elif not isinstance(method, StaticMethod):
+        if method.stop is not None and method.stop > steps:
+            raise SpecError(f"method.stop={method.stop} is later than train.steps={steps}")
+        if method.start >= (steps if method.stop is None else method.stop) and steps:
+            raise SpecError(f"method.start={method.start} leaves no step for an update")
+    late = [m for m in spec.optimizer.milestones if m > steps]
+    if late or spec.optimizer.warmup > steps:
+        raise SpecError(
+            f"optimizer.milestones {late} or warmup={spec.optimizer.warmup} lie after "
+            f"train.steps={steps}"
+        )
+    if spec.optimizer.milestones and spec.optimizer.schedule != "step":
+        raise SpecError('optimizer.milestones need optimizer.schedule="step"')
+
+
+def _check_lineage(spec: RunSpec) -> None:
+    for parent in parents(spec):
+        for field in ("density", "data", "model"):
+            mine, theirs = getattr(spec, field), getattr(parent, field)
+            if mine != theirs:
+                raise SpecError(
+                    f"{field} differs from the parent's ({parent.recipe or 'a run'}): "
+                    f"{mine} here, {theirs} there"
+                )
+    weights = spec.weights
+    if isinstance(weights, ParentWeights) and weights.step != "end":
+        kept = weights.run.train
+        if weights.step < 0 or weights.step > kept.steps or weights.step % kept.keep:
+            raise SpecError(
+                f"weights.step={weights.step} is no kept checkpoint of the parent, which keeps "
+                f"every {kept.keep} steps up to {kept.steps}; set weights.run.train.keep"
+            )

@@ -1,0 +1,235 @@
+"""The run specification: plain frozen data, from which a run follows entirely.
+
+A specification holds the specifications of its parents, so lineage is data: a
+ticket, its pruning run and what is measured between them form one graph.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import msgspec
+
+NUMERICS = 1
+"""Raise it when a mended bug changes results: old runs are then not reused."""
+
+
+class _Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of every part."""
+
+
+class Seeds(_Spec, frozen=True):
+    """Seeds of the three sources of randomness."""
+
+    init: int = 0
+    mask: int = 0
+    data: int = 0
+
+
+class Data(_Spec, frozen=True):
+    """Data set, and the size of the probe batches cut from its start."""
+
+    name: Literal["mnist"] = "mnist"
+    probe: int = 1000
+
+
+class Model(_Spec, frozen=True):
+    """Architecture; ``shrink`` solves the widths from the parameters of a sparse one."""
+
+    name: str = "lenet5"
+    widths: tuple[int, ...] = ()
+    shrink: bool = False
+
+
+class FullMask(_Spec, frozen=True, tag_field="kind", tag="full"):
+    """Every weight active: a dense network."""
+
+
+class _RandomMask(_Spec, frozen=True, tag_field="kind"):
+    pattern: Literal["random", "uneven", "constant_fan_in"] = "random"
+
+
+class UniformMask(_RandomMask, frozen=True, tag="uniform"):
+    """The same density in every layer."""
+
+
+class ErMask(_RandomMask, frozen=True, tag="er"):
+    """Erdős–Rényi."""
+
+
+class ErkMask(_RandomMask, frozen=True, tag="erk"):
+    """Erdős–Rényi with kernel sizes."""
+
+
+class ParentMask(_Spec, frozen=True, tag_field="kind", tag="parent"):
+    """The final mask of another run."""
+
+    run: RunSpec
+
+
+class ShuffledMask(_Spec, frozen=True, tag_field="kind", tag="shuffled"):
+    """The final mask of another run, shuffled within each layer."""
+
+    run: RunSpec
+
+
+MaskSource = FullMask | UniformMask | ErMask | ErkMask | ParentMask | ShuffledMask
+
+
+class InitSpec(_Spec, frozen=True):
+    """Initialisation, see :class:`sparseflow.Init`; the default is the authors' Glorot uniform."""
+
+    kind: Literal["dense", "layer", "neuron"] = "dense"
+    fan: Literal["in", "out", "avg"] = "avg"
+    distribution: Literal["normal", "uniform"] = "uniform"
+    scale: float = 1.0
+
+
+class FreshWeights(_Spec, frozen=True, tag_field="kind", tag="fresh"):
+    """Weights drawn anew as ``init`` says."""
+
+
+class ParentWeights(_Spec, frozen=True, tag_field="kind", tag="parent"):
+    """Weights of another run: at a kept step (0 is its initialisation), or at its end."""
+
+    run: RunSpec
+    step: int | Literal["end"] = 0
+
+
+class StaticMethod(_Spec, frozen=True, tag_field="kind", tag="static"):
+    """Masks never change."""
+
+
+class PruneMethod(_Spec, frozen=True, tag_field="kind", tag="prune"):
+    """Gradual magnitude pruning per layer to the run's density."""
+
+    start: int = 3000
+    stop: int = 7000
+    every: int = 100
+    power: float = 3.0
+
+
+class _DynamicMethod(_Spec, frozen=True, tag_field="kind"):
+    every: int = 100
+    start: int = 0
+    stop: int | None = None
+    drop: float = 0.3
+    anneal: Literal["lr", "cosine", "constant"] = "lr"
+
+
+class SetMethod(_DynamicMethod, frozen=True, tag="set"):
+    """Drop the smallest weights, grow at random."""
+
+
+class RigLMethod(_DynamicMethod, frozen=True, tag="rigl"):
+    """Drop the smallest weights, grow the largest gradients."""
+
+    grow: Literal["probe", "batch"] = "probe"
+
+
+class RigLInvertedMethod(_DynamicMethod, frozen=True, tag="rigl-inverted"):
+    """Drop the smallest weights, grow the smallest gradients."""
+
+    grow: Literal["probe", "batch"] = "probe"
+
+
+MethodSpec = StaticMethod | PruneMethod | SetMethod | RigLMethod | RigLInvertedMethod
+
+
+class Optimizer(_Spec, frozen=True):
+    """Optimiser and learning rate.
+
+    ``weight_decay`` is PyTorch's (an L2 penalty of λ‖w‖² is 2λ), on kernels only.
+    ``inner_momentum`` keeps the learning rate inside the velocity, as the
+    authors' code does.
+    """
+
+    kind: str = "sgd"
+    lr: float = 0.05
+    momentum: float = 0.9
+    inner_momentum: bool = True
+    weight_decay: float = 1e-3
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    milestones: tuple[int, ...] = ()
+    warmup: int = 0
+
+
+class Train(_Spec, frozen=True):
+    """Length of training, and what is kept of it."""
+
+    steps: int = 11_719
+    batch: int = 128
+    keep: int = 1000
+
+
+class Measure(_Spec, frozen=True):
+    """What is measured on the way: gradient flow, and accuracy on the test set."""
+
+    every: int = 200
+    updates: bool = True
+    evaluate: int = 1000
+
+
+class RunSpec(_Spec, frozen=True):
+    """One run. Every field can be set from the command line with ``--set``."""
+
+    recipe: str = ""
+    density: float = 0.05
+    data: Data = Data()
+    model: Model = Model()
+    mask: MaskSource = FullMask()
+    init: InitSpec = InitSpec()
+    weights: FreshWeights | ParentWeights = FreshWeights()
+    method: MethodSpec = StaticMethod()
+    optimizer: Optimizer = Optimizer()
+    train: Train = Train()
+    measure: Measure = Measure()
+    seeds: Seeds = Seeds()
+
+
+def parents(spec: RunSpec) -> list[RunSpec]:
+    """Runs that must be finished first, without repeats."""
+    found = [part.run for part in (spec.mask, spec.weights) if hasattr(part, "run")]  # type: ignore[union-attr]
+    return list({identity(run): run for run in found}.values())
+
+
+def ancestors(spec: RunSpec) -> Iterator[RunSpec]:
+    """All runs that come before, oldest first (one may appear twice)."""
+    for parent in parents(spec):
+        yield from ancestors(parent)
+        yield parent
+
+
+def generation(spec: RunSpec) -> int:
+    """0 without parents, else one more than the oldest parent's.
+
+    It enters the names of the random streams, so that a run never repeats the
+    draws of the runs it comes from: a scratch run is not its own ticket.
+    """
+    return 1 + max((generation(p) for p in parents(spec)), default=-1)
+
+
+def identity(spec: RunSpec) -> str:
+    """Hash of everything that determines the run, its parents included.
+
+    The recipe's name does not enter, nor does a field that has its default:
+    a new field with a default keeps old runs valid.
+    """
+    content = {"numerics": NUMERICS, "spec": _essential(spec)}
+    text = msgspec.json.encode(content, order="deterministic")
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
+def _essential(part: Any) -> Any:
+    """Fields that differ from their defaults, and the kind of each part."""
+    if not isinstance(part, msgspec.Struct):
+        return part
+    kept = {
+        field.name: _essential(getattr(part, field.name))
+        for field in msgspec.structs.fields(part)
+        if field.name != "recipe" and getattr(part, field.name) != field.default
+    }
+    config = part.__struct_config__
+    return {config.tag_field: config.tag, **kept} if config.tag_field else kept
