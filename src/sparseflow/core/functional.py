@@ -24,7 +24,11 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     Batch-norm statistics, dropout's random numbers and the like are then the
     same afterwards as if the code inside had never run.
     """
-    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     flags = [(module, module.training) for module in model.modules()]
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     try:
@@ -32,8 +36,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                buffer.copy_(buffers[name])
+            for module, name, buffer, value in buffers:
+                setattr(module, name, buffer.copy_(value))
         for module, flag in flags:
             module.training = flag
 

@@ -105,8 +105,8 @@ def maskable(
     model: nn.Module,
     *,
     types: Iterable[type[nn.Module]] = DEFAULT_TYPES,
-    include: Iterable[str] = (),
-    exclude: Iterable[str] = (),
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
     where: Callable[[str, nn.Module], bool] | None = None,
     dense_first: bool = False,
     dense_last: bool = False,
@@ -121,9 +121,9 @@ def maskable(
         types: module types whose weights are taken. Transposed convolutions,
             ``nn.MultiheadAttention`` (its packed ``in_proj_weight``), recurrent
             layers and embeddings are known and taken on request.
-        include: regular expressions; a parameter is kept only if one matches
+        include: regular expressions (or one); a parameter is kept only if one matches
             its name (``re.search``). Empty means all.
-        exclude: regular expressions; a parameter that matches one is left out.
+        exclude: regular expressions (or one); a parameter that matches one is left out.
         where: a predicate on (parameter name, module) for anything else.
         dense_first: leave the first layer found dense.
         dense_last: leave the last layer found dense.
@@ -141,7 +141,8 @@ def maskable(
     if unknown:
         raise MaskError(f"no sparse weights are known for module type {', '.join(unknown)}")
     names = {id(p): name for name, p in model.named_parameters()}
-    keep, drop = list(include), list(exclude)
+    keep = [include] if isinstance(include, str) else list(include)
+    drop = [exclude] if isinstance(exclude, str) else list(exclude)
     layers: dict[str, Layer] = {}
     for path, module in model.named_modules():
         if not isinstance(module, wanted):

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 from sparseflow.core.errors import SpecError, unknown
 from sparseflow.recipes.mnist import AT_START, LENET5, MLP, TRAINED, Family
-from sparseflow.runs.check import check
 from sparseflow.runs.override import scaled, with_overrides, with_seeds
 from sparseflow.runs.spec import RunSpec
+from sparseflow.runs.validate import check
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (LENET5, MLP)}
+
+
+DEMO_SPARSITIES = ("0.00", "0.80", "0.90", "0.95", "0.98")
 
 
 def find_family(name: str) -> Family:
@@ -28,6 +31,25 @@ def recipe_names(family: str, *, at_start: bool = False) -> list[str]:
     """Full names of the family's training recipes, or of those that only measure at step 0."""
     prefix = find_family(family).name
     return [f"{prefix}/{name}" for name in (AT_START if at_start else TRAINED)]
+
+
+def expand(names: Sequence[str]) -> list[str]:
+    """Full recipe names of families (all their recipes) and of single recipes."""
+    found: list[str] = []
+    for name in names:
+        if "/" in name:
+            found.append(name)
+        else:
+            found += recipe_names(name) + recipe_names(name, at_start=True)
+    return list(dict.fromkeys(found))
+
+
+def demo_specs(scale: float) -> list[RunSpec]:
+    """Specifications of the demo: the main job, shortened, and initialisation by sparsity."""
+    trained = ("prune", "lottery", "shuffled", "shuffled+", "rigl+")
+    at_start = [n for n in AT_START if n.endswith(DEMO_SPARSITIES)]
+    specs = [make_spec(f"{LENET5.name}/{name}", scale=scale) for name in trained]
+    return specs + [make_spec(f"{LENET5.name}/{name}") for name in at_start]
 
 
 def make_spec(
@@ -74,4 +96,4 @@ def _density(text: str) -> float:
         raise SpecError(f"density={text!r} is not a number between 0 and 1") from error
 
 
-__all__ = ["FAMILIES", "find_family", "make_spec", "recipe_names"]
+__all__ = ["FAMILIES", "demo_specs", "expand", "find_family", "make_spec", "recipe_names"]

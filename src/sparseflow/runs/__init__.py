@@ -1,11 +1,12 @@
 """Runs: specification, store, execution, sweeps."""
 
-from sparseflow.runs.check import check
-from sparseflow.runs.execute import execute
+from sparseflow.runs.execution import execute
 from sparseflow.runs.override import scaled, with_overrides, with_seeds
+from sparseflow.runs.select import matching, remeasure
 from sparseflow.runs.spec import RunSpec, ancestors, identity, parents
 from sparseflow.runs.store import Run, Store
-from sparseflow.runs.sweep import Job, plan, sweep
+from sparseflow.runs.sweeping import Job, plan, sweep
+from sparseflow.runs.validate import check
 
 __all__ = [
     "Job",
@@ -16,8 +17,10 @@ __all__ = [
     "check",
     "execute",
     "identity",
+    "matching",
     "parents",
     "plan",
+    "remeasure",
     "scaled",
     "sweep",
     "with_overrides",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseflow import models
+from sparseflow.core.errors import SpecError
 from sparseflow.core.functional import Loss
 from sparseflow.core.parameters import Layer, maskable
 from sparseflow.core.schedules import Fraction, constant, cosine, every, lr_proportional
@@ -75,12 +76,12 @@ def assemble(spec: RunSpec, store: Store, device: str = "cpu") -> Assembly:
         StoreError: if a parent's checkpoint is missing.
         DataError: if the data set is damaged.
     """
-    dataset = load_mnist().to(device)
+    dataset = load_data(spec).to(device)
     model = make_model(spec).to(device)
     layers = maskable(model)
     masks = _masks(spec, layers, store).to(device)
     _set_weights(spec, model, layers, masks, store)
-    probes = [_probe(dataset, spec.data.probe, i) for i in (0, 1)]
+    probes = [probe_batch(dataset, spec.data.probe, i) for i in (0, 1)]
     o = spec.optimizer
     return Assembly(
         model=model,
@@ -102,6 +103,24 @@ def assemble(spec: RunSpec, store: Store, device: str = "cpu") -> Assembly:
         dataset=dataset,
         probe=probes[0],
     )
+
+
+def load_data(spec: RunSpec) -> Dataset:
+    """Load the data set of a run, or the first ``data.limit`` examples of each of its parts.
+
+    Raises:
+        DataError: if it is damaged.
+        SpecError: if it is too small for the probe batches.
+    """
+    dataset = {"mnist": load_mnist}[spec.data.name]()
+    if spec.data.limit is not None:
+        dataset = Dataset(*(part[: spec.data.limit] for part in vars(dataset).values()))
+    if 2 * spec.data.probe > len(dataset.train_x):
+        raise SpecError(
+            f"data.probe={spec.data.probe}: two probes do not fit the "
+            f"{len(dataset.train_x)} training examples"
+        )
+    return dataset
 
 
 def make_model(spec: RunSpec) -> nn.Module:
@@ -182,6 +201,7 @@ def _rate(spec: RunSpec) -> Callable[[int], float]:
     return with_warmup(rate, o.warmup)
 
 
-def _probe(dataset: Dataset, size: int, index: int) -> Batch:
+def probe_batch(dataset: Dataset, size: int, index: int) -> Batch:
+    """Cut the fixed probe batch ``index`` from the start of the training set."""
     part = slice(index * size, (index + 1) * size)
     return dataset.train_x[part], dataset.train_y[part]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -87,7 +87,7 @@ def _scaled_alone(spec: RunSpec, factor: float) -> RunSpec:
     )
 
 
-def _everywhere(spec: RunSpec, change: typing.Callable[[RunSpec], RunSpec]) -> RunSpec:
+def _everywhere(spec: RunSpec, change: Callable[[RunSpec], RunSpec]) -> RunSpec:
     parts = {}
     for field in ("mask", "weights"):
         part = getattr(spec, field)

@@ -29,10 +29,11 @@ class Seeds(_Spec, frozen=True):
 
 
 class Data(_Spec, frozen=True):
-    """Data set, and the size of the probe batches cut from its start."""
+    """Data set, the size of the probe batches cut from its start, and a limit for quick trials."""
 
     name: Literal["mnist"] = "mnist"
     probe: int = 1000
+    limit: int | None = None
 
 
 class Model(_Spec, frozen=True):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +93,17 @@ class Run:
             )
         return load_weights(self.checkpoint_path(step), self.id)
 
-    @cached_property
-    def label(self) -> str:
-        """Recipe and seed, for people."""
+    @property
+    def seed(self) -> str:
+        """The seed, or the three of them (initialisation/mask/data) where they differ."""
         seeds = self.spec.seeds
         same = seeds.init == seeds.mask == seeds.data
-        shown = str(seeds.init) if same else f"{seeds.init}/{seeds.mask}/{seeds.data}"
-        return f"{self.spec.recipe or 'run'} seed {shown}"
+        return str(seeds.init) if same else f"{seeds.init}/{seeds.mask}/{seeds.data}"
+
+    @property
+    def label(self) -> str:
+        """Recipe and seed, for people."""
+        return f"{self.spec.recipe or 'run'} seed {self.seed}"
 
 
 class Store:

@@ -10,6 +10,7 @@ state, and runs the update. Post-accumulate hooks do not fire under
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -58,6 +59,7 @@ class Topology:
         self._initial_lr = _learning_rate(optimizer, "initial_lr")
         self._deferred = False
         self._dense_grads: dict[str, Tensor] = {}
+        self._collected: dict[str, weakref.ref[Tensor]] = {}
         self._install(masks)
         self._handles = [
             p.register_post_accumulate_grad_hook(self._grad_hook(name))
@@ -133,11 +135,17 @@ class Topology:
         return hook
 
     def _collect(self, name: str, grad: Tensor) -> None:
-        """Add up the dense gradient; active entries of ``.grad`` are already sums."""
-        if name in self._dense_grads:
+        """Add up the dense gradient; active entries of ``.grad`` are already sums.
+
+        A ``.grad`` that is another tensor than at the last pass is not its
+        continuation: that pass was thrown away (by ``zero_grad`` after a step
+        that GradScaler skipped, say), and its gradient with it.
+        """
+        if name in self._dense_grads and self._collected[name]() is grad:
             self._dense_grads[name].masked_fill_(self.masks[name], 0).add_(grad)
         else:
             self._dense_grads[name] = grad.detach().clone()
+            self._collected[name] = weakref.ref(grad)
 
     def _after_step(self, *_: object) -> None:
         self.step += 1
@@ -253,7 +261,7 @@ def _check(
             "LBFGS keeps its history as flat vectors over all parameters and searches along "
             "dense directions: masks cannot hold. Use a first-order optimiser"
         )
-    if not isinstance(method, Method):
+    if isinstance(method, type) or not isinstance(method, Method):
         hint = ": make an instance of it" if isinstance(method, type) else ""
         raise TopologyError(f"{method!r} is no method (due, update, growth_gradient){hint}")
     masks.check(model)

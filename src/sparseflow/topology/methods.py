@@ -188,6 +188,7 @@ class GradualPruning:
         for name, value in densities.items():
             check_density(value, f"final density {name}".strip())
         cubic(1.0, self.start, self.stop)
+        every(self.interval)
         if (self.stop - self.start) % self.interval:
             raise TopologyError(
                 f"interval={self.interval} does not divide the {self.stop - self.start} steps "
@@ -200,7 +201,11 @@ class GradualPruning:
 
     def update(self, view: View) -> Bool[Tensor, "*w"]:
         """Keep the largest weights that the schedule allows at this step."""
-        final = self.density[view.name] if isinstance(self.density, Mapping) else self.density
+        final = self.density
+        if isinstance(final, Mapping):
+            if view.name not in final:
+                raise TopologyError(f"no final density for {view.name!r}")
+            final = final[view.name]
         density = cubic(final, self.start, self.stop, self.power)(view.moment.step)
         return prune_to(view.mask, view.weight.abs(), round(density * view.mask.numel()))
 

@@ -16,10 +16,10 @@ from typing import Literal
 import torch
 
 from sparseflow.core.errors import SparseflowError
-from sparseflow.runs.check import check
-from sparseflow.runs.execute import execute
+from sparseflow.runs.execution import execute
 from sparseflow.runs.spec import RunSpec, ancestors, identity, parents
 from sparseflow.runs.store import Run, Store
+from sparseflow.runs.validate import check
 
 State = Literal["waiting", "running", "finished", "failed", "skipped"]
 

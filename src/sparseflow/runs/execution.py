@@ -16,10 +16,10 @@ from sparseflow.core.files import write_atomic
 from sparseflow.masks import Masks
 from sparseflow.models import parameters
 from sparseflow.runs.build import Assembly, assemble
-from sparseflow.runs.check import check
 from sparseflow.runs.record import Recorder
 from sparseflow.runs.spec import RunSpec, parents
 from sparseflow.runs.store import Run, Store
+from sparseflow.runs.validate import check
 from sparseflow.topology import Topology, attach
 from sparseflow.train import evaluate, fit, set_rate
 from sparseflow.train.checkpoint import load_resume, load_weights, save_resume, save_weights

@@ -1,0 +1,36 @@
+"""The command line: thin, and never a traceback."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from sparseflow.cli.app import app
+from sparseflow.core.errors import SparseflowError
+
+
+def main() -> None:
+    """Run the command line; every expected error is one line and a non-zero exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except SparseflowError as error:
+        code = _fail(str(error), 1)
+    except typer.Abort:
+        code = _fail("aborted", 130)
+    except KeyboardInterrupt:
+        code = _fail("interrupted: the same command goes on from the last checkpoint", 130)
+    except BrokenPipeError:
+        code = 0
+    except OSError as error:
+        code = _fail(f"{error.filename or 'the system'}: {error.strerror}", 1)
+    except Exception as error:  # a usage error of the parser, whichever version it is of
+        if not hasattr(error, "format_message"):
+            raise
+        code = _fail(error.format_message(), getattr(error, "exit_code", 2))  # type: ignore[attr-defined]
+    sys.exit(code)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,320 @@
+"""The commands: each turns its options into one call of the library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from sparseflow.cli.show import SweepView, print_json, run_progress, stderr, stdout, table
+from sparseflow.core.errors import SparseflowError, SpecError, StoreError
+from sparseflow.recipes import FAMILIES, demo_specs, expand, make_spec, recipe_names
+from sparseflow.runs import (
+    Job,
+    Run,
+    RunSpec,
+    Store,
+    execute,
+    matching,
+    plan,
+    remeasure,
+    sweep,
+)
+
+app = typer.Typer(
+    name="sparseflow",
+    help="Train sparse networks and measure their gradient flow.",
+    epilog="Start with: sparseflow demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Seed = Annotated[int, typer.Option(help="Seed of initialisation, masks and data order.")]
+Scale = Annotated[float, typer.Option(help="Multiply the steps and all schedules together.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Change a field of the specification: density=0.02, train.steps=2000, mask=erk. "
+        "May be repeated.",
+    ),
+]
+StorePath = Annotated[
+    Path, typer.Option("--store", envvar="SPARSEFLOW_RUNS", help="Folder that holds the runs.")
+]
+Device = Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, mps.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each process.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Worker processes.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write to.")]
+
+RUNS = Path("runs")
+
+
+@app.command()
+def demo(
+    *,
+    scale: Scale = 0.25,
+    jobs: Jobs = 2,
+    out: Out = Path("report"),
+    store: StorePath = RUNS,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """The main job, shortened: five ways to start a 95 % sparse LeNet5 on MNIST.
+
+    Prunes a network, then trains its lottery ticket, and on that mask shuffled:
+    masked dense initialisation (it dies), the paper's (it lives), and RigL from
+    the paper's. Steps and schedules are scaled alike. Ends in a table and a
+    page; takes under four minutes on two cores.
+    """
+    specs = demo_specs(scale)
+    _sweep(specs, Store(store), jobs, None, device)
+    _report(matching(specs, Store(store)), "lenet5-mnist", f"demo at scale {scale:g}", out, as_json)
+
+
+@app.command("list")
+def list_(*, store: StorePath = RUNS, as_json: Json = False) -> None:
+    """List the recipes, and the runs in the store."""
+    recipes = [name for family in FAMILIES for name in recipe_names(family)]
+    runs = [_row(run) for run in Store(store).runs()]
+    if as_json:
+        print_json({"recipes": recipes, "runs": runs})
+        return
+    for family in FAMILIES:
+        names = [name.partition("/")[2] for name in recipe_names(family)]
+        stdout.print(f"[bold]{family}/[/bold]  {'  '.join(names)}", highlight=False)
+    shown = [row for row in runs if "/init-" not in row["recipe"]]
+    if shown:
+        stdout.print(table(f"runs in {store}", shown))
+    if len(shown) < len(runs):
+        stdout.print(f"and {len(runs) - len(shown)} that measure initialisation only")
+    if not runs:
+        stdout.print(f"no runs in {store} yet: try 'sparseflow demo'")
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="Such as lenet5-mnist/rigl+; see 'list'.")],
+    *,
+    seed: Seed = 0,
+    scale: Scale = 1.0,
+    settings: Settings = None,
+    store: StorePath = RUNS,
+    device: Device = "cpu",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Run one recipe, its missing parents first.
+
+    A finished run is not run again; an interrupted one goes on from its last
+    checkpoint and ends bit for bit as if it had not been interrupted.
+    Example: sparseflow run lenet5-mnist/rigl+ --seed 3 --set density=0.02
+    """
+    _check_device(device)
+    if threads:
+        torch.set_num_threads(threads)
+    spec = make_spec(recipe, seed=seed, scale=scale, settings=settings or ())
+    with run_progress() as progress:
+        done = execute(spec, Store(store), device=device, progress=progress)
+    row = _row(done) | done.result
+    if as_json:
+        print_json(row | {"path": str(done.path)})
+    else:
+        stdout.print(table("finished", [{"": k, "value": v} for k, v in row.items()]))
+
+
+@app.command("sweep")
+def sweep_(
+    names: Annotated[list[str], typer.Argument(help="Families or recipes: lenet5-mnist ...")],
+    *,
+    seeds: Annotated[str, typer.Option(help="Such as 0-4 or 0,2,7.")] = "0",
+    jobs: Jobs = 1,
+    threads: Threads = None,
+    scale: Scale = 1.0,
+    settings: Settings = None,
+    store: StorePath = RUNS,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Run many recipes over many seeds in worker processes, parents first.
+
+    Skips what is finished, resumes what is not. A family stands for all its
+    recipes, those that only measure initialisation included.
+    Example: sparseflow sweep lenet5-mnist --seeds 0-4 --jobs 2
+    """
+    specs = [
+        make_spec(name, seed=seed, scale=scale, settings=settings or ())
+        for seed in parse_seeds(seeds)
+        for name in expand(names)
+    ]
+    done = _sweep(specs, Store(store), jobs, threads, device)
+    rows = [_row(job.run) for job in done.values()]
+    if as_json:
+        print_json(rows)
+    else:
+        shown = [row for row in rows if "/init-" not in row["recipe"]]
+        stdout.print(table("runs", shown))
+
+
+@app.command()
+def measure(
+    which: Annotated[
+        str, typer.Argument(metavar="RUN", help="Id (or its start) or recipe of a run.")
+    ],
+    *,
+    at: Annotated[str, typer.Option(help="A kept step, 'start' or 'end'.")] = "end",
+    seed: Seed = 0,
+    scale: Scale = 1.0,
+    settings: Settings = None,
+    store: StorePath = RUNS,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Measure a checkpoint of a run again: gradient flow, signal, accuracy, distance.
+
+    Example: sparseflow measure lenet5-mnist/rigl+ --seed 3 --at 1000
+    """
+    _check_device(device)
+    if "/" in which:
+        found = Store(store).run(make_spec(which, seed=seed, scale=scale, settings=settings or ()))
+    else:
+        found = Store(store).find(which)
+    values = remeasure(found, _step(found, at), device=device)
+    if as_json:
+        print_json(values)
+        return
+    flow, signal = values["flow"], values["signal"]
+    head = {k: values[k] for k in ("run", "recipe", "step", "test_accuracy", "test_loss")}
+    norms = {
+        f"gradient norm, {k}": flow[k] for k in ("total", "kernels", "biases", "dense", "effective")
+    }
+    rest = {
+        "probe loss": flow["loss"],
+        "output std": signal["output"],
+        "L2 distance to start": values["distance_to_start"]["l2"],
+        "cosine distance to start": values["distance_to_start"]["cosine"],
+    }
+    stdout.print(table("measured", [{"": k, "value": v} for k, v in (head | norms | rest).items()]))
+    layers = [
+        {"parameter": k, "gradient norm": v, "active": values["active"].get(k)}
+        for k, v in flow["per_layer"].items()
+    ]
+    stdout.print(table("by layer", layers))
+
+
+@app.command()
+def report(
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="A family or some of its recipes, or one results.json file."),
+    ],
+    *,
+    out: Out = Path("report"),
+    scale: Scale = 1.0,
+    settings: Settings = None,
+    store: StorePath = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Write tables, figures and one page; nothing is run again.
+
+    Writes index.html (self-contained), table.md, table.csv, results.json and
+    each figure as SVG and PNG. Example: sparseflow report lenet5-mnist -o report/
+    """
+    if sources[0].endswith(".json"):
+        _write_report(_reports().load_results(Path(sources[0])), out, as_json)
+        return
+    names = expand(sources)
+    family = names[0].partition("/")[0]
+    specs = [make_spec(name, scale=scale, settings=settings or ()) for name in names]
+    changed = [f"scale {scale:g}"] * (scale != 1) + list(settings or ())
+    title = "the full protocol" if not changed else ", ".join(changed)
+    _report(matching(specs, Store(store)), family, title, out, as_json)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Read seeds such as ``0-4`` or ``0,2,7``.
+
+    >>> parse_seeds("0-2,7")
+    [0, 1, 2, 7]
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        try:
+            seeds += range(int(first), int(last if dash else first) + 1)
+        except ValueError as error:
+            raise SpecError(f"seeds {text!r} are not of the form 0-4 or 0,2,7") from error
+    if not seeds:
+        raise SpecError(f"seeds {text!r} name no seed")
+    return seeds
+
+
+def _sweep(
+    specs: list[RunSpec], store: Store, jobs: int, threads: int | None, device: str
+) -> dict[str, Job]:
+    _check_device(device)
+    planned = plan(specs, store)
+    with SweepView(planned) as view:
+        sweep(planned, store, workers=jobs, threads=threads, device=device, changed=view.changed)
+    failed = [f"{j.run.label}: {j.error}" for j in planned.values() if j.state == "failed"]
+    if failed:
+        raise SparseflowError(f"{len(failed)} runs failed: " + "; ".join(failed))
+    return planned
+
+
+def _report(runs: list[Run], family: str, title: str, out: Path, as_json: bool) -> None:
+    if not runs:
+        raise StoreError(f"no finished runs of {family} ({title}) in the store: run them first")
+    _write_report(_reports().collect(runs, family=family, title=title), out, as_json)
+
+
+def _write_report(results: Any, out: Path, as_json: bool) -> None:
+    reports = _reports()
+    files = reports.write_report(results, out)
+    if as_json:
+        print_json({"rows": reports.summary_rows(results), "files": [str(f) for f in files]})
+        return
+    stdout.print(reports.markdown_table(results), highlight=False, markup=False, soft_wrap=True)
+    stderr.print(f"wrote {len(files)} files; open {out / 'index.html'}", highlight=False)
+
+
+def _reports() -> Any:
+    from sparseflow import report as reports  # noqa: PLC0415  (matplotlib is slow to import)
+
+    return reports
+
+
+def _row(run: Run) -> dict[str, Any]:
+    accuracy = run.result["test_accuracy"] if run.finished else float("nan")
+    state = "finished" if run.finished else ("resumable" if run.kept else "not started")
+    return {
+        "id": run.id,
+        "recipe": run.spec.recipe,
+        "seed": run.seed,
+        "density": run.spec.density,
+        "steps": run.spec.train.steps,
+        "state": state,
+        "test_accuracy": accuracy,
+    }
+
+
+def _step(run: Run, at: str) -> int:
+    if at in ("start", "end"):
+        return 0 if at == "start" else run.spec.train.steps
+    if not at.isdigit():
+        raise SpecError(f"--at {at!r} is neither a step, 'start' nor 'end'")
+    return int(at)
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        line = str(error).splitlines()[0]
+        raise SpecError(f"device {device!r} cannot be used here: {line}") from error

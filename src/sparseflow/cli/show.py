@@ -1,0 +1,136 @@
+"""What the commands show while they work: progress, tables, JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sparseflow.runs import Job, Run
+
+stderr = Console(stderr=True)
+stdout = Console()
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value on stdout; a NaN becomes null."""
+    print(json.dumps(_clean(value), indent=1))
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _clean(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def table(title: str, rows: list[dict[str, Any]]) -> Table:
+    """Make a table from rows that share their keys."""
+    shown = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
+    for key, value in (rows[0] if rows else {}).items():
+        right = isinstance(value, int | float)
+        shown.add_column(key, justify="right" if right else "left", no_wrap=key in ("id", "recipe"))
+    for row in rows:
+        shown.add_row(*(_cell(v) for v in row.values()))
+    return shown
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.4g}"
+    return "" if value is None else str(value)
+
+
+@contextmanager
+def run_progress() -> Iterator[Callable[[Run, int, float], None]]:
+    """Show a bar for each run under way: a recipe and the parents it needs."""
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[accuracy]}"),
+        TimeRemainingColumn(),
+        console=stderr,
+        disable=not stderr.is_terminal,
+    )
+    tasks: dict[str, Any] = {}
+    with bars:
+
+        def progress(run: Run, step: int, accuracy: float) -> None:
+            total = run.spec.train.steps
+            if run.id not in tasks:
+                tasks[run.id] = bars.add_task(run.label, total=total, accuracy="")
+            if step % 10 == 0 or step == total:
+                text = "" if math.isnan(accuracy) else f"{accuracy:.2f} %"
+                bars.update(tasks[run.id], completed=step, accuracy=text)
+
+        yield progress
+
+
+class SweepView:
+    """A live table on a terminal; elsewhere one line for each run that ends."""
+
+    def __init__(self, jobs: dict[str, Job]) -> None:
+        """Show these jobs."""
+        self._jobs, self._began = jobs, time.monotonic()
+        self._live = Live(console=stderr, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> SweepView:
+        if stderr.is_terminal:
+            self._live.start()
+        else:
+            self._line(f"{self._counts()}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live.is_started:
+            self._live.stop()
+        self._line(self._counts())
+
+    def changed(self, job: Job | None) -> None:
+        """Take notice of a job that changed, or of time passing."""
+        if self._live.is_started:
+            self._live.update(self._render())
+        elif job is not None and job.state in ("finished", "failed", "skipped"):
+            detail = job.error or ("" if math.isnan(job.accuracy) else f"{job.accuracy:.2f} %")
+            self._line(f"{job.run.label}: {job.state} {detail}")
+
+    def _line(self, text: str) -> None:
+        stderr.print(
+            f"[{time.monotonic() - self._began:6.0f} s] {text}", highlight=False, markup=False
+        )
+
+    def _counts(self) -> str:
+        states = Counter(job.state for job in self._jobs.values())
+        return ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
+
+    def _render(self) -> Group:
+        running = [
+            {
+                "run": job.run.label,
+                "step": f"{job.step:,} / {job.spec.train.steps:,}",
+                "test accuracy %": job.accuracy,
+            }
+            for job in self._jobs.values()
+            if job.state == "running"
+        ]
+        done = [j for j in self._jobs.values() if j.state in ("finished", "failed") and j.step][-8:]
+        ended = [
+            {"run": j.run.label, "state": j.state, "test accuracy %": j.accuracy} for j in done
+        ]
+        return Group(
+            f"{self._counts()}   {time.monotonic() - self._began:.0f} s",
+            *([table("running", running)] if running else []),
+            *([table("last to end", ended)] if ended else []),
+        )
