@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from sparseflow.core.errors import MaskError
+from sparseflow.core.errors import MaskError, StoreError
+from sparseflow.core.files import load_tensors, save_tensors
 
 
 class Masks(Mapping[str, Tensor]):
@@ -72,6 +74,31 @@ class Masks(Mapping[str, Tensor]):
     def density(self) -> float:
         """Share of active weights among the masked parameters."""
         return self.nnz / self.size if self.size else 1.0
+
+    @property
+    def densities(self) -> dict[str, float]:
+        """Share of active weights of each parameter; :func:`sparseflow.make_masks` takes it."""
+        return {name: count / self[name].numel() for name, count in self.counts.items()}
+
+    def save(self, path: Path | str) -> None:
+        """Write the masks to a safetensors file, atomically.
+
+        Raises:
+            StoreError: if the file cannot be written.
+        """
+        save_tensors(Path(path), self._masks, {"masks": list(self)})
+
+    @classmethod
+    def load(cls, path: Path | str) -> Masks:
+        """Read masks written by :meth:`save`.
+
+        Raises:
+            StoreError: if the file is missing, damaged or holds no masks.
+        """
+        tensors, meta = load_tensors(Path(path))
+        if "masks" not in meta:
+            raise StoreError(f"{path} holds no masks written by sparseflow")
+        return cls({name: tensors[name] for name in meta["masks"]})
 
     def digest(self) -> str:
         """SHA-256 over names, shapes and bits: equal masks, equal digests."""
