@@ -1,0 +1,30 @@
+"""Tables, figures and the page: read from the store, or from the compact results of one.
+
+    store -> collect -> Results (JSON) -> write_report
+
+Figures, intervals and the page need matplotlib, scipy and jinja2, which come
+with ``pip install 'sparseflow[report]'``; they are imported when first used.
+"""
+
+from sparseflow.report.collect import collect
+from sparseflow.report.results import (
+    Results,
+    RunFigures,
+    StartFigures,
+    load_results,
+    save_results,
+)
+from sparseflow.report.table import markdown_table, summary_rows
+from sparseflow.report.write import write_report
+
+__all__ = [
+    "Results",
+    "RunFigures",
+    "StartFigures",
+    "collect",
+    "load_results",
+    "markdown_table",
+    "save_results",
+    "summary_rows",
+    "write_report",
+]

@@ -1,0 +1,128 @@
+"""Accuracy by method and initialisation: every seed a dot, the dead at chance."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from sparseflow.report.figures.style import WIDTH, look, styled
+from sparseflow.report.palette import CARD, INK, MUTED
+from sparseflow.report.results import Results
+from sparseflow.report.summary import Row, rows
+from sparseflow.report.vocabulary import kind_of
+
+FLOOR = 0.1
+"""Least error in % that the scale shows."""
+
+_TICKS = (11, 50, 80, 90, 95, 98, 99, 99.5)
+
+
+def accuracy_figure(results: Results) -> Figure | None:
+    """Draw final test accuracies on a scale logarithmic in the error.
+
+    Returns:
+        None if no run was trained.
+    """
+    shown = [row for row in rows(results) if not row.variant]
+    if not shown:
+        return None
+    with styled():
+        figure = Figure(figsize=(WIDTH, 1.05 + 0.25 * len(shown)))
+        axes = figure.subplots()
+        places = _places(shown)
+        for row, place in zip(shown, places, strict=True):
+            _draw_row(axes, row, place)
+        axes.set_yticks(places, [row.recipe for row in shown])
+        axes.set_ylim(places[-1] + 0.6, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
+        best = max(run.test_accuracy for row in shown for run in row.runs)
+        _accuracies(axes, best)
+        handles, labels = _legend(shown)
+        figure.legend(handles, labels, loc="outside upper left", ncols=3, columnspacing=1.4)
+        return figure
+
+
+def _places(shown: list[Row]) -> list[float]:
+    """Vertical places, with a gap between methods."""
+    places, place = [], 0.0
+    for before, row in zip([None, *shown], shown, strict=False):
+        if before is not None:
+            same = kind_of(before.recipe).method == kind_of(row.recipe).method
+            place += 0.9 if same else 1.2
+        places.append(place)
+    return places
+
+
+def _draw_row(axes: Axes, row: Row, place: float) -> None:
+    style = look(row.recipe)
+    axes.axhline(place, color=MUTED, linewidth=0.4, alpha=0.35, zorder=0)
+    living = [_error(run.test_accuracy) for run in row.living]
+    spread = np.linspace(-0.16, 0.16, len(living)) if len(living) > 1 else np.zeros(len(living))
+    if row.interval:
+        ends = [_error(end) for end in row.interval]
+        axes.plot(ends, [place] * 2, color=style.color, linewidth=5, alpha=0.25, zorder=1)
+    axes.scatter(
+        living, place + spread, s=17, marker=style.marker, color=style.color, alpha=0.85,
+        linewidths=0, zorder=3,
+    )  # fmt: skip
+    if row.median is not None:
+        at = _error(row.median)
+        axes.plot([at] * 2, [place - 0.33, place + 0.33], color=style.color, linewidth=2, zorder=2)
+    dead = [_error(run.test_accuracy) for run in row.runs if run.dead]
+    axes.scatter(dead, [place] * len(dead), s=30, marker="x", color=style.color, zorder=3)
+    if dead:
+        text = f"{len(dead)} of {len(row.runs)} dead"
+        axes.annotate(
+            text, (min(dead), place), xytext=(7, 0), textcoords="offset points", va="center",
+            fontsize=9, color=style.color,
+        )  # fmt: skip
+    _draw_reference(axes, row, place)
+
+
+def _draw_reference(axes: Axes, row: Row, place: float) -> None:
+    if row.reference is None:
+        return
+    under = place + 0.36
+    codes = [_error(value) for value in row.reference.accuracy]
+    axes.scatter(codes, [under] * len(codes), s=13, marker="^", color=INK, linewidths=0, zorder=4)
+    if row.reference.published:
+        at = _error(row.reference.published[0])
+        axes.scatter(
+            [at], [under], s=20, marker="^", facecolors=CARD, edgecolors=INK, linewidths=0.8,
+            zorder=5,
+        )  # fmt: skip
+
+
+def _accuracies(axes: Axes, best: float) -> None:
+    axes.set_xscale("log")
+    axes.set_xlim(100, max(FLOOR, (100 - best) * 0.8))
+    ticks = [100 - t for t in _TICKS if 100 - t >= (100 - best) * 0.8]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{100 - error:g}"))
+    axes.set_xlabel("test accuracy in % (logarithmic in the error)")
+
+
+def _legend(shown: list[Row]) -> tuple[list[Line2D], list[str]]:
+    def mark(marker: str, **options: object) -> Line2D:
+        return Line2D([], [], linestyle="", marker=marker, color=MUTED, markersize=5, **options)  # type: ignore[arg-type]
+
+    entries = [(mark("o"), "a seed"), (mark("|", markeredgewidth=2), "median")]
+    if any(row.interval for row in shown):
+        band = Line2D([], [], color=MUTED, linewidth=5, alpha=0.35)
+        entries.append((band, "95 % interval"))
+    if any(row.dead for row in shown):
+        entries.append((mark("x"), "dead"))
+    if any(row.reference and row.reference.accuracy for row in shown):
+        entries.append((mark("^", markerfacecolor=INK, markeredgecolor=INK), "authors' code"))
+    if any(row.reference and row.reference.published for row in shown):
+        entries.append((mark("^", markerfacecolor=CARD, markeredgecolor=INK), "published"))
+    return [handle for handle, _ in entries], [label for _, label in entries]
+
+
+def _error(accuracy: float) -> float:
+    return max(100 - accuracy, FLOOR)

@@ -1,0 +1,52 @@
+"""Colours: literal in the files of the figures, and for light and dark on the page."""
+
+from __future__ import annotations
+
+from sparseflow.report.vocabulary import FAN_IN, LIU, MASKED_DENSE
+
+INK, MUTED, GRID, CARD = "#1c1b19", "#77746c", "#e3e1da", "#fffefc"
+OTHER = "#2f6f73"
+
+METHODS = {
+    "dense": "#4c4a46",
+    "small-dense": "#a09c92",
+    "prune": "#0072b2",
+    "prune-restart": "#56b4e9",
+    "lottery": "#c4579a",
+    "scratch": "#e69f00",
+    "shuffled": "#8c510a",
+    "set": "#009e73",
+    "rigl": "#d55e00",
+    "rigl-inverted": "#7b4fb5",
+}
+INITS = {MASKED_DENSE: "#6f6c65", LIU: "#0091d5", FAN_IN: "#d45f01"}
+
+_DARK = {
+    INK: "#ece9e2",
+    MUTED: "#98948b",
+    GRID: "#3a3833",
+    CARD: "#211f1c",
+    OTHER: "#6fb9bd",
+    METHODS["dense"]: "#d6d2c8",
+    METHODS["small-dense"]: "#8f8b82",
+    METHODS["prune"]: "#4aa3e0",
+    METHODS["prune-restart"]: "#9ad4f7",
+    METHODS["lottery"]: "#ea8cc4",
+    METHODS["scratch"]: "#f2b632",
+    METHODS["shuffled"]: "#c98f52",
+    METHODS["set"]: "#35c99b",
+    METHODS["rigl"]: "#ff8848",
+    METHODS["rigl-inverted"]: "#b394ea",
+    INITS[MASKED_DENSE]: "#aaa69c",
+    INITS[LIU]: "#45b5f0",
+    INITS[FAN_IN]: "#ff8a45",
+}
+
+VARIABLES = {light: f"--c{number}" for number, light in enumerate(_DARK)}
+"""Name of the page's variable for each colour."""
+
+
+def declarations(*, dark: bool) -> str:
+    """CSS declarations of all variables."""
+    pairs = ((VARIABLES[light], shade if dark else light) for light, shade in _DARK.items())
+    return " ".join(f"{name}: {value};" for name, value in pairs)

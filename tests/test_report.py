@@ -1,0 +1,363 @@
+"""The report: nothing lost between run folders and page, and nothing said that is not so."""
+
+import json
+import re
+import statistics
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from sparseflow.core.errors import SparseflowError, StoreError
+from sparseflow.recipes import make_spec
+from sparseflow.report import (
+    Results,
+    RunFigures,
+    StartFigures,
+    collect,
+    extra,
+    load_results,
+    markdown_table,
+    save_results,
+    summary_rows,
+    write_report,
+)
+from sparseflow.report.collect import ROWS
+from sparseflow.report.findings import findings
+from sparseflow.report.page import commands
+from sparseflow.report.results import EvalCurve, FlowCurve, Norms, UpdateCurve
+from sparseflow.report.summary import bootstrap
+from sparseflow.runs import Run, RunSpec, Store
+
+FAMILY = "lenet5-mnist"
+PARTS = ["index.html", "table.md", "table.csv", "results.json"]
+NAMES = ("total", "kernels", "biases", "dense")
+
+
+def figures(recipe: str, seed: int = 0, accuracy: float = 97.0, **changes: object) -> RunFigures:
+    """A run that was never trained."""
+    norms, steps = Norms(0.2, 0.1, 0.17, 0.4), (0, 200, 400, 600)
+    rise = tuple(0.1 * (seed + 1) * (i + 1) for i in range(4))
+    moves = ("rigl" in recipe or "set" in recipe) or None
+    run = RunFigures(
+        recipe=recipe, variant="", id=f"{recipe}-{seed}", seeds=(seed, seed, seed), density=0.05,
+        steps=600, published=False, test_accuracy=accuracy, test_loss=0.1, train_accuracy=98.0,
+        active=2210, start=norms, early=norms, whole=norms, window=51, distance=3.0, cosine=0.4,
+        signal_images=0.5, signal_noise=0.6, cut_off=3,
+        flow=FlowCurve(steps, rise, rise, rise, rise, rise, rise, (1.0, None, 0.9, 0.8)),
+        evals=EvalCurve((0, 600), (10.0, accuracy), (2.3, 0.1)),
+        updates=moves and UpdateCurve((100, 300), (0.1, 0.2), (0.15, 0.19), 2, 1),
+    )  # fmt: skip
+    return replace(run, **changes)
+
+
+def start(init: str, sparsity: float, value: float) -> StartFigures:
+    norms = Norms(value, value, value, value)
+    return StartFigures(init, sparsity, "0", f"{init}{sparsity}", norms, value, value, 0)
+
+
+def results(*runs: RunFigures, at_start: tuple[StartFigures, ...] = ()) -> Results:
+    return Results(FAMILY, "a trial", 0.05, 600, runs, at_start)
+
+
+@pytest.fixture(scope="module")
+def whole() -> Results:
+    """All parts, living and dead."""
+    runs = [figures("prune", s, 98.5 + s / 10) for s in range(3)]
+    runs += [figures("lottery"), figures("shuffled", 0, 11.35), figures("shuffled", 1, 11.35)]
+    runs += [figures("rigl+", s, a) for s, a in enumerate((11.35, 97.9, 98.1, 97.7))]
+    inits = ("masked-dense", "liu", "fan-in")
+    starts = [start(i, s, 1e-4 + 1 - s) for i in inits for s in (0.0, 0.9, 0.95)]
+    return results(*runs, at_start=tuple(starts))
+
+
+@pytest.fixture(scope="module")
+def folder(whole: Results, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its report."""
+    out = tmp_path_factory.mktemp("whole") / "report"
+    write_report(whole, out)
+    return out
+
+
+def put(store: Store, spec: RunSpec, accuracy: float = 97.0, updates: int = 0) -> Run:
+    """A finished run folder with made-up metrics: gradient norm 1 + step / 1000."""
+    run = store.create(spec)
+    out = {"output": 0.5, "per_layer": {}}
+    lines = [{
+        "event": "signal", "step": 0, "images": out, "noise": out, "neurons_without_input": 7,
+        "active": {},
+    }]  # fmt: skip
+    last = spec.train.steps
+    for step in sorted({*range(0, last + 1, spec.measure.every), last}):
+        norms = dict.fromkeys([*NAMES, "effective", "loss"], 1 + step / 1000)
+        gain = {"actual": 1e-4, "predicted": 1e-4 if step < last else 1e-9}
+        moved = {"l2": step / 100, "cosine": float("nan")}
+        lines.append({"event": "flow", "step": step, **norms, "decrease": gain, "distance": moved})
+        lines.append({"event": "eval", "step": step, "test_accuracy": accuracy, "test_loss": 0.1})
+    for step in range(updates):
+        norm = {"before": {"total": 1.0}, "after": {"total": 1.5 if step % 2 else 0.9}}
+        lines.append({"event": "update", "step": step, **norm})
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    final = {
+        "test_accuracy": accuracy, "test_loss": 0.1, "train_accuracy": accuracy,
+        "train_loss": 0.1, "active_weights": 2210,
+    }  # fmt: skip
+    (run.path / "result.json").write_text(json.dumps(final))
+    return run
+
+
+def test_collect_reduces_runs_to_their_figures(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    run = put(store, make_spec(f"{FAMILY}/rigl+"), updates=10)
+    at_start = put(store, make_spec(f"{FAMILY}/init-liu-0.95", seed=2))
+    found = collect([run, at_start, run], family=FAMILY, title="a trial")
+    (one,), (other,) = found.runs, found.at_start
+    assert (found.density, found.steps) == (0.05, 11_719)
+    assert (one.recipe, one.variant, one.id, one.seed) == ("rigl+", "", run.id, "0")
+    assert one.start.total == 1.0
+    assert one.early.total == pytest.approx(1.5)  # steps 0, 200, ..., 1000
+    assert one.flow.step[-1] == 11_719
+    assert len(one.flow.step) == 60
+    assert one.flow.gain[0] == 1.0
+    assert one.flow.gain[-1] is None
+    assert one.cosine is None
+    assert one.distance == 117.19
+    assert one.cut_off == 7
+    assert one.updates
+    assert (one.updates.count, one.updates.raised) == (10, 5)
+    assert (other.init, other.sparsity, other.seed) == ("liu", 0.95, "2")
+
+
+def test_the_early_window_shrinks_with_the_run(tmp_path: Path) -> None:
+    run = put(Store(tmp_path), make_spec(f"{FAMILY}/dense", scale=0.05))
+    (one,) = collect([run], family=FAMILY, title="").runs
+    assert one.window == 50
+    assert one.early.total == pytest.approx(1.025)  # steps 0, 10, ..., 50
+
+
+def test_long_curves_are_thinned_but_counted_in_full(tmp_path: Path) -> None:
+    run = put(Store(tmp_path), make_spec(f"{FAMILY}/rigl+"), updates=5000)
+    (one,) = collect([run], family=FAMILY, title="").runs
+    assert one.updates
+    assert one.updates.count == 5000
+    steps = one.updates.step
+    assert ROWS / 2 <= len(steps) <= ROWS + 1
+    assert (steps[0], steps[-1]) == (0, 4999)
+
+
+def test_other_settings_do_not_enter_the_median(tmp_path: Path) -> None:
+    store, name = Store(tmp_path), f"{FAMILY}/dense"
+    runs = [put(store, make_spec(name, seed=s)) for s in (0, 1)]
+    runs += [put(store, make_spec(name, settings=["optimizer.lr=0.1"]), 50.0)]
+    runs += [put(store, make_spec(name, scale=0.05), 60.0)]
+    found = collect(runs, family=FAMILY, title="")
+    rows = {row["variant"]: row for row in summary_rows(found)}
+    assert rows[""]["accuracy"] == [97.0, 97.0]
+    assert rows["optimizer.lr=0.1"]["accuracy"] == [50.0]
+    assert any("train.steps=586" in variant for variant in rows)
+    assert [run.seeds[0] for run in found.main] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "scale", "expected"),
+    [
+        ("rigl+", [], 1.0, True),
+        ("rigl+", [], 0.05, False),
+        ("rigl+", ["density=0.02"], 1.0, False),
+        ("rigl+", ["init.scale=2"], 1.0, False),
+        ("rigl+", ["mask.run.optimizer.lr=0.1"], 1.0, False),
+        ("lottery", [], 1.0, True),
+    ],
+)
+def test_references_stand_only_beside_the_authors_own_settings(
+    tmp_path: Path, name: str, settings: list[str], scale: float, expected: bool
+) -> None:
+    spec = make_spec(f"{FAMILY}/{name}", scale=scale, settings=settings)
+    found = collect([put(Store(tmp_path), spec)], family=FAMILY, title="")
+    assert (summary_rows(found)[0]["reference"] is not None) == expected
+    assert ("authors' code: accuracy" in markdown_table(found)) == expected
+    assert ("so none stand beside" in markdown_table(found)) != expected
+
+
+def test_other_families_have_no_references(tmp_path: Path) -> None:
+    run = put(Store(tmp_path), make_spec("mlp-mnist/rigl+"))
+    found = collect([run], family="mlp-mnist", title="")
+    assert summary_rows(found)[0]["reference"] is None
+    assert "uthors' " not in markdown_table(found)
+
+
+def test_the_dead_are_counted_and_never_averaged() -> None:
+    runs = [figures("rigl+", s, a) for s, a in enumerate((11.35, 97.9, 98.1, 19.9))]
+    (row,) = summary_rows(results(*runs))
+    assert row["dead"] == 2
+    assert row["median"] == pytest.approx(98.0)
+    assert row["accuracy"] == [11.35, 97.9, 98.1, 19.9]
+    assert row["interval"] is None  # two living runs tell too little
+    table = markdown_table(results(*runs))
+    assert "| 2 of 4 | **98.00** | 11.35 ✕, 97.90, 98.10, 19.90 ✕ |" in table
+    (row,) = summary_rows(results(figures("set", 0, 11.35)))
+    assert row["dead"] == 1
+    assert row["median"] is None
+
+
+def test_bootstrap_holds_the_median_and_repeats() -> None:
+    values = (97.1, 97.9, 98.1, 97.7, 98.4, 97.2, 98.0)
+    interval = bootstrap(values)
+    assert interval is not None
+    assert interval == bootstrap.__wrapped__(values)
+    assert min(values) <= interval[0] < statistics.median(values) < interval[1] <= max(values)
+    assert bootstrap((98.0, 98.0, 98.0)) == (98.0, 98.0)
+    assert bootstrap((98.0, 97.0)) is None
+
+
+def test_results_survive_the_round_trip(whole: Results, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "results.json"
+    save_results(whole, path)
+    assert load_results(path) == whole
+    assert len(path.read_text().splitlines()) == len(whole.runs) + len(whole.at_start) + 9
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"schema":1}', '{"schema":1,"runs":[{}]}', "\xff"])
+def test_damaged_results_are_one_clear_line(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "results.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(StoreError, match=r"results\.json are damaged"):
+        load_results(path)
+
+
+def test_newer_and_missing_results_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    with pytest.raises(StoreError, match="cannot be read"):
+        load_results(path)
+    path.write_text('{"schema":99,"family":1}')
+    with pytest.raises(StoreError, match="install a newer sparseflow"):
+        load_results(path)
+
+
+@pytest.mark.parametrize("damage", ['{"event": "flow"}\n', '{"event": "ev', "7\n"])
+def test_damaged_metrics_are_one_clear_line(tmp_path: Path, damage: str) -> None:
+    run = put(Store(tmp_path), make_spec(f"{FAMILY}/dense"))
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write(damage)
+    with pytest.raises(StoreError, match=r"metrics\.jsonl"):
+        collect([run], family=FAMILY, title="")
+
+
+def test_nothing_to_report_is_an_error() -> None:
+    with pytest.raises(StoreError, match="no finished run of lenet5-mnist"):
+        collect([], family=FAMILY, title="")
+
+
+def test_an_unfinished_run_is_an_error(tmp_path: Path) -> None:
+    run = Store(tmp_path).create(make_spec(f"{FAMILY}/dense"))
+    with pytest.raises(StoreError, match="not finished"):
+        collect([run], family=FAMILY, title="")
+
+
+def test_the_report_is_complete_and_repeats_byte_for_byte(
+    whole: Results, folder: Path, tmp_path: Path
+) -> None:
+    names = ("accuracy", "flow", "flow-kernels", "updates", "start-signal", "start-norm")
+    expected = {*PARTS, *(f"{n}.{kind}" for n in names for kind in ("svg", "png"))}
+    assert {p.name for p in folder.iterdir()} == expected  # no half-written files
+    written = write_report(load_results(folder / "results.json"), tmp_path)
+    assert {path.name for path in written} == expected
+    for path in written:
+        assert path.read_bytes() == (folder / path.name).read_bytes(), path.name
+
+
+class Page(HTMLParser):
+    """Collects what a page refers to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.loaded: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            if tag in ("script", "link", "img", "iframe", "object"):
+                self.loaded.append(tag)
+            if tag == "a" and name == "href":
+                self.links.append(value or "")
+
+
+def test_the_page_stands_alone(folder: Path) -> None:
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    page = Page()
+    page.feed(text)
+    assert page.loaded == []
+    assert "@import" not in text
+    assert "url(http" not in text
+    assert len(page.ids) == len(set(page.ids))
+    used = set(re.findall(r"(?:url\(|xlink:href=\")#([^)\"]+)", text))
+    assert used <= set(page.ids)
+    local = [link for link in page.links if not link.startswith("https://")]
+    assert all((folder / link).is_file() for link in local)
+    assert local
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    evil = "<script>alert('$x^2')</script>&|"
+    run = figures(evil, 0, 97.0, variant="<b>")
+    write_report(replace(results(run, figures(evil)), title=evil, family=evil), tmp_path)
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert "<b>" not in text
+    assert "&lt;script&gt;" in text
+    assert "\\|" in (tmp_path / "table.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("part", ["training", "start", "static"])
+def test_missing_parts_are_left_out_and_named(whole: Results, tmp_path: Path, part: str) -> None:
+    few = {
+        "training": replace(whole, runs=()),
+        "start": replace(whole, at_start=()),
+        "static": results(figures("shuffled+")),
+    }[part]
+    names = {path.name for path in write_report(few, tmp_path)}
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert ("flow.svg" in names) == (part != "training")
+    assert ("start-norm.svg" in names) == (part == "training")
+    assert "updates.svg" in names or "It needs set+, rigl+ or prune" in text
+    assert "start-norm.svg" in names or "It needs the init-* recipes" in text
+
+
+def test_findings_follow_the_figures() -> None:
+    def early(norm: float) -> Norms:
+        return Norms(norm, norm, norm, norm)
+
+    ticket, rigl = figures("lottery", early=early(0.2)), figures("rigl+", early=early(1.2))
+    said = " ".join(findings(results(ticket, rigl)))
+    assert "of a ticket, 0.20, is smaller than that of rigl+ (1.2)." in said
+    said = " ".join(findings(results(replace(ticket, early=early(2.0)), rigl)))
+    assert "of a ticket, 2.0, is larger than that of rigl+ (1.2)." in said
+    shuffled = [figures("shuffled", s, a) for s, a in enumerate((11.35, 96.0))]
+    said = " ".join(findings(results(*shuffled)))
+    assert "1 of 2 runs ends under 20 %, dead; of the rest, 96.00 % (shuffled)" in said
+
+
+def test_commands_run_the_same_again(whole: Results) -> None:
+    assert commands(replace(whole, steps=2930, density=0.02)) == [
+        "sparseflow sweep " + (four := " ".join(
+            f"{FAMILY}/{recipe}" for recipe in ("prune", "lottery", "shuffled", "rigl+")
+        )) + " --seeds 0-3 --jobs 2 --scale 0.25 --set density=0.02",
+        f"sparseflow report {four} -o report/ --scale 0.25 --set density=0.02",
+    ]  # fmt: skip
+    one = results(*(figures(f"x{n}", 2) for n in range(9)))
+    assert (
+        commands(replace(one, steps=11_719))[0] == f"sparseflow sweep {FAMILY} --seeds 2 --jobs 2"
+    )
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, whole: Results) -> None:
+    def absent(module: str) -> object:
+        raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
+
+    monkeypatch.setattr(extra.importlib, "import_module", absent)
+    with pytest.raises(SparseflowError, match=r"matplotlib: pip install 'sparseflow\[report\]'"):
+        write_report(whole, Path("nowhere"))
