@@ -33,8 +33,8 @@ def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, li
     """Each parameter and its optimiser state of the same shape, copied."""
 
     def tensors(p: nn.Parameter) -> list[Tensor]:
-        slots = optimizer.state[p].values()
-        own = [s for s in slots if isinstance(s, Tensor) and s.shape == p.shape]
+        slots = sorted(optimizer.state[p].items())
+        own = [s for _, s in slots if isinstance(s, Tensor) and s.shape == p.shape]
         return [t.detach().clone() for t in (p, *own)]
 
     return {name: tensors(p) for name, p in model.named_parameters()}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import sparseflow as sf
 from sparseflow.core.errors import MaskError, TopologyError
+from sparseflow.core.random import generator
 
 # ---- the shared matrix
 
@@ -118,6 +119,31 @@ def test_dropped_and_grown_at_once_keeps_value_and_state():
     assert topology.updates == 4
     assert topology.masks.digest() == masks.digest()
     assert_same(snapshot(model, optimizer), snapshot(twin, twin_optimizer))
+
+
+def test_every_update_of_every_layer_has_its_own_stream():
+    drawn = {}
+
+    class Draw(sf.SET):
+        def update(self, view):
+            key = (view.moment.step, view.name)
+            drawn[key] = torch.randint(10**9, (4,), generator=view.generator).tolist()
+            return view.mask
+
+    model = network()
+    masks = sf.sparsify(model, density=0.5, init=None)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sf.attach(model, optimizer, masks, Draw(sf.every(2)), seed=7)
+    for step in range(4):
+        take(model, optimizer, step)
+    assert drawn == {
+        (step, name): torch.randint(
+            10**9, (4,), generator=generator(7, "update", step, name)
+        ).tolist()
+        for step in (2, 4)
+        for name in ("0.weight", "2.weight")
+    }
+    assert len({tuple(d) for d in drawn.values()}) == 4
 
 
 # ---- against a plain implementation

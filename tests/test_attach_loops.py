@@ -185,23 +185,33 @@ def test_a_step_that_grad_scaler_skips_leaves_no_trace(make, where):
 
 
 def test_a_fused_optimiser_skips_inside_and_the_update_is_deferred():
-    """Fused AdamW takes the scaler's verdict itself: its step hook fires all the same."""
+    """Fused AdamW takes the scaler's verdict itself: its step hook fires all the same.
 
-    def fused(model):
-        return torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
+    The update that is owed then grows from the batch of the next step.
+    """
+    found = {}
 
-    model, optimizer, topology = start(fused, rigl(2), dtype=torch.float32)
+    class Seen(sf.RigL):
+        def update(self, view):
+            found[view.name] = view.gradient
+            return super().update(view)
+
+    model = network()
+    masks = sf.sparsify(model, density=0.3, init=None)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
+    topology = sf.attach(model, optimizer, masks, Seen(sf.every(2), sf.constant(0.5)))
     scaler = torch.amp.GradScaler(device="cpu", init_scale=4.0)
-    digests = [topology.masks.digest()]
     for step in range(3):
         optimizer.zero_grad()
-        factor = torch.inf if step == 1 else 1.0
-        scaler.scale(loss(model, batch(step)) * factor).backward()
+        value = scaler.scale(loss(model, batch(step)))
+        dense = torch.autograd.grad(value, [model[0].weight], retain_graph=True)
+        (value * torch.inf if step == 1 else value).backward()
+        assert topology.masks.digest() == masks.digest()
         scaler.step(optimizer)
         scaler.update()
-        digests.append(topology.masks.digest())
         assert all(p.isfinite().all() for p in model.parameters())
-    assert digests[0] == digests[1] == digests[2] != digests[3]
+    torch.testing.assert_close(found["0.weight"], dense[0])
+    assert topology.masks.digest() != masks.digest()
     assert (topology.step, topology.updates) == (3, 1)
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import nn
 
 import sparseflow as sf
-from sparseflow.core.errors import MaskError
+from sparseflow.core.errors import MaskError, StoreError
 from sparseflow.masks.create import uneven
 
 UNIFORM_LIKE = ("uniform", "er", "erk")
@@ -129,8 +130,7 @@ def test_explicit_densities_and_those_of_another_run(layers):
     counts = sf.allocate(layers, wanted)
     assert counts == {n: round(wanted[n] * layer.size) for n, layer in layers.items()}
     parent = sf.make_masks(layers, 0.37, seed=5)
-    taken = {n: float(m.float().mean()) for n, m in parent.items()}
-    assert sf.make_masks(layers, taken, seed=6).counts == parent.counts
+    assert sf.make_masks(layers, parent.densities, seed=6).counts == parent.counts
 
 
 @pytest.mark.parametrize("density", [-0.1, 1.0001, float("nan"), float("inf")])
@@ -253,6 +253,23 @@ def test_masks_do_not_follow_the_dictionary_they_came_from():
     masks = sf.Masks(source)
     source["b"] = torch.ones(2) > 0
     assert list(masks) == ["a"]
+
+
+def test_masks_are_saved_and_loaded(layers, tmp_path):
+    masks = sf.make_masks(layers, 0.3)
+    path = tmp_path / "masks.safetensors"
+    masks.save(path)
+    loaded = sf.Masks.load(path)
+    assert list(loaded) == list(masks)
+    assert loaded.digest() == masks.digest()
+    save_file({"weight": torch.ones(2)}, path)
+    with pytest.raises(StoreError, match="holds no masks written by sparseflow"):
+        sf.Masks.load(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(StoreError, match="cannot be read"):
+        sf.Masks.load(path)
+    with pytest.raises(StoreError, match="is missing"):
+        sf.Masks.load(tmp_path / "nothing")
 
 
 def test_apply_zeroes_and_touches_nothing_else():

@@ -13,7 +13,7 @@ from sparseflow.core.errors import SparseflowError
 def main() -> None:
     """Run the command line; every expected error is one line and a non-zero exit code."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="sparseflow", standalone_mode=False)
     except SparseflowError as error:
         code = _fail(str(error), 1)
     except typer.Abort:

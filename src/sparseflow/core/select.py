@@ -10,7 +10,7 @@ from torch import Tensor
 def top_k(scores: Shaped[Tensor, "*shape"], k: int) -> Bool[Tensor, "*shape"]:
     """Mark the ``k`` largest scores; equal scores are taken in index order.
 
-    Runs in linear time: a partial selection finds the threshold and only ties
+    Runs in linear time: a selection finds the threshold and only ties
     at the threshold are resolved one by one.
 
     Args:
@@ -32,7 +32,7 @@ def top_k(scores: Shaped[Tensor, "*shape"], k: int) -> Bool[Tensor, "*shape"]:
         return torch.zeros_like(scores, dtype=torch.bool)
     if k == flat.numel():
         return torch.ones_like(scores, dtype=torch.bool)
-    threshold = torch.topk(flat, k, sorted=False).values.min()
+    threshold = flat.kthvalue(flat.numel() - k + 1).values
     chosen = flat > threshold
     ties = (flat == threshold).nonzero().squeeze(1)
     chosen[ties[: k - int(chosen.sum())]] = True

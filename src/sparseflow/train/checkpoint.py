@@ -75,10 +75,13 @@ def load_resume(
     """Restore :func:`save_resume` into fresh objects of the same kind; return ``extra``.
 
     Raises:
-        StoreError: if the file is missing, damaged, or of another run.
+        StoreError: if the file is missing, damaged, of another run, or holds
+            weights alone.
     """
     tensors, meta = load_tensors(path)
     _check(path, meta, run)
+    if "optimizer" not in meta:
+        raise StoreError(f"checkpoint {path} holds no optimiser state: it cannot be resumed")
     packed = meta["optimizer"]
     state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in packed["numbers"].items()}
     for name, tensor in _under(tensors, "optimizer/").items():

@@ -1,0 +1,1 @@
+"""Benchmarks of sparseflow; ``python -m benchmarks`` from the repository root runs them."""
