@@ -49,7 +49,8 @@ def main() -> None:
     if options.json:
         sys.stdout.write(text)
     else:
-        Console().print(_table(records), _conditions(result), sep="\n")
+        wide = Console() if sys.stdout.isatty() else Console(width=150)
+        wide.print(_table(records), _conditions(result), sep="\n")
     whole = not (options.quick or options.only)
     out = options.out or (RESULTS if whole else None)
     if out is not None:

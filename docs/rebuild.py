@@ -40,7 +40,7 @@ def benchmark_table(measured: dict[str, Any]) -> str:
     load = ", ".join(f"{x:g}" for x in measured["load_before"] or [])
     lines += [
         "",
-        f"Interleaved, medians; {about['cpu']}, {about['threads']} threads, torch {about['torch']}, "
+        f"Interleaved, medians; {about['cpu']}, {about['threads']} thread{'s' * (about['threads'] != 1)}, torch {about['torch']}, "
         f"load average before: {load}.",
     ]
     return "\n".join(lines)

@@ -99,6 +99,11 @@ def test_prune_to(mask, score, k, expected):
     assert text(prune_to(bits(mask), torch.tensor(score, dtype=torch.float32), k)) == expected
 
 
+def test_prune_to_revives_nothing_even_where_all_scores_are_lost():
+    after = prune_to(bits("0110"), torch.full((4,), -INF), 1)
+    assert not (after & ~bits("0110")).any()
+
+
 def test_prune_to_refuses():
     with pytest.raises(TopologyError, match="keep k=-1"):
         prune_to(bits("11"), torch.ones(2), -1)
