@@ -38,10 +38,11 @@ def benchmark_table(measured: dict[str, Any]) -> str:
         target = "" if r["target"] is None else f"≤ {r['target']:g} {r['unit']}, {met}"
         lines.append(f"| {r['figure']} | {r['case']} | {value} | {target} |")
     load = ", ".join(f"{x:g}" for x in measured["load_before"] or [])
+    threads = f"{about['threads']} thread" + "s" * (about["threads"] != 1)
     lines += [
         "",
-        f"Interleaved, medians; {about['cpu']}, {about['threads']} thread{'s' * (about['threads'] != 1)}, torch {about['torch']}, "
-        f"load average before: {load}.",
+        f"Interleaved, medians; {about['cpu']}, {threads}, torch {about['torch']}, load average "
+        f"before: {load}.",
     ]
     return "\n".join(lines)
 

@@ -361,3 +361,10 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, whole: Result
     monkeypatch.setattr(extra.importlib, "import_module", absent)
     with pytest.raises(SparseflowError, match=r"matplotlib: pip install 'sparseflow\[report\]'"):
         write_report(whole, Path("nowhere"))
+
+
+def test_a_norm_of_exactly_zero_does_not_spoil_the_picture(tmp_path: Path) -> None:
+    alive, dead = figures("shuffled", 0, 11.35), figures("shuffled", 1, 11.35)
+    flow = replace(dead.flow, kernels=tuple(0.0 for _ in dead.flow.step))
+    write_report(results(alive, replace(dead, flow=flow)), tmp_path)
+    assert (tmp_path / "flow-kernels.svg").is_file()

@@ -84,9 +84,9 @@ def _draw_panel(axes: Axes, groups: dict[str, list[RunFigures]], name: str, part
 def _draw_recipe(axes: Axes, runs: list[RunFigures], part: Part, recipe: str) -> None:
     style = look(recipe)
     for run in runs:
-        steps, values = (np.array(c, dtype=float) for c in (run.flow.step, getattr(run.flow, part)))
+        steps, values = _positive(run, part)
         axes.plot(steps, values, color=style.color, linewidth=0.6, alpha=0.45, zorder=2)
-        if run.dead:
+        if run.dead and len(values):
             axes.plot(
                 steps[-1:], values[-1:], "x", color=style.color, markersize=5, zorder=5,
                 clip_on=False,
@@ -97,6 +97,12 @@ def _draw_recipe(axes: Axes, runs: list[RunFigures], part: Part, recipe: str) ->
         axes.fill_between(steps, low, high, color=style.color, alpha=0.15, linewidth=0, zorder=2)
     median = np.nanmedian(table, axis=0)
     axes.plot(steps, median, color=style.color, linestyle=style.dashes, zorder=4)
+
+
+def _positive(run: RunFigures, part: Part) -> tuple[np.ndarray, np.ndarray]:
+    """Leave out norms of exactly zero, for which a logarithmic axis has no place."""
+    steps, values = (np.array(c, dtype=float) for c in (run.flow.step, getattr(run.flow, part)))
+    return steps[values > 0], values[values > 0]
 
 
 def _shown(runs: list[RunFigures]) -> list[RunFigures]:
