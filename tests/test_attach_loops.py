@@ -242,3 +242,14 @@ def test_sparse_gradients_are_refused():
     sf.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), masks, sf.Static())
     with pytest.raises(TopologyError, match=r"weight has a torch.sparse_coo gradient"):
         model(torch.tensor([1])).sum().backward()
+
+
+def test_an_infinite_gradient_of_an_inactive_weight_reaches_nothing() -> None:
+    model = nn.Linear(2, 1, bias=False)
+    masks = sf.Masks({"weight": torch.tensor([[True, False]])})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    sf.attach(model, optimizer, masks, sf.Static())
+    model(torch.tensor([[1.0, torch.inf]]).nan_to_num(posinf=3e38)).mul(1e30).sum().backward()
+    optimizer.step()
+    assert model.weight[0, 1] == 0
+    assert torch.isfinite(model.weight).all()

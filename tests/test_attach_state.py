@@ -7,7 +7,7 @@ import torch
 from small import assert_same, batch, loss, network, snapshot, take
 
 import sparseflow as sf
-from sparseflow.core.errors import TopologyError
+from sparseflow.core.errors import MaskError, TopologyError
 
 
 def sgd(model: torch.nn.Module) -> torch.optim.SGD:
@@ -114,7 +114,7 @@ def test_states_that_do_not_fit():
     with pytest.raises(TopologyError, match=r"differ in: 2\.weight"):
         topology.load_state_dict({**state, "masks": {"0.weight": state["masks"]["0.weight"]}})
     wrong = {**state["masks"], "0.weight": torch.ones(2, 2) > 0}
-    with pytest.raises(TopologyError, match=r"shape \(2, 2\)"):
+    with pytest.raises(MaskError, match=r"shape \(2, 2\)"):
         topology.load_state_dict({**state, "masks": wrong})
     assert topology.state_dict()["masks"] == state["masks"]
 

@@ -139,7 +139,7 @@ def initialise(
         warnings.warn(
             f"{dead} neurons have no active input: their weights are zero and they put out "
             "their bias alone",
-            stacklevel=2,
+            stacklevel=3,
         )
 
 

@@ -32,7 +32,7 @@ def top_k(scores: Shaped[Tensor, "*shape"], k: int) -> Bool[Tensor, "*shape"]:
         return torch.zeros_like(scores, dtype=torch.bool)
     if k == flat.numel():
         return torch.ones_like(scores, dtype=torch.bool)
-    threshold = flat.kthvalue(flat.numel() - k + 1).values
+    threshold = torch.topk(flat, k, sorted=False).values.min()
     chosen = flat > threshold
     ties = (flat == threshold).nonzero().squeeze(1)
     chosen[ties[: k - int(chosen.sum())]] = True

@@ -49,6 +49,14 @@ class Masks(Mapping[str, Tensor]):
         """Return the number of masked parameters."""
         return len(self._masks)
 
+    def __eq__(self, other: object) -> bool:
+        """Say whether both name the same parameters with the same bits."""
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return set(self) == set(other) and all(torch.equal(self[n], other[n]) for n in self)
+
+    __hash__ = None  # type: ignore[assignment]  (equality is by content)
+
     def __repr__(self) -> str:
         """Say how many weights are active, layer by layer."""
         rows = [f"  {n}: {int(m.sum()):,} of {m.numel():,}" for n, m in self.items()]

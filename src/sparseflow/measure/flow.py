@@ -133,7 +133,12 @@ def step_decrease(
     ‖∇L‖² is the first-order decrease of the loss; how much of it a real step
     keeps says whether a large gradient norm is worth anything. The weights are
     restored bit for bit.
+
+    Raises:
+        MaskError: if the masks do not fit the model.
     """
+    values = masks if isinstance(masks, Masks) else Masks(masks)
+    values.check(model)
     chunks = split(batch, chunk)
     before, grads = gradient(model, loss, chunks)
     flow = flow_of(float(before), grads, masks)

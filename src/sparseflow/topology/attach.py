@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseflow.core.errors import TopologyError
+from sparseflow.core.errors import MaskError, TopologyError
 from sparseflow.core.random import generator
 from sparseflow.core.schedules import Moment
 from sparseflow.masks import Masks
@@ -105,7 +105,8 @@ class Topology:
             raise TopologyError(f"topology state and masks differ in: {odd}")
         for name, mask in masks.items():
             if mask.shape != self._parameters[name].shape:
-                raise TopologyError(f"mask {name!r} has shape {tuple(mask.shape)}")
+                own = tuple(self._parameters[name].shape)
+                raise MaskError(f"mask {name!r} has shape {tuple(mask.shape)}, not {own}")
         self.step, self.updates = int(state["step"]), int(state["updates"])
         self._deferred, self._initial_lr = bool(state["deferred"]), float(state["initial_lr"])
         self._dense_grads = {}
@@ -114,6 +115,7 @@ class Topology:
     def _install(self, masks: Masks) -> None:
         self.masks = Masks({n: m.to(self._parameters[n].device) for n, m in masks.items()})
         self._multipliers = {n: m.to(self._parameters[n].dtype) for n, m in self.masks.items()}
+        self._inactive = {n: ~m for n, m in self.masks.items()}
         self._collecting = self._collects_next()
         self._project()
 
@@ -130,7 +132,7 @@ class Topology:
                 raise TopologyError(f"{name} has a {grad.layout} gradient; masks need a dense one")
             if self._collecting:
                 self._collect(name, grad)
-            grad.mul_(self._multipliers[name])
+            grad.masked_fill_(self._inactive[name], 0)
 
         return hook
 
@@ -175,7 +177,7 @@ class Topology:
             self._install(Masks(masks))
             for name, parameter in self._parameters.items():
                 if parameter.grad is not None:
-                    parameter.grad.mul_(self._multipliers[name])
+                    parameter.grad.masked_fill_(self._inactive[name], 0)
 
     def _growth_gradients(self) -> Mapping[str, Tensor] | None:
         source = self.method.growth_gradient
@@ -214,8 +216,10 @@ def attach(
     From now on, after every ``optimizer.step()``: inactive weights, and every
     optimiser-state tensor of the weight's shape, are exactly zero; on the steps
     that the method names, masks have changed. Newly grown connections start at
-    zero with clean state; one dropped and grown at once keeps both. Adafactor's
-    factored state has no place per weight and stays as it is.
+    zero with clean state; one dropped and grown at once keeps both. Clean means
+    zero, also where an optimiser's fresh state is another value (Rprop's step
+    sizes, Adagrad's initial accumulator). Adafactor's factored state has no
+    place per weight and stays as it is.
 
     The training loop does not change: accumulation, clipping, parameter groups,
     closures and ``GradScaler`` work as before. A non-finite growth gradient
