@@ -4,12 +4,14 @@ import os
 import tempfile
 from typing import Any
 
+import torch
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 
 def enter(namespace: dict[str, Any]) -> None:
-    """Work in a fresh folder."""
+    """Work in a fresh folder, from one state of the global random stream."""
+    torch.manual_seed(0)
     namespace["_home"] = os.getcwd()
     namespace["_folder"] = tempfile.TemporaryDirectory()
     os.chdir(namespace["_folder"].name)

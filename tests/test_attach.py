@@ -292,3 +292,23 @@ def test_refused(make, error, message):
     with pytest.raises(error, match=message):
         sf.attach(model, optimizer, masks, method)
     assert all(torch.equal(a, p) for a, p in zip(before, model.parameters(), strict=True))
+
+
+def test_attaching_twice_is_refused_until_the_first_is_detached() -> None:
+    model = nn.Linear(4, 4)
+    masks = sf.Masks({"weight": torch.eye(4, dtype=torch.bool)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    first = sf.attach(model, optimizer, masks, sf.Static())
+    with pytest.raises(TopologyError, match="attached already"):
+        sf.attach(model, optimizer, masks, sf.Static())
+    first.detach()
+    sf.attach(model, optimizer, masks, sf.Static()).detach()
+
+
+def test_a_frozen_parameter_is_refused() -> None:
+    model = nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.weight.requires_grad_(False)
+    masks = sf.Masks({"weight": torch.eye(4, dtype=torch.bool)})
+    with pytest.raises(TopologyError, match="frozen"):
+        sf.attach(model, optimizer, masks, sf.Static())

@@ -125,6 +125,10 @@ def test_seeds_are_ranges_and_lists() -> None:
         (["measure", "abc"], ["abc", "names no single run"]),
         (["measure", "mlp-mnist/dense"], ["no checkpoint at step 11719"]),
         (["measure", "mlp-mnist/dense", "--at", "soon"], ["soon", "'start'"]),
+        (["measure", "mlp-mnist/dense", "--at", "²"], ["²", "'start'"]),
+        (["run", "mlp-mnist/dense", "--device", "meta"], ["meta"]),
+        (["report", "mlp-mnist/dense", "lenet5-mnist/dense"], ["one family"]),
+        (["report", "a.json", "mlp-mnist"], ["stands alone"]),
         (["report", "mlp-mnist"], ["no finished runs"]),
         (["report", "nowhere.json"], ["nowhere.json"]),
     ],
@@ -158,6 +162,15 @@ def test_a_newer_store_is_one_clear_line(cli: Cli) -> None:
     spec.write_text(spec.read_text().replace('"schema": 1', '"schema": 9'))
     for command in (["list"], ["measure", run["id"]], ["report", "mlp-mnist"]):
         assert "schema 9" in cli.fails(*command)
+
+
+def test_a_damaged_result_does_not_hide_the_other_runs(cli: Cli) -> None:
+    good = cli.json("run", "mlp-mnist/dense", *settings(*TINY))
+    bad = cli.json("run", "mlp-mnist/dense", "--seed", "1", *settings(*TINY))
+    (Path(bad["path"]) / "result.json").write_text("{")
+    out, err = cli("list", code=1)
+    assert good["id"][:8] in out
+    assert bad["id"] in err
 
 
 def test_a_truncated_checkpoint_is_one_clear_line(cli: Cli) -> None:

@@ -142,6 +142,14 @@ def test_a_child_never_repeats_its_ancestors_draws() -> None:
         ("lenet5-mnist/dense", ["optimizer.kind=sdg"], ["sdg", "did you mean 'sgd'"]),
         ("lenet5-mnist/dense", ["train.batch=0"], ["train.batch=0", "positive"]),
         ("lenet5-mnist/dense", ["seeds.init=-1"], ["seeds.init=-1"]),
+        ("lenet5-mnist/dense", ["data.limit=-5"], ["data.limit=-5", "positive"]),
+        ("lenet5-mnist/dense", ["train.batch=70000"], ["train.batch=70000", "60000"]),
+        ("lenet5-mnist/dense", ["data.limit=500"], ["data.probe=1000", "500"]),
+        ("lenet5-mnist/dense", ["optimizer.momentum=2"], ["momentum=2", "less than 1"]),
+        ("lenet5-mnist/dense", ["model.widths=[1,2]"], ["widths [1, 2]", "lenet5"]),
+        ("lenet5-mnist/prune", ["method.power=-1"], ["method.power=-1", "positive"]),
+        ("lenet5-mnist/prune", ["method.power=nan"], ["method.power=nan"]),
+        ("lenet5-mnist/prune", ["method.start=-100"], ["method.start=-100", "negative"]),
         ("lenet5-mnist/lottery", ["weights.step=1234"], ["weights.step=1234", "every 1000"]),
         ("lenet5-mnist/lottery", ["mask.run.density=0.1"], ["density", "parent"]),
     ],
@@ -359,6 +367,37 @@ def test_matching_finds_all_seeds_of_a_specification(tmp_path: Path) -> None:
         execute(tiny("mlp-mnist/dense", seed=seed), store)
     execute(tiny("mlp-mnist/dense", "train.batch=64"), store)
     assert [run.seed for run in matching([tiny("mlp-mnist/dense")], store)] == ["0", "2"]
+
+
+def test_matching_names_runs_as_asked_and_leaves_older_numerics_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    as_rigl = tiny("mlp-mnist/rigl+", "method=set")
+    as_set = tiny("mlp-mnist/set+")
+    assert identity(as_rigl) == identity(as_set)
+    execute(as_rigl, store)
+    (found,) = matching([as_set], store)
+    assert found.spec.recipe == "mlp-mnist/set+"
+    for module in ("spec", "store"):
+        monkeypatch.setattr(f"sparseflow.runs.{module}.NUMERICS", 2)
+    assert matching([as_set], store) == []
+
+
+def test_a_kind_takes_over_only_what_fits_it() -> None:
+    spec = make_spec("mlp-mnist/rigl+", settings=["mask=full", "method=prune"])
+    assert (spec.method.start, spec.method.stop) == (0, 7000)  # type: ignore[union-attr]
+
+
+def test_a_run_that_diverges_at_its_end_does_not_finish(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    spec = tiny("mlp-mnist/dense", "optimizer.lr=1e9", "train.steps=2", "train.keep=1")
+    with pytest.raises(DivergedError, match=r"at step [12].*last checkpoint is that of step [01]"):
+        execute(spec, store)
+    run = store.run(spec)
+    assert not run.finished
+    assert not (run.path / "resume.safetensors").exists()
+    assert all(torch.isfinite(t).all() for t in run.checkpoint(run.kept[-1])[0].values())
 
 
 def test_the_demo_is_the_main_job() -> None:

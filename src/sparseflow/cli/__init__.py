@@ -9,17 +9,20 @@ import typer
 from sparseflow.cli.app import app
 from sparseflow.core.errors import SparseflowError
 
+INTERRUPTED = 130
+"""Exit code that the parser makes of an interrupt."""
+
 
 def main() -> None:
     """Run the command line; every expected error is one line and a non-zero exit code."""
     try:
         code = app(prog_name="sparseflow", standalone_mode=False)
+        if code == INTERRUPTED:
+            _fail("interrupted: the same command goes on from the last checkpoint", code)
     except SparseflowError as error:
         code = _fail(str(error), 1)
     except typer.Abort:
-        code = _fail("aborted", 130)
-    except KeyboardInterrupt:
-        code = _fail("interrupted: the same command goes on from the last checkpoint", 130)
+        code = _fail("aborted", INTERRUPTED)
     except BrokenPipeError:
         code = 0
     except OSError as error:

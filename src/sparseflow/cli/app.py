@@ -17,6 +17,7 @@ from sparseflow.runs import (
     RunSpec,
     Store,
     execute,
+    identity,
     matching,
     plan,
     remeasure,
@@ -47,7 +48,7 @@ Settings = Annotated[
 StorePath = Annotated[
     Path, typer.Option("--store", envvar="SPARSEFLOW_RUNS", help="Folder that holds the runs.")
 ]
-Device = Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, mps.")]
+Device = Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each process.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Worker processes.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
@@ -83,15 +84,22 @@ def list_(*, store: StorePath = RUNS, as_json: Json = False) -> None:
     """List the recipes, and the runs in the store."""
     recipes = [name for family in FAMILIES for name in recipe_names(family)]
     runs = [_row(run) for run in Store(store).runs()]
+    damaged = [row["id"] for row in runs if row["state"] == "damaged"]
     if as_json:
         print_json({"recipes": recipes, "runs": runs})
-        return
+    else:
+        _show_list(runs, store)
+    if damaged:
+        raise StoreError(f"damaged runs in {store}: {', '.join(damaged)}; remove them to run again")
+
+
+def _show_list(runs: list[dict[str, Any]], store: Path) -> None:
     for family in FAMILIES:
         names = [name.partition("/")[2] for name in recipe_names(family)]
         stdout.print(f"[bold]{family}/[/bold]  {'  '.join(names)}", highlight=False)
     shown = [row for row in runs if "/init-" not in row["recipe"]]
     if shown:
-        stdout.print(table(f"runs in {store}", shown))
+        stdout.print(_runs_table(f"runs in {store}", shown))
     if len(shown) < len(runs):
         stdout.print(f"and {len(runs) - len(shown)} that measure initialisation only")
     if not runs:
@@ -158,8 +166,7 @@ def sweep_(
     if as_json:
         print_json(rows)
     else:
-        shown = [row for row in rows if "/init-" not in row["recipe"]]
-        stdout.print(table("runs", shown))
+        stdout.print(_runs_table("runs", [r for r in rows if "/init-" not in r["recipe"]]))
 
 
 @app.command()
@@ -196,6 +203,8 @@ def measure(
     }
     rest = {
         "probe loss": flow["loss"],
+        "loss decrease of a step": values["decrease"]["actual"],
+        "its first-order prediction": values["decrease"]["predicted"],
         "output std": signal["output"],
         "L2 distance to start": values["distance_to_start"]["l2"],
         "cosine distance to start": values["distance_to_start"]["cosine"],
@@ -226,15 +235,20 @@ def report(
     Writes index.html (self-contained), table.md, table.csv, results.json and
     each figure as SVG and PNG. Example: sparseflow report lenet5-mnist -o report/
     """
-    if sources[0].endswith(".json"):
+    if any(source.endswith(".json") for source in sources):
+        if len(sources) > 1 or settings or scale != 1:
+            raise SpecError("a results.json file stands alone: no other source, --set or --scale")
         _write_report(_reports().load_results(Path(sources[0])), out, as_json)
         return
     names = expand(sources)
-    family = names[0].partition("/")[0]
+    families = sorted({name.partition("/")[0] for name in names})
+    if len(families) > 1:
+        raise SpecError(f"a report is of one family, not of {' and '.join(families)}")
     specs = [make_spec(name, scale=scale, settings=settings or ()) for name in names]
     changed = [f"scale {scale:g}"] * (scale != 1) + list(settings or ())
     title = "the full protocol" if not changed else ", ".join(changed)
-    _report(matching(specs, Store(store)), family, title, out, as_json)
+    runs = matching(specs, Store(store))
+    _report(runs, families[0], title, out, as_json, published=not changed)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -268,10 +282,13 @@ def _sweep(
     return planned
 
 
-def _report(runs: list[Run], family: str, title: str, out: Path, as_json: bool) -> None:
+def _report(
+    runs: list[Run], family: str, title: str, out: Path, as_json: bool, published: bool = False
+) -> None:
     if not runs:
         raise StoreError(f"no finished runs of {family} ({title}) in the store: run them first")
-    _write_report(_reports().collect(runs, family=family, title=title), out, as_json)
+    results = _reports().collect(runs, family=family, title=title, published=published)
+    _write_report(results, out, as_json)
 
 
 def _write_report(results: Any, out: Path, as_json: bool) -> None:
@@ -291,8 +308,14 @@ def _reports() -> Any:
 
 
 def _row(run: Run) -> dict[str, Any]:
-    accuracy = run.result["test_accuracy"] if run.finished else float("nan")
-    state = "finished" if run.finished else ("resumable" if run.kept else "not started")
+    accuracy, state = float("nan"), "started" if run.kept else "not started"
+    if run.finished:
+        try:
+            accuracy, state = run.result["test_accuracy"], "finished"
+        except StoreError:
+            state = "damaged"
+    if run.id != identity(run.spec):
+        state = "older numerics"
     return {
         "id": run.id,
         "recipe": run.spec.recipe,
@@ -304,17 +327,26 @@ def _row(run: Run) -> dict[str, Any]:
     }
 
 
+def _runs_table(title: str, rows: list[dict[str, Any]]) -> Any:
+    names = {"recipe": "recipe", "seed": "seed", "steps": "steps", "state": "state"}
+    short = [
+        {"id": row["id"][:8]} | {n: row[k] for k, n in names.items()} | {"%": row["test_accuracy"]}
+        for row in rows
+    ]
+    return table(title, short)
+
+
 def _step(run: Run, at: str) -> int:
     if at in ("start", "end"):
         return 0 if at == "start" else run.spec.train.steps
-    if not at.isdigit():
+    if not (at.isascii() and at.isdigit()):
         raise SpecError(f"--at {at!r} is neither a step, 'start' nor 'end'")
     return int(at)
 
 
 def _check_device(device: str) -> None:
     try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         line = str(error).splitlines()[0]
         raise SpecError(f"device {device!r} cannot be used here: {line}") from error

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sparseflow.core.errors import DataError
 
+TRAIN_EXAMPLES = 60_000
 FOLDER = Path(__file__).parent / "mnist_files"
 
 _SHA256 = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 
 import torch
 
@@ -63,7 +64,7 @@ def allocate(
 
 def check_density(density: float, name: str = "density") -> None:
     """Raise a MaskError unless ``density`` is a number in [0, 1]."""
-    if not isinstance(density, (int, float)) or math.isnan(density) or not 0 <= density <= 1:
+    if not isinstance(density, Real) or math.isnan(density) or not 0 <= density <= 1:
         raise MaskError(f"{name}={density!r} is not between 0 and 1")
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from sparseflow.core.errors import StoreError
-from sparseflow.report.paper import follows_protocol
 from sparseflow.report.results import (
     EvalCurve,
     FlowCurve,
@@ -40,7 +39,7 @@ _INIT_NAMES = {"dense": MASKED_DENSE, "layer": LIU, "neuron": FAN_IN}
 _Row = TypeVar("_Row", bound=tuple)
 
 
-def collect(runs: Sequence[Run], *, family: str, title: str) -> Results:
+def collect(runs: Sequence[Run], *, family: str, title: str, published: bool = False) -> Results:
     """Reduce finished runs to what the report shows.
 
     Runs are grouped by recipe. Runs of one recipe whose settings differ in more
@@ -50,6 +49,8 @@ def collect(runs: Sequence[Run], *, family: str, title: str) -> Results:
         runs: finished runs of one family.
         family: its name.
         title: what was run, in a few words.
+        published: whether the settings are the authors' own (the recipes as
+            they stand), so that their figures may stand beside these.
 
     Raises:
         StoreError: if there are no runs, or one is unfinished or damaged.
@@ -63,7 +64,7 @@ def collect(runs: Sequence[Run], *, family: str, title: str) -> Results:
         )
     density, steps = shared_settings(trained or untrained)
     labels = variants(trained, density, steps)
-    figures = [_run_figures(run, labels[run.id], family) for run in trained]
+    figures = [_run_figures(run, labels[run.id], published) for run in trained]
     figures.sort(key=lambda f: (kind_of(f.recipe).order, f.variant, f.seeds, f.id))
     starts = [_start_figures(run) for run in _comparable(untrained)]
     starts.sort(key=lambda s: (tuple(_INIT_NAMES.values()).index(s.init), s.sparsity, s.seed))
@@ -195,7 +196,7 @@ def _read(run: Run, window: int) -> _Reader:
     return reader
 
 
-def _run_figures(run: Run, variant: str, family: str) -> RunFigures:
+def _run_figures(run: Run, variant: str, published: bool) -> RunFigures:
     spec, final = run.spec, run.result
     window = round(WINDOW * spec.train.steps / LENGTH)
     seen = _read(run, window)
@@ -206,7 +207,7 @@ def _run_figures(run: Run, variant: str, family: str) -> RunFigures:
         seeds=(spec.seeds.init, spec.seeds.mask, spec.seeds.data),
         density=spec.density,
         steps=spec.train.steps,
-        published=follows_protocol(spec, family),
+        published=published,
         test_accuracy=float(f"{final['test_accuracy']:.5g}"),
         test_loss=rounded(final["test_loss"]),
         train_accuracy=rounded(final["train_accuracy"]),

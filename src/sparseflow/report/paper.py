@@ -11,22 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparseflow.report.vocabulary import FAN_IN, LIU, MASKED_DENSE, kind_of
-from sparseflow.runs import RunSpec, parents
-from sparseflow.runs.spec import Data, InitSpec, Measure, Optimizer, Train
-
 AUTHORS_CODE = "the authors' code (google-research/rigl, rigl_tf2), run on the same MNIST"
 PUBLISHED = "Evci et al., AAAI 2022, MNIST table, 5 runs each"
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """Settings for which a family's references hold."""
-
-    density: float
-    steps: int
-    lr: float
-    weight_decay: float
 
 
 @dataclass(frozen=True)
@@ -50,14 +36,6 @@ class Reference:
     published: tuple[float, float | None] | None = None
     note: str = ""
 
-
-PROTOCOLS = {"lenet5-mnist": Protocol(0.05, 11_719, 0.05, 1e-3)}
-
-_INITS = {
-    MASKED_DENSE: InitSpec(),
-    LIU: InitSpec(kind="layer"),
-    FAN_IN: InitSpec(kind="neuron", fan="in", distribution="normal", scale=1.0),
-}
 
 _SHUFFLED = (0.0001, 0.0004)
 _AWARE = (0.07, 0.13)
@@ -87,20 +65,3 @@ REFERENCES: dict[str, dict[str, Reference]] = {
 def reference(family: str, recipe: str) -> Reference | None:
     """Return what others measured for a recipe at the full protocol."""
     return REFERENCES.get(family, {}).get(recipe)
-
-
-def follows_protocol(spec: RunSpec, family: str) -> bool:
-    """Say whether a run and those it comes from have the authors' own settings."""
-    protocol = PROTOCOLS.get(family)
-    if protocol is None or spec.density != protocol.density:
-        return False
-    return (
-        spec.train.steps == protocol.steps
-        and spec.train.batch == Train().batch
-        and spec.optimizer == Optimizer(lr=protocol.lr, weight_decay=protocol.weight_decay)
-        and spec.data == Data()
-        and spec.measure == Measure()
-        and spec.method == type(spec.method)()
-        and spec.init == _INITS[kind_of(spec.recipe).init]
-        and all(follows_protocol(parent, family) for parent in parents(spec))
-    )

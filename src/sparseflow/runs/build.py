@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from sparseflow import models
-from sparseflow.core.errors import SpecError
 from sparseflow.core.functional import Loss
 from sparseflow.core.parameters import Layer, maskable
 from sparseflow.core.schedules import Fraction, constant, cosine, every, lr_proportional
@@ -91,7 +90,7 @@ def assemble(spec: RunSpec, store: Store, device: str = "cpu") -> Assembly:
         optimizer=make_optimizer(
             o.kind, model, o.lr, momentum=o.momentum, weight_decay=o.weight_decay
         ),
-        rate=_rate(spec),
+        rate=make_rate(spec),
         loss=cross_entropy,
         batches=Batches(
             dataset.train_x,
@@ -110,17 +109,11 @@ def load_data(spec: RunSpec) -> Dataset:
 
     Raises:
         DataError: if it is damaged.
-        SpecError: if it is too small for the probe batches.
     """
     dataset = {"mnist": load_mnist}[spec.data.name]()
-    if spec.data.limit is not None:
-        dataset = Dataset(*(part[: spec.data.limit] for part in vars(dataset).values()))
-    if 2 * spec.data.probe > len(dataset.train_x):
-        raise SpecError(
-            f"data.probe={spec.data.probe}: two probes do not fit the "
-            f"{len(dataset.train_x)} training examples"
-        )
-    return dataset
+    if spec.data.limit is None:
+        return dataset
+    return Dataset(*(part[: spec.data.limit] for part in vars(dataset).values()))
 
 
 def make_model(spec: RunSpec) -> nn.Module:
@@ -192,7 +185,8 @@ def _fraction(spec: RunSpec, m: SetMethod | RigLMethod | RigLInvertedMethod) -> 
     return lr_proportional(m.drop) if m.anneal == "lr" else constant(m.drop)
 
 
-def _rate(spec: RunSpec) -> Callable[[int], float]:
+def make_rate(spec: RunSpec) -> Callable[[int], float]:
+    """Build the learning rate by step."""
     o = spec.optimizer
     if o.schedule == "cosine":
         rate = cosine_rate(o.lr, max(spec.train.steps, 1))

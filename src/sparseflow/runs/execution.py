@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import time
 from collections.abc import Callable
@@ -11,9 +12,11 @@ from typing import Any
 import filelock
 import torch
 
-from sparseflow.core.errors import StoreError
+from sparseflow.core.errors import DivergedError, StoreError
 from sparseflow.core.files import write_atomic
+from sparseflow.core.functional import split
 from sparseflow.masks import Masks
+from sparseflow.measure.flow import DEFAULT_CHUNK, mean_loss
 from sparseflow.models import parameters
 from sparseflow.runs.build import Assembly, assemble
 from sparseflow.runs.record import Recorder
@@ -81,44 +84,69 @@ def _train(run: Run, store: Store, device: str, progress: Progress | None) -> No
     start = _resume(run, parts, topology, recorder)
 
     def observe(step: int) -> None:
-        if step > start or step == start == 0:
+        if step > start or step == 0:
+            _check_finite(parts, spec, step)
             recorder.observe(topology, step)
-            if step % spec.train.keep == 0 or step == spec.train.steps:
-                save_weights(run.checkpoint_path(step), parts.model, topology.masks, run.id, step)
-            if step % RESUME_EVERY == 0 and step:
-                extra = {"step": step, "metrics": recorder.size, "accuracy": recorder.accuracy}
-                save_resume(
-                    run.path / "resume.safetensors",
-                    parts.model, parts.optimizer, topology, run.id, extra,
-                )  # fmt: skip
+            _save(run, parts, topology, recorder, step)
         if progress is not None:
             progress(run, step, recorder.accuracy)
 
     inner = spec.optimizer.momentum if spec.optimizer.inner_momentum else None
-    fit(
-        parts.model,
-        parts.loss,
-        parts.batches,
-        parts.optimizer,
-        steps=spec.train.steps,
-        start=start,
-        set_rate=lambda step: set_rate(parts.optimizer, parts.rate, step, inner_momentum=inner),
-        observers=[observe],
-    )
+    try:
+        fit(
+            parts.model,
+            parts.loss,
+            parts.batches,
+            parts.optimizer,
+            steps=spec.train.steps,
+            start=start,
+            set_rate=lambda step: set_rate(parts.optimizer, parts.rate, step, inner_momentum=inner),
+            observers=[observe],
+        )
+    except DivergedError as error:
+        kept = f"the last checkpoint is that of step {run.kept[-1]}" if run.kept else "none is kept"
+        raise DivergedError(f"{run.label}: {error}; {kept}") from error
     topology.detach()
-    environment = {
+    environment = _environment(device, time.monotonic() - began, start)
+    write_atomic(run.path / "environment.json", json.dumps(environment, indent=1) + "\n")
+    result = _result(parts, topology.masks)
+    write_atomic(run.path / "result.json", json.dumps(result, indent=1) + "\n")
+    (run.path / "resume.safetensors").unlink(missing_ok=True)
+
+
+def _is_due(spec: RunSpec, step: int) -> bool:
+    """Say whether anything is measured or saved after this step."""
+    times = (spec.measure.every, spec.measure.evaluate, spec.train.keep, RESUME_EVERY)
+    return step == spec.train.steps or any(step % n == 0 for n in times)
+
+
+def _check_finite(parts: Assembly, spec: RunSpec, step: int) -> None:
+    """Stop before weights that lead nowhere are measured or take a checkpoint's place."""
+    if _is_due(spec, step):
+        value = mean_loss(parts.model, parts.loss, split(parts.probe, DEFAULT_CHUNK))
+        if not math.isfinite(value):
+            raise DivergedError(f"the loss is {value} at step {step}: training stopped")
+
+
+def _save(run: Run, parts: Assembly, topology: Topology, recorder: Recorder, step: int) -> None:
+    if step % run.spec.train.keep == 0 or step == run.spec.train.steps:
+        save_weights(run.checkpoint_path(step), parts.model, topology.masks, run.id, step)
+    if step % RESUME_EVERY == 0 and step:
+        extra = {"step": step, "metrics": recorder.size, "accuracy": recorder.accuracy}
+        path = run.path / "resume.safetensors"
+        save_resume(path, parts.model, parts.optimizer, topology, run.id, extra)
+
+
+def _environment(device: str, seconds: float, start: int) -> dict[str, Any]:
+    return {
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "device": device,
         "threads": torch.get_num_threads(),
-        "seconds": round(time.monotonic() - began, 1),
+        "seconds": round(seconds, 1),
         "resumed_at": start,
     }
-    write_atomic(run.path / "environment.json", json.dumps(environment, indent=1) + "\n")
-    result = _result(parts, topology.masks)
-    write_atomic(run.path / "result.json", json.dumps(result, indent=1) + "\n")
-    (run.path / "resume.safetensors").unlink(missing_ok=True)
 
 
 def _resume(run: Run, parts: Assembly, topology: Topology, recorder: Recorder) -> int:
@@ -127,7 +155,10 @@ def _resume(run: Run, parts: Assembly, topology: Topology, recorder: Recorder) -
     if not path.is_file():
         recorder.rewind(0)
         return 0
-    extra = load_resume(path, parts.model, parts.optimizer, topology, run.id)
+    try:
+        extra = load_resume(path, parts.model, parts.optimizer, topology, run.id)
+    except StoreError as error:
+        raise StoreError(f"{error}; remove it to start this run from the beginning") from error
     if recorder.size < extra["metrics"]:
         raise StoreError(
             f"{run.path}: metrics.jsonl is shorter than its checkpoint: remove the run"

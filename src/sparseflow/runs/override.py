@@ -139,7 +139,8 @@ def _switch(current: Any, union: Any, kind: str, shown: str) -> Any:
         raise SpecError(unknown(f"{shown.removesuffix('.kind')} kind", kind, members))
     chosen = members[kind]
     wanted = {f.name: f for f in msgspec.structs.fields(chosen)}
-    kept = {n: getattr(current, n) for n in wanted if hasattr(current, n)}
+    shared = {n: getattr(current, n) for n in wanted if hasattr(current, n)}
+    kept = {n: v for n, v in shared.items() if _fits(v, wanted[n].type)}
     missing = [n for n, f in wanted.items() if f.required and n not in kept]
     if missing:
         raise SpecError(
@@ -153,6 +154,14 @@ def _convert(value: Any, kind: Any, shown: str) -> Any:
         return msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError as error:
         raise SpecError(f"{shown}={value!r}: {error}") from error
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    try:
+        msgspec.convert(msgspec.to_builtins(value), kind)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _members(kind: Any) -> list[type]:

@@ -91,7 +91,10 @@ class Run:
             raise StoreError(
                 f"run {self.id} ({self.spec.recipe}) has no checkpoint at step {step}; kept: {kept}"
             )
-        return load_weights(self.checkpoint_path(step), self.id)
+        try:
+            return load_weights(self.checkpoint_path(step), self.id)
+        except StoreError as error:
+            raise StoreError(f"{error}; remove {self.path} to run it again") from error
 
     @property
     def seed(self) -> str:

@@ -126,12 +126,15 @@ def _settle(job: Job, task: Future[float]) -> None:
     try:
         job.accuracy = task.result()
         job.state, job.step = "finished", job.spec.train.steps
-    except SparseflowError as error:
-        job.state, job.error = "failed", str(error)
     except BrokenProcessPool as error:
         raise SparseflowError(
             f"a worker process died during {job.run.label}: run the same command again to resume"
         ) from error
+    except SparseflowError as error:
+        job.state, job.error = "failed", str(error)
+    except Exception as error:  # one job's trouble, out of memory say, is not the others'
+        line = (str(error).splitlines() or [""])[0]
+        job.state, job.error = "failed", f"{type(error).__name__}: {line}"
 
 
 _news: SimpleQueue | None = None

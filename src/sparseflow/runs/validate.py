@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from sparseflow.core.errors import SpecError, unknown
+from sparseflow.data import TRAIN_EXAMPLES
 from sparseflow.masks.allocation import check_density
-from sparseflow.models import MODELS
+from sparseflow.models import MODELS, build
 from sparseflow.runs.spec import (
     ParentWeights,
     PruneMethod,
@@ -18,6 +20,25 @@ from sparseflow.runs.spec import (
 from sparseflow.train.optim import OPTIMIZERS
 
 MAX_SEED = 2**63 - 1
+POSITIVE = (
+    "train.batch",
+    "train.keep",
+    "measure.every",
+    "measure.evaluate",
+    "data.probe",
+    "data.limit",
+    "optimizer.lr",
+    "init.scale",
+    "method.every",
+    "method.power",
+)
+NOT_NEGATIVE = (
+    "train.steps",
+    "optimizer.warmup",
+    "optimizer.momentum",
+    "optimizer.weight_decay",
+    "method.start",
+)
 
 
 def check(spec: RunSpec) -> RunSpec:
@@ -29,39 +50,36 @@ def check(spec: RunSpec) -> RunSpec:
     """
     for run in (*ancestors(spec), spec):
         check_density(run.density)
+        _check_names(run)
         _check_numbers(run)
         _check_schedules(run)
         _check_lineage(run)
     return spec
 
 
-def _check_numbers(spec: RunSpec) -> None:
+def _check_names(spec: RunSpec) -> None:
     if spec.model.name not in MODELS:
         raise SpecError(unknown("model", spec.model.name, MODELS))
+    build(spec.model.name, spec.model.widths)
     if spec.optimizer.kind not in OPTIMIZERS:
         raise SpecError(unknown("optimizer", spec.optimizer.kind, OPTIMIZERS))
-    positive = {
-        "train.batch": spec.train.batch,
-        "train.keep": spec.train.keep,
-        "measure.every": spec.measure.every,
-        "measure.evaluate": spec.measure.evaluate,
-        "data.probe": spec.data.probe,
-        "optimizer.lr": spec.optimizer.lr,
-        "init.scale": spec.init.scale,
-    }
-    if not isinstance(spec.method, StaticMethod):
-        positive["method.every"] = spec.method.every
-    for name, value in positive.items():
-        if not (value > 0 and math.isfinite(value)):
+    if spec.optimizer.inner_momentum and spec.optimizer.kind != "sgd":
+        raise SpecError(
+            f"optimizer.inner_momentum is SGD's; set it to false for {spec.optimizer.kind}"
+        )
+
+
+def _check_numbers(spec: RunSpec) -> None:
+    for name in POSITIVE:
+        value = _value(spec, name)
+        if value is not None and not (value > 0 and math.isfinite(value)):
             raise SpecError(f"{name}={value} must be positive")
-    for name, value in (
-        ("train.steps", spec.train.steps),
-        ("optimizer.warmup", spec.optimizer.warmup),
-        ("optimizer.momentum", spec.optimizer.momentum),
-        ("optimizer.weight_decay", spec.optimizer.weight_decay),
-    ):
-        if not (value >= 0 and math.isfinite(value)):
+    for name in NOT_NEGATIVE:
+        value = _value(spec, name)
+        if value is not None and not (value >= 0 and math.isfinite(value)):
             raise SpecError(f"{name}={value} must not be negative")
+    if spec.optimizer.momentum >= 1:
+        raise SpecError(f"optimizer.momentum={spec.optimizer.momentum} must be less than 1")
     for name in ("init", "mask", "data"):
         seed = getattr(spec.seeds, name)
         if not 0 <= seed <= MAX_SEED:
@@ -69,10 +87,19 @@ def _check_numbers(spec: RunSpec) -> None:
     drop = getattr(spec.method, "drop", 0.0)
     if not 0 <= drop <= 1:
         raise SpecError(f"method.drop={drop} is not between 0 and 1")
-    if spec.optimizer.inner_momentum and spec.optimizer.kind != "sgd":
-        raise SpecError(
-            f"optimizer.inner_momentum is SGD's; set it to false for {spec.optimizer.kind}"
-        )
+    examples = min(spec.data.limit or TRAIN_EXAMPLES, TRAIN_EXAMPLES)
+    for name, value, times in (
+        ("train.batch", spec.train.batch, 1),
+        ("data.probe", spec.data.probe, 2),
+    ):
+        if value * times > examples:
+            raise SpecError(f"{name}={value}: {times} of it do not fit {examples} examples")
+
+
+def _value(spec: RunSpec, path: str) -> Any:
+    """Look a field up; None if the kind of part at hand has no such field."""
+    part, _, name = path.partition(".")
+    return getattr(getattr(spec, part), name, None)
 
 
 def _check_schedules(spec: RunSpec) -> None:
@@ -81,7 +108,7 @@ def _check_schedules(spec: RunSpec) -> None:
         if method.stop > steps:
             raise SpecError(
                 f"pruning cannot finish: method.stop={method.stop} is later than "
-                f"train.steps={steps}; shorten both together with --scale"
+                f"train.steps={steps}; --scale shortens both together, down to one step an update"
             )
         if method.stop <= method.start or (method.stop - method.start) % method.every:
             raise SpecError(
@@ -93,11 +120,11 @@ def _check_schedules(spec: RunSpec) -> None:
             raise SpecError(f"method.stop={method.stop} is later than train.steps={steps}")
         if method.start >= (steps if method.stop is None else method.stop) and steps:
             raise SpecError(f"method.start={method.start} leaves no step for an update")
-    late = [m for m in spec.optimizer.milestones if m > steps]
+    late = [m for m in spec.optimizer.milestones if not 0 <= m <= steps]
     if late or spec.optimizer.warmup > steps:
         raise SpecError(
-            f"optimizer.milestones {late} or warmup={spec.optimizer.warmup} lie after "
-            f"train.steps={steps}"
+            f"optimizer.milestones {late} or warmup={spec.optimizer.warmup} lie "
+            f"outside the train.steps={steps}"
         )
     if spec.optimizer.milestones and spec.optimizer.schedule != "step":
         raise SpecError('optimizer.milestones need optimizer.schedule="step"')
@@ -118,5 +145,6 @@ def _check_lineage(spec: RunSpec) -> None:
         if weights.step < 0 or weights.step > kept.steps or weights.step % kept.keep:
             raise SpecError(
                 f"weights.step={weights.step} is no kept checkpoint of the parent, which keeps "
-                f"every {kept.keep} steps up to {kept.steps}; set weights.run.train.keep"
+                f"every {kept.keep} steps up to {kept.steps}; set weights.run.train.keep, and "
+                "mask.run.train.keep alike where both come from one run"
             )

@@ -24,6 +24,9 @@ from sparseflow.core.schedules import Moment
 from sparseflow.masks import Masks
 from sparseflow.topology.methods import Method, View
 
+_ATTACHED: weakref.WeakKeyDictionary[torch.optim.Optimizer, set[int]] = weakref.WeakKeyDictionary()
+"""Parameters of each optimiser that a topology looks after."""
+
 Around = Callable[["Topology"], AbstractContextManager[None]]
 
 
@@ -60,6 +63,8 @@ class Topology:
         self._deferred = False
         self._dense_grads: dict[str, Tensor] = {}
         self._collected: dict[str, weakref.ref[Tensor]] = {}
+        self._ids = {id(p) for p in self._parameters.values()}
+        _ATTACHED.setdefault(optimizer, set()).update(self._ids)
         self._install(masks)
         self._handles = [
             p.register_post_accumulate_grad_hook(self._grad_hook(name))
@@ -78,6 +83,7 @@ class Topology:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        _ATTACHED.get(self._optimizer, set()).difference_update(self._ids)
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks and counters, for a checkpoint between two steps."""
@@ -223,7 +229,9 @@ def attach(
 
     The training loop does not change: accumulation, clipping, parameter groups,
     closures and ``GradScaler`` work as before. A non-finite growth gradient
-    defers the update to the next step.
+    defers the update to the next step. ``method.due`` may be asked about one
+    step more than once. Ranks of a data-parallel job are not kept in step here:
+    growth from the training batch would follow each rank's own gradient.
 
     Args:
         model: the model whose parameters the masks name.
@@ -239,7 +247,7 @@ def attach(
 
     Raises:
         TopologyError: for LBFGS, an object that is no method, or parameters
-            that the optimiser does not hold.
+            that are frozen, attached already or not held by the optimiser.
         MaskError: if the masks do not fit the model.
 
     Example:
@@ -274,6 +282,12 @@ def _check(
     missing = [name for name in masks if id(named[name]) not in held]
     if missing:
         raise TopologyError(f"the optimiser does not hold the masked {', '.join(missing)}")
+    frozen = [name for name in masks if not named[name].requires_grad]
+    if frozen:
+        raise TopologyError(f"the masked {', '.join(frozen)} are frozen: leave them out")
+    taken = [name for name in masks if id(named[name]) in _ATTACHED.get(optimizer, set())]
+    if taken:
+        raise TopologyError(f"{', '.join(taken)} are attached already: detach that topology first")
 
 
 def _learning_rate(optimizer: torch.optim.Optimizer, key: str) -> float:

@@ -189,6 +189,8 @@ class GradualPruning:
             check_density(value, f"final density {name}".strip())
         cubic(1.0, self.start, self.stop)
         every(self.interval)
+        if not (self.power > 0 and math.isfinite(self.power)):
+            raise TopologyError(f"power={self.power} of the pruning schedule must be positive")
         if (self.stop - self.start) % self.interval:
             raise TopologyError(
                 f"interval={self.interval} does not divide the {self.stop - self.start} steps "
