@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sparseflow.cli import main
-from sparseflow.cli.app import parse_seeds
+from sparseflow.cli.work import parse_seeds
 from sparseflow.data import mnist
 
 TINY = [

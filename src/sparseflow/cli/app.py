@@ -8,20 +8,25 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from sparseflow.cli.show import SweepView, print_json, run_progress, stderr, stdout, table
-from sparseflow.core.errors import SparseflowError, SpecError, StoreError
+from sparseflow.cli.show import print_json, run_progress, stdout, table
+from sparseflow.cli.work import (
+    check_device,
+    parse_seeds,
+    report_on,
+    report_room,
+    row_of,
+    run_sweep,
+    runs_table,
+    step_of,
+    write_out,
+)
+from sparseflow.core.errors import SpecError, StoreError
 from sparseflow.recipes import FAMILIES, demo_specs, expand, make_spec, recipe_names
 from sparseflow.runs import (
-    Job,
-    Run,
-    RunSpec,
     Store,
     execute,
-    identity,
     matching,
-    plan,
     remeasure,
-    sweep,
 )
 
 app = typer.Typer(
@@ -75,15 +80,17 @@ def demo(
     page; takes under four minutes on two cores.
     """
     specs = demo_specs(scale)
-    _sweep(specs, Store(store), jobs, None, device)
-    _report(matching(specs, Store(store)), "lenet5-mnist", f"demo at scale {scale:g}", out, as_json)
+    run_sweep(specs, Store(store), jobs, None, device)
+    report_on(
+        matching(specs, Store(store)), "lenet5-mnist", f"demo at scale {scale:g}", out, as_json
+    )
 
 
 @app.command("list")
 def list_(*, store: StorePath = RUNS, as_json: Json = False) -> None:
     """List the recipes, and the runs in the store."""
     recipes = [name for family in FAMILIES for name in recipe_names(family)]
-    runs = [_row(run) for run in Store(store).runs()]
+    runs = [row_of(run) for run in Store(store).runs()]
     damaged = [row["id"] for row in runs if row["state"] == "damaged"]
     if as_json:
         print_json({"recipes": recipes, "runs": runs})
@@ -99,7 +106,7 @@ def _show_list(runs: list[dict[str, Any]], store: Path) -> None:
         stdout.print(f"[bold]{family}/[/bold]  {'  '.join(names)}", highlight=False)
     shown = [row for row in runs if "/init-" not in row["recipe"]]
     if shown:
-        stdout.print(_runs_table(f"runs in {store}", shown))
+        stdout.print(runs_table(f"runs in {store}", shown))
     if len(shown) < len(runs):
         stdout.print(f"and {len(runs) - len(shown)} that measure initialisation only")
     if not runs:
@@ -124,13 +131,13 @@ def run(
     checkpoint and ends bit for bit as if it had not been interrupted.
     Example: sparseflow run lenet5-mnist/rigl+ --seed 3 --set density=0.02
     """
-    _check_device(device)
+    check_device(device)
     if threads:
         torch.set_num_threads(threads)
     spec = make_spec(recipe, seed=seed, scale=scale, settings=settings or ())
     with run_progress() as progress:
         done = execute(spec, Store(store), device=device, progress=progress)
-    row = _row(done) | done.result
+    row = row_of(done) | done.result
     if as_json:
         print_json(row | {"path": str(done.path)})
     else:
@@ -161,12 +168,12 @@ def sweep_(
         for seed in parse_seeds(seeds)
         for name in expand(names)
     ]
-    done = _sweep(specs, Store(store), jobs, threads, device)
-    rows = [_row(job.run) for job in done.values()]
+    done = run_sweep(specs, Store(store), jobs, threads, device)
+    rows = [row_of(job.run) for job in done.values()]
     if as_json:
         print_json(rows)
     else:
-        stdout.print(_runs_table("runs", [r for r in rows if "/init-" not in r["recipe"]]))
+        stdout.print(runs_table("runs", [r for r in rows if "/init-" not in r["recipe"]]))
 
 
 @app.command()
@@ -187,12 +194,12 @@ def measure(
 
     Example: sparseflow measure lenet5-mnist/rigl+ --seed 3 --at 1000
     """
-    _check_device(device)
+    check_device(device)
     if "/" in which:
         found = Store(store).run(make_spec(which, seed=seed, scale=scale, settings=settings or ()))
     else:
         found = Store(store).find(which)
-    values = remeasure(found, _step(found, at), device=device)
+    values = remeasure(found, step_of(found, at), device=device)
     if as_json:
         print_json(values)
         return
@@ -238,7 +245,7 @@ def report(
     if any(source.endswith(".json") for source in sources):
         if len(sources) > 1 or settings or scale != 1:
             raise SpecError("a results.json file stands alone: no other source, --set or --scale")
-        _write_report(_reports().load_results(Path(sources[0])), out, as_json)
+        write_out(report_room().load_results(Path(sources[0])), out, as_json)
         return
     names = expand(sources)
     families = sorted({name.partition("/")[0] for name in names})
@@ -248,105 +255,4 @@ def report(
     changed = [f"scale {scale:g}"] * (scale != 1) + list(settings or ())
     title = "the full protocol" if not changed else ", ".join(changed)
     runs = matching(specs, Store(store))
-    _report(runs, families[0], title, out, as_json, published=not changed)
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Read seeds such as ``0-4`` or ``0,2,7``.
-
-    >>> parse_seeds("0-2,7")
-    [0, 1, 2, 7]
-    """
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        try:
-            seeds += range(int(first), int(last if dash else first) + 1)
-        except ValueError as error:
-            raise SpecError(f"seeds {text!r} are not of the form 0-4 or 0,2,7") from error
-    if not seeds:
-        raise SpecError(f"seeds {text!r} name no seed")
-    return seeds
-
-
-def _sweep(
-    specs: list[RunSpec], store: Store, jobs: int, threads: int | None, device: str
-) -> dict[str, Job]:
-    _check_device(device)
-    planned = plan(specs, store)
-    with SweepView(planned) as view:
-        sweep(planned, store, workers=jobs, threads=threads, device=device, changed=view.changed)
-    failed = [f"{j.run.label}: {j.error}" for j in planned.values() if j.state == "failed"]
-    if failed:
-        raise SparseflowError(f"{len(failed)} runs failed: " + "; ".join(failed))
-    return planned
-
-
-def _report(
-    runs: list[Run], family: str, title: str, out: Path, as_json: bool, published: bool = False
-) -> None:
-    if not runs:
-        raise StoreError(f"no finished runs of {family} ({title}) in the store: run them first")
-    results = _reports().collect(runs, family=family, title=title, published=published)
-    _write_report(results, out, as_json)
-
-
-def _write_report(results: Any, out: Path, as_json: bool) -> None:
-    reports = _reports()
-    files = reports.write_report(results, out)
-    if as_json:
-        print_json({"rows": reports.summary_rows(results), "files": [str(f) for f in files]})
-        return
-    stdout.print(reports.markdown_table(results), highlight=False, markup=False, soft_wrap=True)
-    stderr.print(f"wrote {len(files)} files; open {out / 'index.html'}", highlight=False)
-
-
-def _reports() -> Any:
-    from sparseflow import report as reports  # noqa: PLC0415  (matplotlib is slow to import)
-
-    return reports
-
-
-def _row(run: Run) -> dict[str, Any]:
-    accuracy, state = float("nan"), "started" if run.kept else "not started"
-    if run.finished:
-        try:
-            accuracy, state = run.result["test_accuracy"], "finished"
-        except StoreError:
-            state = "damaged"
-    if run.id != identity(run.spec):
-        state = "older numerics"
-    return {
-        "id": run.id,
-        "recipe": run.spec.recipe,
-        "seed": run.seed,
-        "density": run.spec.density,
-        "steps": run.spec.train.steps,
-        "state": state,
-        "test_accuracy": accuracy,
-    }
-
-
-def _runs_table(title: str, rows: list[dict[str, Any]]) -> Any:
-    names = {"recipe": "recipe", "seed": "seed", "steps": "steps", "state": "state"}
-    short = [
-        {"id": row["id"][:8]} | {n: row[k] for k, n in names.items()} | {"%": row["test_accuracy"]}
-        for row in rows
-    ]
-    return table(title, short)
-
-
-def _step(run: Run, at: str) -> int:
-    if at in ("start", "end"):
-        return 0 if at == "start" else run.spec.train.steps
-    if not (at.isascii() and at.isdigit()):
-        raise SpecError(f"--at {at!r} is neither a step, 'start' nor 'end'")
-    return int(at)
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        line = str(error).splitlines()[0]
-        raise SpecError(f"device {device!r} cannot be used here: {line}") from error
+    report_on(runs, families[0], title, out, as_json, published=not changed)

@@ -21,11 +21,12 @@ from sparseflow.report.results import (
 from sparseflow.report.variants import shared_settings, short_name, variants
 from sparseflow.report.vocabulary import FAN_IN, LIU, MASKED_DENSE, kind_of
 from sparseflow.runs import Run, identity, with_seeds
+from sparseflow.runs.spec import Train
 
 AT_START = "init-"
 """Prefix of recipes that measure a network at initialisation and never train it."""
 
-WINDOW, LENGTH = 1000, 11_719
+WINDOW, LENGTH = 1000, Train().steps
 """The early window, in the authors' number of steps."""
 
 ROWS = 240

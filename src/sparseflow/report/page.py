@@ -16,8 +16,9 @@ from sparseflow.report.results import Results
 from sparseflow.report.summary import rows
 from sparseflow.report.table import cells, notes, window
 from sparseflow.report.vocabulary import kind_of
+from sparseflow.runs.spec import Train
 
-LENGTH = 11_719
+LENGTH = Train().steps
 """Steps of the authors' protocol, to which ``--scale`` refers."""
 
 _FAMILIES = {

@@ -1,0 +1,121 @@
+"""What several commands do: sweep, report, and turn words into values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparseflow.cli.show import SweepView, print_json, stderr, stdout, table
+from sparseflow.core.errors import SparseflowError, SpecError, StoreError
+from sparseflow.runs import Job, Run, RunSpec, Store, identity, plan, sweep
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Read seeds such as ``0-4`` or ``0,2,7``.
+
+    >>> parse_seeds("0-2,7")
+    [0, 1, 2, 7]
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        try:
+            seeds += range(int(first), int(last if dash else first) + 1)
+        except ValueError as error:
+            raise SpecError(f"seeds {text!r} are not of the form 0-4 or 0,2,7") from error
+    if not seeds:
+        raise SpecError(f"seeds {text!r} name no seed")
+    return seeds
+
+
+def run_sweep(
+    specs: list[RunSpec], store: Store, jobs: int, threads: int | None, device: str
+) -> dict[str, Job]:
+    """Plan and run these specifications; raise once all is done if some failed."""
+    check_device(device)
+    planned = plan(specs, store)
+    with SweepView(planned) as view:
+        sweep(planned, store, workers=jobs, threads=threads, device=device, changed=view.changed)
+    failed = [f"{j.run.label}: {j.error}" for j in planned.values() if j.state == "failed"]
+    if failed:
+        raise SparseflowError(f"{len(failed)} runs failed: " + "; ".join(failed))
+    return planned
+
+
+def report_on(
+    runs: list[Run], family: str, title: str, out: Path, as_json: bool, published: bool = False
+) -> None:
+    """Collect runs and write their report."""
+    if not runs:
+        raise StoreError(f"no finished runs of {family} ({title}) in the store: run them first")
+    results = report_room().collect(runs, family=family, title=title, published=published)
+    write_out(results, out, as_json)
+
+
+def write_out(results: Any, out: Path, as_json: bool) -> None:
+    """Write a report and print its table, or what it holds as JSON."""
+    reports = report_room()
+    files = reports.write_report(results, out)
+    if as_json:
+        print_json({"rows": reports.summary_rows(results), "files": [str(f) for f in files]})
+        return
+    stdout.print(reports.markdown_table(results), highlight=False, markup=False, soft_wrap=True)
+    stderr.print(f"wrote {len(files)} files; open {out / 'index.html'}", highlight=False)
+
+
+def report_room() -> Any:
+    """Import the report room late: matplotlib is slow to import."""
+    from sparseflow import report as reports  # noqa: PLC0415
+
+    return reports
+
+
+def row_of(run: Run) -> dict[str, Any]:
+    """Say how a run stands, for a table and for JSON."""
+    accuracy, state = float("nan"), "started" if run.kept else "not started"
+    if run.finished:
+        try:
+            accuracy, state = run.result["test_accuracy"], "finished"
+        except StoreError:
+            state = "damaged"
+    if run.id != identity(run.spec):
+        state = "older numerics"
+    return {
+        "id": run.id,
+        "recipe": run.spec.recipe,
+        "seed": run.seed,
+        "density": run.spec.density,
+        "steps": run.spec.train.steps,
+        "state": state,
+        "test_accuracy": accuracy,
+    }
+
+
+def runs_table(title: str, rows: list[dict[str, Any]]) -> Any:
+    """Make a table of runs that fits a narrow terminal."""
+    shown = ("recipe", "seed", "steps", "state")
+    short = [
+        {"id": row["id"][:8]} | {k: row[k] for k in shown} | {"%": row["test_accuracy"]}
+        for row in rows
+    ]
+    return table(title, short)
+
+
+def step_of(run: Run, at: str) -> int:
+    """Read a step, ``start`` or ``end``."""
+    if at in ("start", "end"):
+        return 0 if at == "start" else run.spec.train.steps
+    if not (at.isascii() and at.isdigit()):
+        raise SpecError(f"--at {at!r} is neither a step, 'start' nor 'end'")
+    return int(at)
+
+
+def check_device(device: str) -> None:
+    """Raise a SpecError unless tensors can be made and read on a device."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        line = str(error).splitlines()[0]
+        raise SpecError(f"device {device!r} cannot be used here: {line}") from error
