@@ -31,7 +31,7 @@ class Init:
             no mask (masked dense). ``layer``: all connections times the layer's
             density (Liu et al. 2019: dense initialisation over the root of the
             density). ``neuron``: the active connections of the neuron itself
-            (Evci et al. 2022, equation 2 and section 3.1: the paper's).
+            (Evci et al. 2022: the paper's).
         fan: ``in``, ``out`` or the average of both; kernel positions count.
         distribution: ``normal`` (not truncated) or ``uniform``.
         scale: 2 for He, 1 for LeCun (and, with ``avg``, Glorot).

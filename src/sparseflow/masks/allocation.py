@@ -32,7 +32,7 @@ def allocate(
         allocation: ``uniform`` (the same density everywhere); ``er``,
             Erdős–Rényi (density of a layer proportional to (in + out) / (in · out),
             Mocanu et al. 2018); ``erk``, with kernel sizes (Evci et al. 2020,
-            appendix D); ``magnitude`` (the largest weights over all layers).
+            section 3); ``magnitude`` (the largest weights over all layers).
 
     Raises:
         MaskError: if a density is outside [0, 1] or the allocation is unknown.

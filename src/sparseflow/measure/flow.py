@@ -22,7 +22,7 @@ class Flow:
     Attributes:
         loss: mean loss on the probe, without weight decay.
         total: norm over the active parameters: masked weights and everything
-            that has no mask (Evci et al. 2022, section 3).
+            that has no mask (Evci et al. 2022).
         kernels: the same over weights alone (parameters of two or more axes).
         biases: the same over the others. Biases dominate ``total`` in badly
             initialised sparse networks, so the two are told apart.

@@ -86,7 +86,7 @@ class Static:
 class SET:
     """Sparse evolutionary training: drop the smallest weights, grow at random.
 
-    Mocanu et al. 2018; as in Evci et al. 2022, section 4. Each layer drops
+    Mocanu et al. 2018; as in Evci et al. 2022. Each layer drops
     ⌊fraction · active⌋ connections and grows as many.
 
     Attributes:
@@ -155,7 +155,7 @@ class RigL(SET):
 
 @dataclass(frozen=True)
 class RigLInverted(RigL):
-    """RigL that grows the *smallest* gradients: a control (Evci et al. 2022, section 4)."""
+    """RigL that grows the *smallest* gradients: a control (Evci et al. 2022)."""
 
     def grow_score(self, view: View) -> Float[Tensor, "*w"]:
         """Minus the magnitude of the dense gradient."""
