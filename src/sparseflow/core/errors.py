@@ -34,6 +34,10 @@ class StoreError(SparseflowError):
     """A run folder that is missing, damaged, foreign or of a newer schema."""
 
 
+class MeasureError(SparseflowError, ValueError):
+    """A measurement that has no meaning for what it was given, or did not converge."""
+
+
 class DivergedError(SparseflowError):
     """Training met a loss that is not finite."""
 

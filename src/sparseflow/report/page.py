@@ -9,7 +9,7 @@ from importlib.resources import files
 
 from sparseflow.report import findings as say
 from sparseflow.report import text
-from sparseflow.report.extra import need
+from sparseflow.core.extra import need
 from sparseflow.report.palette import METHODS, OTHER, VARIABLES, declarations
 from sparseflow.report.paper import REFERENCES
 from sparseflow.report.results import Results
@@ -108,14 +108,14 @@ def render(results: Results, figures: dict[str, str]) -> str:
         results: what was measured.
         figures: SVG by name, of those that could be drawn.
     """
-    environment = need("jinja2").Environment(
+    environment = need("jinja2", extra="report").Environment(
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
-        undefined=need("jinja2").StrictUndefined,
+        undefined=need("jinja2", extra="report").StrictUndefined,
     )
     source = files("sparseflow.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    safe = need("markupsafe").Markup
+    safe = need("markupsafe", extra="report").Markup
     shown = [
         (name, caption, text.joined(caption.seen(results)), safe(inline(figures[name], name)))
         for name, caption in CAPTIONS.items()

@@ -10,7 +10,7 @@ from itertools import groupby
 
 import numpy as np
 
-from sparseflow.report.extra import need
+from sparseflow.core.extra import need
 from sparseflow.report.paper import Reference, reference
 from sparseflow.report.results import Results, RunFigures
 from sparseflow.report.text import finite
@@ -78,7 +78,7 @@ def bootstrap(values: tuple[float, ...]) -> tuple[float, float] | None:
         return None
     if min(values) == max(values):
         return values[0], values[0]
-    stats = need("scipy.stats")
+    stats = need("scipy.stats", extra="report")
     found = stats.bootstrap(
         (values,),
         np.median,

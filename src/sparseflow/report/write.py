@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparseflow.core.files import write_atomic
-from sparseflow.report.extra import need
+from sparseflow.core.extra import need
 from sparseflow.report.page import render
 from sparseflow.report.results import Results, save_results
 from sparseflow.report.table import csv_table, markdown_table
@@ -29,7 +29,7 @@ def write_report(results: Results, out: Path) -> list[Path]:
         SparseflowError: if the ``report`` extra is not installed.
         StoreError: if the folder cannot be written.
     """
-    draw = need("sparseflow.report.figures")
+    draw = need("sparseflow.report.figures", extra="report")
     drawn = {
         "accuracy": draw.accuracy_figure(results),
         "flow": draw.flow_figure(results, "total"),

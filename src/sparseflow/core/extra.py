@@ -1,0 +1,27 @@
+"""Optional libraries, asked for only when they are used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from sparseflow.core.errors import SparseflowError
+
+
+def need(module: str, *, extra: str) -> Any:
+    """Import a module that comes with an extra of the package.
+
+    Args:
+        module: its full name.
+        extra: ``measure`` (curvature and geometry) or ``report`` (tables,
+            figures and the page; ``measure`` included).
+
+    Raises:
+        SparseflowError: if it is not installed, saying how to get it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise SparseflowError(
+            f"this needs {error.name}: pip install 'sparseflow[{extra}]'"
+        ) from error
