@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 
+from sparseflow.core.extra import need
 from sparseflow.report import findings as say
 from sparseflow.report import text
-from sparseflow.core.extra import need
 from sparseflow.report.palette import METHODS, OTHER, VARIABLES, declarations
 from sparseflow.report.paper import REFERENCES
 from sparseflow.report.results import Results

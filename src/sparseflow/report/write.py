@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sparseflow.core.files import write_atomic
 from sparseflow.core.extra import need
+from sparseflow.core.files import write_atomic
 from sparseflow.report.page import render
 from sparseflow.report.results import Results, save_results
 from sparseflow.report.table import csv_table, markdown_table
