@@ -6,13 +6,15 @@ of tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from sparseflow.core.errors import MeasureError
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -82,6 +84,25 @@ def gradient(
     if value is None:
         raise ValueError("a probe needs at least one chunk")
     return value, dict(zip(named, sums, strict=True))
+
+
+def batches(data: Any) -> list[Any]:
+    """List the batches of ``data``: one batch, or an iterable of batches.
+
+    A tensor, a tuple, a mapping or any other registered pytree is one batch;
+    a list, a generator, a ``DataLoader`` are many.
+
+    Raises:
+        MeasureError: if there is none.
+
+    >>> len(batches((torch.ones(4, 2), torch.ones(4)))), len(batches([torch.ones(4, 2)] * 3))
+    (1, 3)
+    """
+    single = isinstance(data, Tensor | tuple | Mapping) or not isinstance(data, Iterable)
+    found = [data] if single else list(data)
+    if not found:
+        raise MeasureError("the data hold no batch")
+    return found
 
 
 def split(batch: Any, size: int) -> list[Any]:
