@@ -1,7 +1,16 @@
-"""A small network and its data, for the tests of attach, measurement and training."""
+"""A small network and its data, and short runs, for many tests."""
 
 import torch
 from torch import Tensor, nn
+
+from sparseflow.recipes import make_spec
+from sparseflow.runs.spec import RunSpec
+
+SHORT = ["train.steps=12", "train.keep=4", "measure.every=4", "measure.evaluate=12"]
+TINY = [*SHORT, "data.probe=64", "data.limit=300"]
+PARENT = [f"mask.run.{s}" for s in SHORT] + [
+    "mask.run.method.start=2", "mask.run.method.stop=10", "mask.run.method.every=2",
+]  # fmt: skip
 
 
 def network(dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -47,3 +56,18 @@ def assert_same(ours: dict[str, list[Tensor]], theirs: dict[str, list[Tensor]]) 
         assert len(tensors) == len(theirs[name])
         for a, b in zip(tensors, theirs[name], strict=True):
             assert torch.equal(a, b), name
+
+
+def tiny(name: str, *extra: str, seed: int = 0) -> RunSpec:
+    """A recipe of 12 steps whose parent prunes in 12 steps."""
+    short = name.partition("/")[2].partition(":")[0]
+    settings = [*TINY, *extra]
+    if short == "prune":
+        settings += ["method.start=2", "method.stop=10", "method.every=2"]
+    elif short not in ("dense", "small-dense"):
+        settings += PARENT
+    if short in ("lottery", "prune-restart"):
+        settings += [s.replace("mask.", "weights.", 1) for s in PARENT]
+    if short.startswith(("set", "rigl")):
+        settings += ["method.every=3"]
+    return make_spec(name, seed=seed, settings=settings)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from sparseflow.core import extra
 from sparseflow.core.errors import SparseflowError, StoreError
 from sparseflow.recipes import make_spec
 from sparseflow.report import (
@@ -16,7 +17,6 @@ from sparseflow.report import (
     RunFigures,
     StartFigures,
     collect,
-    extra,
     load_results,
     markdown_table,
     save_results,

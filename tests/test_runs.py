@@ -3,38 +3,18 @@
 import filecmp
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import pytest
 import torch
+from small import TINY, tiny
 
 from sparseflow.core.errors import DivergedError, MaskError, SpecError, StoreError
 from sparseflow.recipes import FAMILIES, demo_specs, expand, make_spec, recipe_names
 from sparseflow.runs import Store, execute, identity, matching, plan, remeasure, sweep
 from sparseflow.runs.spec import RunSpec, Train, generation
-
-SHORT = ["train.steps=12", "train.keep=4", "measure.every=4", "measure.evaluate=12"]
-TINY = [*SHORT, "data.probe=64", "data.limit=300"]
-PARENT = [f"mask.run.{s}" for s in SHORT] + [
-    "mask.run.method.start=2", "mask.run.method.stop=10", "mask.run.method.every=2",
-]  # fmt: skip
-
-
-def tiny(name: str, *extra: str, seed: int = 0) -> RunSpec:
-    """A recipe of 12 steps whose parent prunes in 12 steps."""
-    short = name.partition("/")[2]
-    settings = [*TINY, *extra]
-    if short == "prune":
-        settings += ["method.start=2", "method.stop=10", "method.every=2"]
-    elif short not in ("dense", "small-dense"):
-        settings += PARENT
-    if short in ("lottery", "prune-restart"):
-        settings += [s.replace("mask.", "weights.", 1) for s in PARENT]
-    if short.startswith(("set", "rigl")):
-        settings += ["method.every=3"]
-    return make_spec(name, seed=seed, settings=settings)
-
 
 class KilledError(Exception):
     """Stands for a process that is killed."""
@@ -366,7 +346,26 @@ def test_matching_finds_all_seeds_of_a_specification(tmp_path: Path) -> None:
     for seed in (2, 0):
         execute(tiny("mlp-mnist/dense", seed=seed), store)
     execute(tiny("mlp-mnist/dense", "train.batch=64"), store)
-    assert [run.seed for run in matching([tiny("mlp-mnist/dense")], store)] == ["0", "2"]
+    assert [run.seed for run in matching([lambda s: tiny("mlp-mnist/dense", seed=s)], store)] == [
+        "0",
+        "2",
+    ]
+
+
+def test_a_group_shares_its_parent_and_recipes_do_not(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    group = partial(tiny, "mlp-mnist/lottery:orders")
+    own = partial(tiny, "mlp-mnist/lottery")
+    for seed in (0, 3):
+        execute(group(seed=seed), store)
+    found = matching([lambda s: group(seed=s), lambda s: own(seed=s)], store)
+    assert [(r.spec.recipe.partition("/")[2], r.seed) for r in found] == [
+        ("lottery:orders", "0"),
+        ("lottery:orders", "0/0/3"),
+        ("lottery", "0"),
+    ]
+    assert found[0].id == found[2].id
+    assert len({r.spec.mask.run.seeds.data for r in found}) == 1  # type: ignore[union-attr]
 
 
 def test_matching_names_runs_as_asked_and_leaves_older_numerics_out(
@@ -377,11 +376,11 @@ def test_matching_names_runs_as_asked_and_leaves_older_numerics_out(
     as_set = tiny("mlp-mnist/set+")
     assert identity(as_rigl) == identity(as_set)
     execute(as_rigl, store)
-    (found,) = matching([as_set], store)
+    (found,) = matching([lambda _: as_set], store)
     assert found.spec.recipe == "mlp-mnist/set+"
     for module in ("spec", "store"):
         monkeypatch.setattr(f"sparseflow.runs.{module}.NUMERICS", 2)
-    assert matching([as_set], store) == []
+    assert matching([lambda _: as_set], store) == []
 
 
 def test_a_kind_takes_over_only_what_fits_it() -> None:

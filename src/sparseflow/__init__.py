@@ -32,6 +32,7 @@ from sparseflow.topology import (
     attach,
     drop_and_grow,
     probe_gradient,
+    propose,
 )
 from sparseflow.train import cross_entropy, fit
 
@@ -73,6 +74,7 @@ __all__ = [
     "make_masks",
     "maskable",
     "probe_gradient",
+    "propose",
     "shuffle_masks",
     "signal",
     "sparsify",

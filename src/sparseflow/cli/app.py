@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import torch
 import typer
 
+from sparseflow.cli.probes import Probe, check_count, make_study, places, tables
 from sparseflow.cli.show import print_json, run_progress, stdout, table
 from sparseflow.cli.work import (
     check_device,
@@ -15,19 +17,30 @@ from sparseflow.cli.work import (
     report_on,
     report_room,
     row_of,
+    run_studies,
     run_sweep,
     runs_table,
-    step_of,
+    show_costs,
+    show_flow,
     write_out,
 )
 from sparseflow.core.errors import SpecError, StoreError
-from sparseflow.recipes import FAMILIES, demo_specs, expand, make_spec, recipe_names
+from sparseflow.recipes import (
+    FAMILIES,
+    demo_specs,
+    expand,
+    group_names,
+    make_spec,
+    makers,
+    recipe_names,
+)
 from sparseflow.runs import (
     Store,
     execute,
     matching,
     remeasure,
 )
+from sparseflow.studies import carry_out
 
 app = typer.Typer(
     name="sparseflow",
@@ -81,15 +94,14 @@ def demo(
     """
     specs = demo_specs(scale)
     run_sweep(specs, Store(store), jobs, None, device)
-    report_on(
-        matching(specs, Store(store)), "lenet5-mnist", f"demo at scale {scale:g}", out, as_json
-    )
+    runs = [Store(store).run(spec) for spec in specs]
+    report_on(runs, "lenet5-mnist", f"demo at scale {scale:g}", out, as_json)
 
 
 @app.command("list")
 def list_(*, store: StorePath = RUNS, as_json: Json = False) -> None:
     """List the recipes, and the runs in the store."""
-    recipes = [name for family in FAMILIES for name in recipe_names(family)]
+    recipes = [n for family in FAMILIES for n in (*recipe_names(family), *group_names(family))]
     runs = [row_of(run) for run in Store(store).runs()]
     damaged = [row["id"] for row in runs if row["state"] == "damaged"]
     if as_json:
@@ -102,7 +114,8 @@ def list_(*, store: StorePath = RUNS, as_json: Json = False) -> None:
 
 def _show_list(runs: list[dict[str, Any]], store: Path) -> None:
     for family in FAMILIES:
-        names = [name.partition("/")[2] for name in recipe_names(family)]
+        full = (*recipe_names(family), *group_names(family))
+        names = [name.partition("/")[2] for name in full]
         stdout.print(f"[bold]{family}/[/bold]  {'  '.join(names)}", highlight=False)
     shown = [row for row in runs if "/init-" not in row["recipe"]]
     if shown:
@@ -178,50 +191,88 @@ def sweep_(
 
 @app.command()
 def measure(
-    which: Annotated[
-        str, typer.Argument(metavar="RUN", help="Id (or its start) or recipe of a run.")
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="Ids (or their start) or recipes, each with @STEP."),
     ],
     *,
+    probe: Annotated[Probe, typer.Option(help="What to measure.")] = "flow",
     at: Annotated[str, typer.Option(help="A kept step, 'start' or 'end'.")] = "end",
-    seed: Seed = 0,
+    seeds: Annotated[
+        str, typer.Option("--seeds", "--seed", help="Of recipes, such as 0-4 or 0,2,7.")
+    ] = "0",
+    reference: Annotated[
+        str | None, typer.Option(help="agreement: a run that all are compared with.")
+    ] = None,
+    examples: Annotated[
+        int | None, typer.Option(min=1, help="hessian, interpolate, plane: training examples.")
+    ] = None,
+    exact: Annotated[bool, typer.Option(help="hessian: every eigenvalue, no density.")] = False,
+    aligned: Annotated[
+        bool, typer.Option(help="interpolate: permute the first run's units to match first.")
+    ] = False,
     scale: Scale = 1.0,
     settings: Settings = None,
     store: StorePath = RUNS,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Measure a checkpoint of a run again: gradient flow, signal, accuracy, distance.
+    """Measure kept checkpoints again, or against each other; nothing is trained.
 
-    Example: sparseflow measure lenet5-mnist/rigl+ --seed 3 --at 1000
+    flow: gradient flow, signal, accuracy, distance to the start. hessian: the
+    spectrum of the Hessian. update: one mask update by each rule. interpolate:
+    loss along the line between two. plane: through three. distance: between all.
+    agreement: of their predictions, and ensembles.
+    Example: sparseflow measure lenet5-mnist/lottery lenet5-mnist/prune
+    --probe interpolate
     """
     check_device(device)
-    if "/" in which:
-        found = Store(store).run(make_spec(which, seed=seed, scale=scale, settings=settings or ()))
-    else:
-        found = Store(store).find(which)
-    values = remeasure(found, step_of(found, at), device=device)
-    if as_json:
-        print_json(values)
+    made = {"scale": scale, "settings": settings or ()}
+    room, numbers = Store(store), parse_seeds(seeds)
+    found = places(names, numbers, at, room, **made)
+    if probe == "flow":
+        check_count(probe, found)
+        show_flow(remeasure(found[0].run, found[0].step, device=device), as_json)
         return
-    flow, signal = values["flow"], values["signal"]
-    head = {k: values[k] for k in ("run", "recipe", "step", "test_accuracy", "test_loss")}
-    norms = {
-        f"gradient norm, {k}": flow[k] for k in ("total", "kernels", "biases", "dense", "effective")
-    }
-    rest = {
-        "probe loss": flow["loss"],
-        "loss decrease of a step": values["decrease"]["actual"],
-        "its first-order prediction": values["decrease"]["predicted"],
-        "output std": signal["output"],
-        "L2 distance to start": values["distance_to_start"]["l2"],
-        "cosine distance to start": values["distance_to_start"]["cosine"],
-    }
-    stdout.print(table("measured", [{"": k, "value": v} for k, v in (head | norms | rest).items()]))
-    layers = [
-        {"parameter": k, "gradient norm": v, "active": values["active"].get(k)}
-        for k, v in flow["per_layer"].items()
-    ]
-    stdout.print(table("by layer", layers))
+    beside = places([reference], numbers[:1], at, room, **made)[0] if reference else None
+    study = make_study(
+        probe, found, examples=examples, exact=exact, aligned=aligned, reference=beside
+    )
+    seen = carry_out(study, room)
+    if as_json:
+        print_json(msgspec.to_builtins(seen))
+        return
+    for shown in tables(seen):
+        stdout.print(shown)
+
+
+@app.command()
+def reproduce(
+    family: Annotated[str, typer.Argument(help="lenet5-mnist, the one of the paper's table.")],
+    *,
+    scale: Scale = 1.0,
+    jobs: Jobs = 2,
+    threads: Threads = None,
+    out: Out = Path("report"),
+    store: StorePath = RUNS,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Run all that the paper's MNIST evidence needs, and judge it claim by claim.
+
+    Trains what is missing, measures what is missing (curvature, geometry,
+    agreement), and writes one page: each claim with the paper's figure, ours
+    with its interval, and a verdict. Stop it whenever you like; the same
+    command goes on. Example: sparseflow reproduce lenet5-mnist --scale 0.05
+    """
+    room = Store(store)
+    planned = reproduction(family, room, scale=scale)
+    run_sweep([*planned.runs, *planned.groups, *planned.at_start], room, jobs, threads, device)
+    evidence = run_studies(planned.studies, room, jobs, threads)
+    title = "the full protocol" if scale == 1 else f"scale {scale:g}"
+    runs = [room.run(spec) for spec in (*planned.runs, *planned.at_start)]
+    report_on(runs, family, title, out, as_json, published=scale == 1, evidence=evidence)
+    show_costs([*planned.runs, *planned.groups, *planned.at_start], planned.studies, room)
 
 
 @app.command()
@@ -251,8 +302,7 @@ def report(
     families = sorted({name.partition("/")[0] for name in names})
     if len(families) > 1:
         raise SpecError(f"a report is of one family, not of {' and '.join(families)}")
-    specs = [make_spec(name, scale=scale, settings=settings or ()) for name in names]
     changed = [f"scale {scale:g}"] * (scale != 1) + list(settings or ())
     title = "the full protocol" if not changed else ", ".join(changed)
-    runs = matching(specs, Store(store))
+    runs = matching(makers(names, scale=scale, settings=settings or ()), Store(store))
     report_on(runs, families[0], title, out, as_json, published=not changed)

@@ -78,6 +78,33 @@ def run_progress() -> Iterator[Callable[[Run, int, float], None]]:
         yield progress
 
 
+@contextmanager
+def study_progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar of the studies done; elsewhere a line now and then."""
+    began = time.monotonic()
+    bar = Progress(
+        TextColumn("studies"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=stderr,
+        disable=not stderr.is_terminal,
+    )
+    task = bar.add_task("", total=total)
+
+    def changed(done: int) -> None:
+        bar.update(task, completed=done)
+        if not stderr.is_terminal and (done % 10 == 0 or done == total):
+            stderr.print(
+                f"[{time.monotonic() - began:6.0f} s] {done} of {total} studies",
+                highlight=False,
+                markup=False,
+            )
+
+    with bar:
+        yield changed
+
+
 class SweepView:
     """A live table on a terminal; elsewhere one line for each run that ends."""
 

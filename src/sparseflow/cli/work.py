@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import resource
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sparseflow.cli.show import SweepView, print_json, stderr, stdout, table
+from sparseflow.cli.show import SweepView, print_json, stderr, stdout, study_progress, table
 from sparseflow.core.errors import SparseflowError, SpecError, StoreError
 from sparseflow.runs import Job, Run, RunSpec, Store, identity, plan, sweep
+from sparseflow.studies import Figures, Study, carry_out_all, seconds
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -44,13 +48,70 @@ def run_sweep(
     return planned
 
 
+def run_studies(
+    studies: Sequence[Study], store: Store, jobs: int, threads: int | None
+) -> list[Figures]:
+    """Carry out studies, with a bar where someone watches."""
+    share = threads or max(1, (os.cpu_count() or 1) // jobs)
+    with study_progress(len(studies)) as changed:
+        return carry_out_all(studies, store, workers=jobs, threads=share, changed=changed)
+
+
+def show_costs(specs: Sequence[RunSpec], studies: Sequence[Study], store: Store) -> None:
+    """Say what runs and studies took, whenever that was, and the peak memory of this go."""
+    trained = {run.id: run.seconds for run in map(store.run, specs)}
+    measured = [seconds(study, store) for study in studies]
+    usage = resource.getrusage
+    peak = max(usage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    stderr.print(
+        f"{len(trained)} runs took {sum(trained.values()):,.0f} s, {len(measured)} studies "
+        f"{sum(measured):,.0f} s, summed over processes; peak memory of a process here "
+        f"{peak / 1e6:.2f} GB",
+        highlight=False,
+    )
+
+
+def show_flow(values: dict[str, Any], as_json: bool) -> None:
+    """Print what :func:`sparseflow.runs.remeasure` found."""
+    if as_json:
+        print_json(values)
+        return
+    flow, signal = values["flow"], values["signal"]
+    head = {k: values[k] for k in ("run", "recipe", "step", "test_accuracy", "test_loss")}
+    norms = {
+        f"gradient norm, {k}": flow[k] for k in ("total", "kernels", "biases", "dense", "effective")
+    }
+    rest = {
+        "probe loss": flow["loss"],
+        "loss decrease of a step": values["decrease"]["actual"],
+        "its first-order prediction": values["decrease"]["predicted"],
+        "output std": signal["output"],
+        "L2 distance to start": values["distance_to_start"]["l2"],
+        "cosine distance to start": values["distance_to_start"]["cosine"],
+    }
+    stdout.print(table("measured", [{"": k, "value": v} for k, v in (head | norms | rest).items()]))
+    layers = [
+        {"parameter": k, "gradient norm": v, "active": values["active"].get(k)}
+        for k, v in flow["per_layer"].items()
+    ]
+    stdout.print(table("by layer", layers))
+
+
 def report_on(
-    runs: list[Run], family: str, title: str, out: Path, as_json: bool, published: bool = False
+    runs: list[Run],
+    family: str,
+    title: str,
+    out: Path,
+    as_json: bool,
+    published: bool = False,
+    evidence: Sequence[Figures] = (),
 ) -> None:
     """Collect runs and write their report."""
     if not runs:
         raise StoreError(f"no finished runs of {family} ({title}) in the store: run them first")
-    results = report_room().collect(runs, family=family, title=title, published=published)
+    results = report_room().collect(
+        runs, family=family, title=title, published=published, evidence=evidence
+    )
     write_out(results, out, as_json)
 
 

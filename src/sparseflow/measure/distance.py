@@ -1,12 +1,20 @@
-"""How far one set of weights is from another."""
+"""How far sets of weights, and their masks, are from each other."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from jaxtyping import Float64, Shaped
+from torch import Tensor, nn
+
+from sparseflow.core.errors import MeasureError
+
+State = Mapping[str, Tensor]
+Square = Float64[np.ndarray, "n n"]
 
 
 @dataclass(frozen=True)
@@ -22,22 +30,192 @@ class Distance:
     cosine: float
 
 
-@torch.no_grad()
-def distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Distance:
+@dataclass(frozen=True, eq=False)
+class Distances:
+    """Distances between every two of ``n`` states: symmetric, the diagonal zero.
+
+    Attributes:
+        labels: the states' labels, in the order of rows and columns.
+        l2: L2 norm of the difference of the weights, (n, n).
+        cosine: 1 minus the cosine of the angle between the weights, in [0, 2];
+            NaN where one of the two is all zero.
+        hamming: share of the maskable positions where the masks differ; None
+            without masks.
+        jaccard: 1 - |A ∩ B| / |A ∪ B| over the active positions, 0 for two
+            empty masks; None without masks.
+    """
+
+    labels: tuple[str, ...]
+    l2: Square
+    cosine: Square
+    hamming: Square | None = None
+    jaccard: Square | None = None
+
+
+def distance(a: State, b: State, *, only: Iterable[str] | None = None) -> Distance:
     """L2 and cosine distance between two states with the same names and shapes.
 
+    Tensors that are not floating point (counters such as
+    ``num_batches_tracked``) are no weights and are left out.
+
+    Args:
+        a: one state: name -> tensor.
+        b: the other.
+        only: names to compare; all by default.
+
     Raises:
-        ValueError: if names or shapes differ.
+        MeasureError: if names or shapes differ.
 
     >>> distance({"w": torch.tensor([3.0, 0.0])}, {"w": torch.tensor([0.0, 4.0])})
     Distance(l2=5.0, cosine=1.0)
     """
-    if set(a) != set(b):
-        raise ValueError(f"the states differ in: {', '.join(sorted(set(a) ^ set(b)))}")
-    if any(a[n].shape != b[n].shape for n in a):
-        raise ValueError("the states hold tensors of different shapes under one name")
-    x = torch.cat([a[n].detach().flatten() for n in a]).double()
-    y = torch.cat([b[n].detach().flatten().to(x.device) for n in a]).double()
-    norms = float(x.norm() * y.norm())
-    cosine = 1 - float(x @ y) / norms if norms else float("nan")
-    return Distance(float((x - y).norm()), cosine)
+    found = distances({"the first": a, "the second": b}, only=only)
+    return Distance(float(found.l2[0, 1]), float(found.cosine[0, 1]))
+
+
+@torch.no_grad()
+def distances(
+    states: Mapping[str, State] | Sequence[State],
+    masks: Mapping[str, State] | Sequence[State] | None = None,
+    *,
+    only: Iterable[str] | None = None,
+) -> Distances:
+    """L2, cosine and mask distances between every two states of one architecture.
+
+    Differences are summed in float64, pair by pair, and never taken from dot
+    products, in which near states would cancel. Cosine uses
+    1 - cos = (‖a - b‖² - (‖a‖ - ‖b‖)²) / (2 ‖a‖ ‖b‖), exact for near states too.
+
+    Tensors that are not floating point are no weights and are left out. Batch
+    norm's running statistics are floating point: pass ``only`` the names of
+    ``model.named_parameters()`` to compare weights alone.
+
+    Args:
+        states: label -> state, or a sequence, labelled "0", "1", ...
+        masks: the masks of each state: a mapping with the same labels, or a
+            sequence in the same order.
+        only: names of the tensors to compare; all by default.
+
+    Raises:
+        MeasureError: if there are fewer than two states, if two have different
+            architectures (the first tensor that differs is named), or the masks
+            do not go with the states.
+
+    Example:
+        >>> states = {"a": {"w": torch.zeros(2)}, "b": {"w": torch.tensor([3.0, 4.0])}}
+        >>> masks = {"a": {"w": torch.tensor([True, False])}, "b": {"w": torch.ones(2).bool()}}
+        >>> found = distances(states, masks)
+        >>> found.l2.tolist(), float(found.hamming[0, 1]), float(found.jaccard[0, 1])
+        ([[0.0, 5.0], [5.0, 0.0]], 0.5, 0.5)
+    """
+    named = _labelled(states)
+    if len(named) < 2:
+        raise MeasureError(f"a distance needs two states or more, not {len(named)}")
+    if only is not None:
+        named = _restricted(named, list(only))
+    check_same(named)
+    first, *_ = named.values()
+    weights = [name for name, tensor in first.items() if tensor.is_floating_point()]
+    if not weights:
+        raise MeasureError("the states hold no floating-point tensor to compare")
+    n, device = len(named), first[weights[0]].device
+    squares = torch.zeros(n, n, dtype=torch.float64, device=device)
+    norms = torch.zeros(n, dtype=torch.float64, device=device)
+    for name in weights:
+        rows = _rows(named, name, device).double()
+        squares += torch.stack([(rows - row).square().sum(1) for row in rows])
+        norms += rows.square().sum(1)
+    lengths = norms.sqrt()
+    product = lengths[:, None] * lengths
+    cosine = (squares - (lengths[:, None] - lengths).square()) / (2 * product)
+    cosine = torch.where(product > 0, cosine.clamp(0, 2), float("nan")).fill_diagonal_(0)
+    hamming, jaccard = _mask_distances(named, masks) if masks is not None else (None, None)
+    return Distances(tuple(named), _array(squares.sqrt()), _array(cosine), hamming, jaccard)
+
+
+def check_same(states: Mapping[str, State]) -> None:
+    """Compare names and shapes of labelled states with those of the first.
+
+    Raises:
+        MeasureError: naming the first tensor that differs, both shapes and labels.
+    """
+    (label, first), *others = states.items()
+    for other, state in others:
+        if set(first) != set(state):
+            odd = ", ".join(sorted(set(first) ^ set(state)))
+            raise MeasureError(f"the names in {label} and {other} differ in: {odd}")
+        for name, tensor in first.items():
+            if tensor.shape != state[name].shape:
+                raise MeasureError(
+                    f"{label} and {other} hold tensors of different shapes under one name: "
+                    f"{name!r} is {tuple(tensor.shape)} and {tuple(state[name].shape)}"
+                )
+
+
+def check_fits(model: nn.Module, states: Mapping[str, State]) -> None:
+    """Compare labelled states with a model: every parameter there, nothing unknown.
+
+    Raises:
+        MeasureError: naming the state, the tensor and both shapes.
+    """
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers()), **model.state_dict()}
+    kind = type(model).__name__
+    for label, state in states.items():
+        for name, _ in model.named_parameters():
+            if name not in state:
+                raise MeasureError(f"{label} has no {name!r}, a parameter of {kind}")
+        for name, tensor in state.items():
+            if name not in own:
+                raise MeasureError(f"{label} has {name!r}, which {kind} does not have")
+            if tensor.shape != own[name].shape:
+                raise MeasureError(
+                    f"{name!r} has shape {tuple(tensor.shape)} in {label} and "
+                    f"{tuple(own[name].shape)} in {kind}"
+                )
+
+
+def _labelled(items: Mapping[str, State] | Sequence[State]) -> dict[str, State]:
+    if isinstance(items, Mapping):
+        return dict(items)
+    return {str(i): item for i, item in enumerate(items)}
+
+
+def _restricted(named: dict[str, State], names: list[str]) -> dict[str, State]:
+    for label, state in named.items():
+        for name in names:
+            if name not in state:
+                raise MeasureError(f"state {label!r} has no tensor {name!r}")
+    return {label: {n: state[n] for n in names} for label, state in named.items()}
+
+
+def _rows(named: Mapping[str, State], name: str, device: torch.device) -> Shaped[Tensor, "n size"]:
+    return torch.stack([s[name].detach().flatten().to(device) for s in named.values()])
+
+
+def _mask_distances(named: dict[str, State], masks: Any) -> tuple[Square, Square]:
+    given = _labelled(masks)
+    if isinstance(masks, Mapping) and set(given) != set(named):
+        raise MeasureError(
+            f"the masks are labelled {', '.join(sorted(given))} "
+            f"and the states {', '.join(sorted(named))}"
+        )
+    if len(given) != len(named):
+        raise MeasureError(f"there are {len(named)} states and {len(given)} sets of masks")
+    if not isinstance(masks, Mapping):
+        given = dict(zip(named, given.values(), strict=True))
+    ordered = {f"the masks of {label}": given[label] for label in named}
+    check_same(ordered)
+    first, *_ = ordered.values()
+    differ = torch.zeros(len(named), len(named), dtype=torch.long)
+    both = differ.clone()
+    for name in first:
+        rows = _rows(ordered, name, torch.device("cpu")).bool()
+        differ += torch.stack([(rows ^ row).sum(1) for row in rows])
+        both += torch.stack([(rows & row).sum(1) for row in rows])
+    size = sum(mask.numel() for mask in first.values())
+    differ, both = differ.double(), both.double()
+    return _array(differ / max(size, 1)), _array(differ / (differ + both).clamp(min=1))
+
+
+def _array(tensor: Tensor) -> Square:
+    return tensor.double().cpu().numpy()

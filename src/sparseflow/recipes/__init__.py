@@ -1,99 +1,26 @@
 """Recipes: names for run specifications, and the Python functions that return them."""
 
-from __future__ import annotations
+from sparseflow.recipes.make import (
+    FAMILIES,
+    demo_specs,
+    expand,
+    find_family,
+    group_names,
+    make_spec,
+    makers,
+    recipe_names,
+)
+from sparseflow.recipes.paper import Reproduction, reproduction
 
-from collections.abc import Sequence
-
-from sparseflow.core.errors import SpecError, unknown
-from sparseflow.recipes.mnist import AT_START, LENET5, MLP, TRAINED, Family
-from sparseflow.runs.override import scaled, with_overrides, with_seeds
-from sparseflow.runs.spec import RunSpec
-from sparseflow.runs.validate import check
-
-FAMILIES: dict[str, Family] = {family.name: family for family in (LENET5, MLP)}
-
-
-DEMO_SPARSITIES = ("0.00", "0.80", "0.90", "0.95", "0.98")
-
-
-def find_family(name: str) -> Family:
-    """Return a family by name.
-
-    Raises:
-        SpecError: if it is unknown, with a suggestion.
-    """
-    if name not in FAMILIES:
-        raise SpecError(unknown("recipe family", name, FAMILIES))
-    return FAMILIES[name]
-
-
-def recipe_names(family: str, *, at_start: bool = False) -> list[str]:
-    """Full names of the family's training recipes, or of those that only measure at step 0."""
-    prefix = find_family(family).name
-    return [f"{prefix}/{name}" for name in (AT_START if at_start else TRAINED)]
-
-
-def expand(names: Sequence[str]) -> list[str]:
-    """Full recipe names of families (all their recipes) and of single recipes."""
-    found: list[str] = []
-    for name in names:
-        if "/" in name:
-            found.append(name)
-        else:
-            found += recipe_names(name) + recipe_names(name, at_start=True)
-    return list(dict.fromkeys(found))
-
-
-def demo_specs(scale: float) -> list[RunSpec]:
-    """Specifications of the demo: the main job, shortened, and initialisation by sparsity."""
-    trained = ("prune", "lottery", "shuffled", "shuffled+", "rigl+")
-    at_start = [n for n in AT_START if n.endswith(DEMO_SPARSITIES)]
-    specs = [make_spec(f"{LENET5.name}/{name}", scale=scale) for name in trained]
-    return specs + [make_spec(f"{LENET5.name}/{name}") for name in at_start]
-
-
-def make_spec(
-    name: str, *, seed: int = 0, scale: float = 1.0, settings: Sequence[str] = ()
-) -> RunSpec:
-    """Build the specification of a recipe.
-
-    Args:
-        name: such as ``lenet5-mnist/rigl+``.
-        seed: of initialisation, masks and data order, in the run and its parents.
-        scale: multiplies the steps and all schedules.
-        settings: ``path=value`` overrides, applied after scaling; ``density``
-            reaches the parents too (the pruning run prunes to it).
-
-    Raises:
-        SpecError: for an unknown name or field (with a suggestion), or a value
-            that makes no sense.
-
-    Example:
-        >>> make_spec("lenet5-mnist/rigl+", settings=["density=0.02"]).mask.run.density
-        0.02
-    """
-    family_name, _, short = name.partition("/")
-    family = find_family(family_name)
-    makers = TRAINED | AT_START
-    if short not in makers:
-        raise SpecError(unknown(f"recipe of {family_name}", short, TRAINED))
-    density = family.density
-    others = []
-    for setting in settings:
-        path, _, value = setting.partition("=")
-        if path.strip() == "density":
-            density = _density(value)
-        else:
-            others.append(setting)
-    spec = scaled(with_seeds(makers[short](family, density), seed), scale)
-    return check(with_overrides(spec, others))
-
-
-def _density(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise SpecError(f"density={text!r} is not a number between 0 and 1") from error
-
-
-__all__ = ["FAMILIES", "demo_specs", "expand", "find_family", "make_spec", "recipe_names"]
+__all__ = [
+    "FAMILIES",
+    "Reproduction",
+    "demo_specs",
+    "expand",
+    "find_family",
+    "group_names",
+    "make_spec",
+    "makers",
+    "recipe_names",
+    "reproduction",
+]

@@ -135,6 +135,18 @@ TRAINED: dict[str, Maker] = {
     },
 }
 
+GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "lottery:orders": ("lottery", ("data",)),
+    "scratch:orders": ("scratch", ("data",)),
+    "scratch:inits": ("scratch", ("init", "data")),
+    "prune-restart:orders": ("prune-restart", ("data",)),
+}
+"""Groups of the published table: many children of *one* pruned network (seed 0).
+
+Each has a recipe and the seeds that differ between its members; every other
+seed, the ancestors' included, is 0. Seed 0 is the recipe's own run.
+"""
+
 # The paper's figure 1 uses He scale 2 and normal draws, on masks uneven over neurons.
 SPARSITIES = (0.0, 0.5, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98)
 _AT_START = {

@@ -16,12 +16,12 @@ from sparseflow.report.results import (
     RunFigures,
     StartFigures,
     UpdateCurve,
-    rounded,
 )
 from sparseflow.report.variants import shared_settings, short_name, variants
 from sparseflow.report.vocabulary import FAN_IN, LIU, MASKED_DENSE, kind_of
 from sparseflow.runs import Run, identity, with_seeds
 from sparseflow.runs.spec import Train
+from sparseflow.studies.figures import Figures, rounded
 
 AT_START = "init-"
 """Prefix of recipes that measure a network at initialisation and never train it."""
@@ -40,7 +40,14 @@ _INIT_NAMES = {"dense": MASKED_DENSE, "layer": LIU, "neuron": FAN_IN}
 _Row = TypeVar("_Row", bound=tuple)
 
 
-def collect(runs: Sequence[Run], *, family: str, title: str, published: bool = False) -> Results:
+def collect(
+    runs: Sequence[Run],
+    *,
+    family: str,
+    title: str,
+    published: bool = False,
+    evidence: Sequence[Figures] = (),
+) -> Results:
     """Reduce finished runs to what the report shows.
 
     Runs are grouped by recipe. Runs of one recipe whose settings differ in more
@@ -52,6 +59,7 @@ def collect(runs: Sequence[Run], *, family: str, title: str, published: bool = F
         title: what was run, in a few words.
         published: whether the settings are the authors' own (the recipes as
             they stand), so that their figures may stand beside these.
+        evidence: what studies of the runs' checkpoints found.
 
     Raises:
         StoreError: if there are no runs, or one is unfinished or damaged.
@@ -69,7 +77,7 @@ def collect(runs: Sequence[Run], *, family: str, title: str, published: bool = F
     figures.sort(key=lambda f: (kind_of(f.recipe).order, f.variant, f.seeds, f.id))
     starts = [_start_figures(run) for run in _comparable(untrained)]
     starts.sort(key=lambda s: (tuple(_INIT_NAMES.values()).index(s.init), s.sparsity, s.seed))
-    return Results(family, title, density, steps, tuple(figures), tuple(starts))
+    return Results(family, title, density, steps, tuple(figures), tuple(starts), tuple(evidence))
 
 
 class _Thinned(Generic[_Row]):

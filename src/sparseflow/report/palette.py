@@ -19,8 +19,19 @@ METHODS = {
     "rigl": "#d55e00",
     "rigl-inverted": "#7b4fb5",
 }
+SCALE = (
+    "#f1f5f2", "#dbe9e5", "#bedbd6", "#98c8c5", "#6caeb0", "#3a838b", "#256f7a", "#0f4e5c",
+)  # fmt: skip
+"""Low to high, in steps: of heat maps and contours."""
+
+ON_SCALE = 5
+"""Step of the scale from which text on it is as light as the card."""
+
 INITS = {MASKED_DENSE: "#6f6c65", LIU: "#0091d5", FAN_IN: "#d45f01"}
 
+_DARK_SCALE = (
+    "#262d2d", "#263839", "#28494b", "#2b5d60", "#2c6d71", "#46979a", "#77bcbc", "#b5e0dd",
+)  # fmt: skip
 _DARK = {
     INK: "#ece9e2",
     MUTED: "#98948b",
@@ -40,6 +51,7 @@ _DARK = {
     INITS[MASKED_DENSE]: "#aaa69c",
     INITS[LIU]: "#45b5f0",
     INITS[FAN_IN]: "#ff8a45",
+    **dict(zip(SCALE, _DARK_SCALE, strict=True)),
 }
 
 VARIABLES = {light: f"--c{number}" for number, light in enumerate(_DARK)}

@@ -37,6 +37,67 @@ class Reference:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class PublishedLine:
+    """One line of the paper's MNIST table: means, each with its standard deviation.
+
+    Attributes:
+        start: how the networks of the line begin.
+        group: the same networks here.
+        accuracy: test accuracy in %.
+        ensemble: test accuracy of the ensemble in %; None where there is none.
+        disagreement: share of test images that two of them classify differently.
+        pruned: the same between one of them and the pruned solution.
+    """
+
+    start: str
+    group: str
+    accuracy: tuple[float, float | None]
+    ensemble: float | None = None
+    disagreement: tuple[float, float] | None = None
+    pruned: tuple[float, float] | None = None
+
+
+PRUNED = ""
+"""Group of the line of the one pruned network that the others are compared with."""
+
+PUBLISHED_TABLE: dict[str, tuple[PublishedLine, ...]] = {
+    "lenet5-mnist": (
+        PublishedLine(
+            "Lottery", "lottery:orders", (98.52, 0.02), 98.58, (0.0043, 0.0006), (0.0089, 0.0002)
+        ),
+        PublishedLine(
+            "Scratch", "scratch:orders", (97.04, 0.15), 98.00, (0.0316, 0.0023), (0.0278, 0.0020)
+        ),
+        PublishedLine(
+            "Scratch, different initialisations",
+            "scratch:inits", (97.19, 0.33), 98.43, (0.0352, 0.0037), (0.0278, 0.0032),
+        ),
+        PublishedLine(
+            "Prune restart",
+            "prune-restart:orders", (98.60, 0.01), 98.63, (0.0027, 0.0003), (0.0077, 0.0003),
+        ),
+        PublishedLine("Pruned solution", PRUNED, (98.53, None)),
+        PublishedLine(
+            "Different pruned",
+            "prune", (98.30, 0.23), 99.07, (0.0214, 0.0023), (0.0197, 0.0019),
+        ),
+    )
+}  # fmt: skip
+"""The published table; five runs a line."""
+
+CURVATURE: dict[str, dict[str, tuple[float, float]]] = {
+    "lenet5-mnist": {
+        "dense": (3.9, -1.3),
+        "lottery": (0.12, -0.04),
+        "shuffled": (0.11, -0.06),
+        "shuffled-liu": (0.68, -0.15),
+        "shuffled+": (0.57, -0.17),
+    }
+}
+"""Largest and smallest Hessian eigenvalue at initialisation, first 5,000 training images,
+measured with the authors' code."""
+
 _SHUFFLED = (0.0001, 0.0004)
 _AWARE = (0.07, 0.13)
 

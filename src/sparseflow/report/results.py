@@ -6,22 +6,26 @@ training anything again, so they are what is kept in version control.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import msgspec
 
 from sparseflow.core.errors import StoreError
 from sparseflow.core.files import write_atomic
+from sparseflow.studies.figures import (
+    DEAD,
+    Agreement,
+    Distances,
+    Figures,
+    Line,
+    Number,
+    Plane,
+    Spectrum,
+    Updates,
+)
 
-SCHEMA = 1
+SCHEMA = 2
 """Layout of ``results.json``; a file of a newer one is refused."""
-
-DEAD = 20.0
-"""Test accuracy in % under which a run counts as dead (chance on MNIST is 11.35)."""
-
-Number = float | None
-"""A figure rounded to five significant digits; None where it is not finite."""
 
 
 class _Part(msgspec.Struct, frozen=True):
@@ -184,6 +188,8 @@ class Results(_Part, frozen=True):
         steps: that most runs share.
         runs: trained, in the order of the table.
         at_start: measured at initialisation only.
+        evidence: what studies of the kept checkpoints found; empty unless
+            asked for (``sparseflow reproduce``).
         schema: layout of the file.
     """
 
@@ -193,6 +199,7 @@ class Results(_Part, frozen=True):
     steps: int
     runs: tuple[RunFigures, ...]
     at_start: tuple[StartFigures, ...]
+    evidence: tuple[Figures, ...] = ()
     schema: int = SCHEMA
 
     @property
@@ -200,25 +207,46 @@ class Results(_Part, frozen=True):
         """Runs of the shared settings: those that are drawn and compared."""
         return tuple(run for run in self.runs if not run.variant)
 
+    @property
+    def spectra(self) -> tuple[Spectrum, ...]:
+        """Hessian spectra of single networks."""
+        return tuple(e for e in self.evidence if isinstance(e, Spectrum))
+
+    @property
+    def updates(self) -> tuple[Updates, ...]:
+        """Networks before and after a mask update by each rule."""
+        return tuple(e for e in self.evidence if isinstance(e, Updates))
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """Interpolations between solutions."""
+        return tuple(e for e in self.evidence if isinstance(e, Line))
+
+    @property
+    def plane(self) -> Plane | None:
+        """Loss over a plane through three solutions."""
+        return next((e for e in self.evidence if isinstance(e, Plane)), None)
+
+    @property
+    def distances(self) -> Distances | None:
+        """Distances between starts and ends."""
+        return next((e for e in self.evidence if isinstance(e, Distances)), None)
+
+    @property
+    def agreement(self) -> Agreement | None:
+        """Predictions of the groups of the published table."""
+        return next((e for e in self.evidence if isinstance(e, Agreement)), None)
+
 
 class _Header(msgspec.Struct):
     schema: int
-
-
-def rounded(value: float) -> Number:
-    """Round to five significant digits; None if not finite.
-
-    >>> rounded(0.123456789), rounded(float("nan"))
-    (0.12346, None)
-    """
-    return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
 def encode(results: Results) -> str:
     """Results as JSON, one run a line, so that differences between versions read well."""
     fields = [f'"{n}":{_json(getattr(results, n))}' for n in ("schema", "family", "title")]
     fields += [f'"{n}":{_json(getattr(results, n))}' for n in ("density", "steps")]
-    for name in ("runs", "at_start"):
+    for name in ("runs", "at_start", "evidence"):
         lines = ",\n".join(_json(part) for part in getattr(results, name))
         fields.append(f'"{name}":[\n{lines}\n]')
     return "{" + ",\n".join(fields) + "}\n"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+from sparseflow.measure.statistics import Estimate
 from sparseflow.report.results import Number
 
 NONE = "–"
@@ -114,3 +115,35 @@ def count(number: int, noun: str) -> str:
     ('1 run', '11,719 steps')
     """
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def signed(value: float) -> str:
+    """Two significant digits with a sign.
+
+    >>> signed(12.3), signed(-0.5), signed(0.0)
+    ('+12', '−0.50', '0')
+    """
+    mark = "+" if value > 0 else "−" if value < 0 else ""
+    return mark + short(abs(value))
+
+
+def minus(text: str) -> str:
+    """Write a leading hyphen as a minus sign.
+
+    >>> minus("-0.3")
+    '−0.3'
+    """
+    return "−" + text[1:] if text.startswith("-") else text
+
+
+def estimate(found: Estimate, shown: Callable[[float], str] = short) -> str:
+    """A number with its interval, where it has one.
+
+    >>> estimate(Estimate(98.5, 98.25, 98.75, 5), accuracy)
+    '98.50 [98.25, 98.75]'
+    >>> estimate(Estimate(0.5, math.nan, math.nan, 1))
+    '0.50'
+    """
+    if not (math.isfinite(found.low) and math.isfinite(found.high)):
+        return shown(found.value)
+    return f"{shown(found.value)} [{shown(found.low)}, {shown(found.high)}]"

@@ -45,6 +45,7 @@ from sparseflow.train import (
     cosine_rate,
     cross_entropy,
     make_optimizer,
+    set_rate,
     step_rate,
     with_warmup,
 )
@@ -62,6 +63,7 @@ class Assembly:
     method: Method
     optimizer: torch.optim.Optimizer
     rate: Callable[[int], float]
+    set_rate: Callable[[int], None]
     loss: Loss
     batches: Batches
     dataset: Dataset
@@ -82,15 +84,18 @@ def assemble(spec: RunSpec, store: Store, device: str = "cpu") -> Assembly:
     _set_weights(spec, model, layers, masks, store)
     probes = [probe_batch(dataset, spec.data.probe, i) for i in (0, 1)]
     o = spec.optimizer
+    optimizer = make_optimizer(
+        o.kind, model, o.lr, momentum=o.momentum, weight_decay=o.weight_decay
+    )
+    rate, inner = make_rate(spec), o.momentum if o.inner_momentum else None
     return Assembly(
         model=model,
         layers=layers,
         masks=masks,
-        method=_method(spec, model, probes[1]),
-        optimizer=make_optimizer(
-            o.kind, model, o.lr, momentum=o.momentum, weight_decay=o.weight_decay
-        ),
-        rate=make_rate(spec),
+        method=make_method(spec, model, probes[1]),
+        optimizer=optimizer,
+        rate=rate,
+        set_rate=lambda step: set_rate(optimizer, rate, step, inner_momentum=inner),
         loss=cross_entropy,
         batches=Batches(
             dataset.train_x,
@@ -165,7 +170,8 @@ def make_init(spec: InitSpec) -> Init:
     return Init(spec.kind, spec.fan, spec.distribution, spec.scale)
 
 
-def _method(spec: RunSpec, model: nn.Module, probe: Batch) -> Method:
+def make_method(spec: RunSpec, model: nn.Module, probe: Batch) -> Method:
+    """Build the method; ``probe`` is what RigL grows from, unless it grows from the batch."""
     m = spec.method
     if isinstance(m, StaticMethod):
         return Static()

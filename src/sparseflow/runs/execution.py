@@ -24,7 +24,7 @@ from sparseflow.runs.spec import RunSpec, parents
 from sparseflow.runs.store import Run, Store
 from sparseflow.runs.validate import check
 from sparseflow.topology import Topology, attach
-from sparseflow.train import evaluate, fit, set_rate
+from sparseflow.train import evaluate, fit
 from sparseflow.train.checkpoint import load_resume, load_weights, save_resume, save_weights
 
 RESUME_EVERY = 500
@@ -91,7 +91,6 @@ def _train(run: Run, store: Store, device: str, progress: Progress | None) -> No
         if progress is not None:
             progress(run, step, recorder.accuracy)
 
-    inner = spec.optimizer.momentum if spec.optimizer.inner_momentum else None
     try:
         fit(
             parts.model,
@@ -100,7 +99,7 @@ def _train(run: Run, store: Store, device: str, progress: Progress | None) -> No
             parts.optimizer,
             steps=spec.train.steps,
             start=start,
-            set_rate=lambda step: set_rate(parts.optimizer, parts.rate, step, inner_momentum=inner),
+            set_rate=parts.set_rate,
             observers=[observe],
         )
     except DivergedError as error:

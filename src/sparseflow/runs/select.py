@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
-
-from msgspec.structs import astuple, replace
 
 from sparseflow.core.parameters import maskable
 from sparseflow.measure import distance, gradient_flow, signal, step_decrease
 from sparseflow.runs.build import load_data, make_model, make_rate, probe_batch
-from sparseflow.runs.override import with_seeds
-from sparseflow.runs.spec import RunSpec, Seeds, identity
+from sparseflow.runs.spec import RunSpec, identity
 from sparseflow.runs.store import Run, Store
 from sparseflow.train import cross_entropy, evaluate
 
 
-def matching(specs: Iterable[RunSpec], store: Store) -> list[Run]:
-    """Finished runs that equal one of the specifications but for their seeds.
+def matching(makers: Iterable[Callable[[int], RunSpec]], store: Store) -> list[Run]:
+    """Finished runs that a recipe makes at one of the store's seeds.
 
-    They come in the order of the specifications, then of the seeds, under the
-    recipe that was asked for: one run may have been made under another name.
-    Runs of other numerics are left out.
+    They come in the order of the recipes, then of the seeds, under the name
+    that was asked for: one run may have been made under another. Runs of
+    other numerics are left out.
+
+    Args:
+        makers: each returns the specification of a recipe at a seed.
+        store: where to look.
     """
-    wanted = {identity(with_seeds(spec, 0)): (i, spec.recipe) for i, spec in enumerate(specs)}
-    found: list[tuple[int, Seeds, Run]] = []
-    for run in store.runs():
-        place, recipe = wanted.get(identity(with_seeds(run.spec, 0)), (None, ""))
-        if place is not None and run.finished and run.id == identity(run.spec):
-            spec = replace(run.spec, recipe=recipe)
-            found.append((place, spec.seeds, Run(run.path, spec)))
-    found.sort(key=lambda item: (item[0], *astuple(item[1])))
-    return [run for _, _, run in found]
+    runs = {run.id: run for run in store.runs() if run.finished}
+    seeds = sorted({run.spec.seeds.data for run in runs.values()})
+    wanted = (make(seed) for make in makers for seed in seeds)
+    found = {(spec.recipe, identity(spec)): spec for spec in wanted}
+    return [Run(runs[i].path, spec) for (_, i), spec in found.items() if i in runs]
 
 
 def remeasure(run: Run, step: int, *, device: str = "cpu") -> dict[str, Any]:

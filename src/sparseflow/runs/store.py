@@ -54,6 +54,16 @@ class Run:
         """
         return read_json(self.path / "result.json", f"run {self.id} ({self.spec.recipe})")
 
+    @property
+    def seconds(self) -> float:
+        """Wall time of the process that finished the run, from where it resumed.
+
+        Raises:
+            StoreError: if the run is not finished, or the file is damaged.
+        """
+        found = read_json(self.path / "environment.json", f"run {self.id} ({self.spec.recipe})")
+        return float(found["seconds"])
+
     def metrics(self) -> Iterator[dict[str, Any]]:
         """Records in the order they were written.
 

@@ -11,6 +11,7 @@ from sparseflow.topology.methods import (
     View,
     probe_gradient,
 )
+from sparseflow.topology.propose import propose
 from sparseflow.topology.update import drop_and_grow, prune_to
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "attach",
     "drop_and_grow",
     "probe_gradient",
+    "propose",
     "prune_to",
 ]

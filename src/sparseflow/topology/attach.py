@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from sparseflow.core.errors import MaskError, TopologyError
-from sparseflow.core.random import generator
 from sparseflow.core.schedules import Moment
 from sparseflow.masks import Masks
-from sparseflow.topology.methods import Method, View
+from sparseflow.topology.methods import Method
+from sparseflow.topology.propose import updated, with_zeros
 
 _ATTACHED: weakref.WeakKeyDictionary[torch.optim.Optimizer, set[int]] = weakref.WeakKeyDictionary()
 """Parameters of each optimiser that a topology looks after."""
@@ -173,14 +173,10 @@ class Topology:
             return
         moment = self.moment
         with self._around(self):
-            masks = {}
-            for name, parameter in self._parameters.items():
-                stream = generator(self._seed, "update", self.step, name)
-                grad = None if gradients is None else gradients[name]
-                view = View(name, parameter.detach(), self.masks[name], grad, moment, stream)
-                masks[name] = self.method.update(view)
+            self._install(
+                updated(self.method, self._parameters, self.masks, gradients, moment, self._seed)
+            )
             self.updates += 1
-            self._install(Masks(masks))
             for name, parameter in self._parameters.items():
                 if parameter.grad is not None:
                     parameter.grad.masked_fill_(self._inactive[name], 0)
@@ -190,7 +186,7 @@ class Topology:
         if source is None:
             return None
         found = self._dense_grads if source == "batch" else source()
-        return {n: found.get(n, torch.zeros_like(p)) for n, p in self._parameters.items()}
+        return with_zeros(found, self._parameters)
 
     @torch.no_grad()
     def _project(self) -> None:

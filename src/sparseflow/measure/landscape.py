@@ -1,0 +1,181 @@
+"""The loss of a model at weights that are not its own, over a whole data set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sparseflow.core.errors import MeasureError
+from sparseflow.core.functional import batch_size, batches, split, undisturbed
+
+Scores = Callable[[nn.Module, Any], Tensor | Mapping[str, Tensor]]
+
+DEFAULT_CHUNK = 500
+
+
+def loss_and_accuracy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    """Mean cross-entropy and accuracy of a classifier on (inputs, classes), in one pass.
+
+    :func:`interpolate` and :func:`plane` take it for their ``loss``.
+
+    >>> batch = (torch.tensor([[2.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]))
+    >>> float(loss_and_accuracy(nn.Identity(), batch)["accuracy"])
+    0.5
+    """
+    inputs, classes = batch
+    logits = model(inputs)
+    return {
+        "loss": functional.cross_entropy(logits, classes),
+        "accuracy": (logits.argmax(1) == classes).double().mean(),
+    }
+
+
+class _Borrowed(nn.Module):
+    """The loss as a module around the model, so that ``functional_call`` lends both weights."""
+
+    def __init__(self, model: nn.Module, loss: Scores) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+
+    def forward(self, batch: Any) -> Tensor | Mapping[str, Tensor]:
+        return self.loss(self.model, batch)
+
+
+class Landscape:
+    """Evaluates one model at any weights: in eval mode, without a trace in the model.
+
+    Batch norm's running statistics belong to the weights that they were
+    gathered with. At every point they are gathered anew: one pass in training
+    mode over ``batch_norm_data``, each chunk weighted by its examples.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Scores,
+        data: Any,
+        *,
+        batch_norm_data: Any = None,
+        chunk: int = DEFAULT_CHUNK,
+    ) -> None:
+        """List the data once, cut in even chunks of at most ``chunk`` examples."""
+        if chunk < 1:
+            raise MeasureError(f"chunk={chunk} must be at least 1")
+        self._model, self._call = model, _Borrowed(model, loss)
+        self._chunks = _chunks(data, chunk)
+        self._norms = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            and module.running_mean is not None
+        }
+        self._norm_chunks: list[Any] = []
+        if self._norms:
+            own = batch_norm_data is None
+            chunks = self._chunks if own else _chunks(batch_norm_data, chunk)
+            # A variance needs two examples.
+            self._norm_chunks = [c for c in chunks if batch_size(c) > 1] or chunks
+
+    @torch.no_grad()
+    def at(self, state: Mapping[str, Tensor], where: str) -> dict[str, float]:
+        """Return the loss, and what else the loss function gives, at ``state``.
+
+        Raises:
+            MeasureError: if one of them is not finite; ``where`` says at what point.
+        """
+        tensors = self._tensors(state)
+        sums: dict[str, float] = {}
+        with undisturbed(self._model):
+            self._model.eval()
+            self._gather(tensors)
+            for chunk in self._chunks:
+                size = batch_size(chunk)
+                for name, value in self._values(tensors, chunk).items():
+                    sums[name] = sums.get(name, 0.0) + value * size
+        total = sum(batch_size(chunk) for chunk in self._chunks)
+        means = {name: value / total for name, value in sums.items()}
+        for name, value in means.items():
+            if not math.isfinite(value):
+                raise MeasureError(f"{name} is {value} {where}: it must be finite")
+        return means
+
+    def _tensors(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        own = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
+        return {n: state[n].to(tensor.device) for n, tensor in own.items() if n in state}
+
+    def _gather(self, tensors: dict[str, Tensor]) -> None:
+        """Put fresh batch-norm statistics into ``tensors``."""
+        if not self._norms:
+            return
+        for name, module in self._norms.items():
+            for buffer, value in module.named_buffers(recurse=False):
+                fresh = torch.ones_like if buffer == "running_var" else torch.zeros_like
+                tensors[f"{name}.{buffer}" if name else buffer] = fresh(value)
+        momenta = [(module, module.momentum) for module in self._norms.values()]
+        seen = 0
+        try:
+            for chunk in self._norm_chunks:
+                seen += batch_size(chunk)
+                for module in self._norms.values():
+                    module.train()
+                    module.momentum = batch_size(chunk) / seen
+                self._run(tensors, chunk)
+        finally:
+            for module, momentum in momenta:
+                module.momentum = momentum
+                module.eval()
+
+    def _run(self, tensors: dict[str, Tensor], chunk: Any) -> Tensor | Mapping[str, Tensor]:
+        lent = {f"model.{name}": tensor for name, tensor in tensors.items()}
+        return torch.func.functional_call(self._call, lent, (chunk,))
+
+    def _values(self, tensors: dict[str, Tensor], chunk: Any) -> dict[str, float]:
+        found = self._run(tensors, chunk)
+        values = dict(found) if isinstance(found, Mapping) else {"loss": found}
+        if "loss" not in values:
+            raise MeasureError(f"the loss gave {', '.join(values) or 'nothing'}; 'loss' is missing")
+        for name, value in values.items():
+            if value.numel() != 1:
+                raise MeasureError(
+                    f"{name} has shape {tuple(value.shape)}; it must be one number, the mean"
+                )
+        return {name: float(value) for name, value in values.items()}
+
+
+def mix(states: tuple[Mapping[str, Tensor], ...], shares: tuple[float, ...]) -> dict[str, Tensor]:
+    """Return Σ share · state, for shares that sum to 1.
+
+    Taken as the state of the largest share plus what the others add to it: a
+    state whose share is 1 comes out bit for bit, and so does what all of them
+    have in common. What is not floating point is that state's.
+    """
+    order = sorted(range(len(shares)), key=lambda i: -shares[i])
+    nearest, others = states[order[0]], order[1:]
+
+    def one(name: str) -> Tensor:
+        base = nearest[name].detach()
+        total = base.clone()
+        if base.is_floating_point():
+            for i in others:
+                if shares[i]:
+                    total.add_(states[i][name].detach().to(base) - base, alpha=shares[i])
+        return total
+
+    return {name: one(name) for name in nearest if all(name in state for state in states)}
+
+
+def _chunks(data: Any, size: int) -> list[Any]:
+    found: list[Any] = []
+    for batch in batches(data):
+        examples = batch_size(batch)
+        parts = max(1, math.ceil(examples / size))
+        found += split(batch, math.ceil(examples / parts)) if parts > 1 else [batch]
+    if not sum(batch_size(chunk) for chunk in found):
+        raise MeasureError("the data hold no example")
+    return found

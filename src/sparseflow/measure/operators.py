@@ -1,0 +1,319 @@
+"""Hessian and Gauss-Newton matrix of the active parameters, as linear operators."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import accumulate
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sparseflow.core.errors import MeasureError
+from sparseflow.core.functional import Loss, undisturbed
+from sparseflow.masks import Masks
+from sparseflow.measure.flow import DEFAULT_CHUNK
+from sparseflow.measure.linear import Replay
+from sparseflow.measure.products import (
+    Product,
+    State,
+    cast,
+    chunks_of,
+    each,
+    gauss_newton_product,
+    hessian_product,
+    mean_value,
+    refuse_noise,
+)
+
+CACHE = 2**30
+BLOCK = 32
+
+
+def hessian(
+    model: nn.Module,
+    loss: Loss,
+    data: Any,
+    masks: Mapping[str, Tensor] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    chunk: int = DEFAULT_CHUNK,
+    cache: int = CACHE,
+) -> Curvature:
+    """Hessian H = ∂²L/∂θ² of the mean loss over the data, on the active parameters.
+
+    θ holds the active weights of masked parameters and every entry of the other
+    trainable ones, as in the paper (Evci et al. 2022, section 4.1). Products
+    are forward over reverse: the derivative of the gradient along v.
+
+    The operator is a snapshot: later training does not change it. Neither
+    weights, gradients, buffers, random streams nor flags of the model change.
+
+    Args:
+        model: any module, in evaluation mode where that makes a difference.
+        loss: ``loss(model, batch) -> scalar``: the mean loss over the examples
+            of a batch, no weight decay.
+        data: a batch, or an iterable of batches; each counts by its number of
+            examples.
+        masks: masks of (some) parameters; the others count whole.
+        dtype: compute in this type, ``torch.float64`` say: parameters, buffers
+            and the floating tensors of the data are cast. None keeps them.
+        chunk: examples at a time.
+        cache: bytes of activations to keep between products; what does not
+            fit is computed again, at about the price of a gradient each time.
+
+    Raises:
+        MaskError: if the masks do not fit the model.
+        MeasureError: if nothing is active, the loss is not a finite scalar, or
+            batch norm or dropout is in training mode.
+
+    Example:
+        >>> import sparseflow as sf
+        >>> net = nn.Linear(3, 2)
+        >>> masks = sf.sparsify(net, density=0.5)
+        >>> probe = (torch.ones(8, 3), torch.zeros(8, dtype=torch.long))
+        >>> H = hessian(net, sf.cross_entropy, probe, masks)
+        >>> H.shape, (H @ torch.ones(5)).shape
+        ((5, 5), torch.Size([5]))
+    """
+    return Curvature(
+        model, loss, data, masks, hessian_product, dtype=dtype, chunk=chunk, cache=cache
+    )
+
+
+def gauss_newton(
+    model: nn.Module,
+    loss: Loss,
+    data: Any,
+    masks: Mapping[str, Tensor] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    chunk: int = DEFAULT_CHUNK,
+    cache: int = CACHE,
+) -> Curvature:
+    """Gauss-Newton matrix G = Jᵀ (∂²L/∂z²) J on the active parameters.
+
+    z is what the model returns, J = ∂z/∂θ. G is the part of the Hessian that
+    stays when the model is replaced by its linearisation; it has no negative
+    eigenvalue where the loss is convex in z, and for the cross-entropy of a
+    softmax it is the Fisher matrix. The loss may call the model only once, and
+    terms that do not pass through its output are left out.
+
+    Arguments, snapshot and errors are those of :func:`hessian`.
+
+    Raises:
+        MaskError: if the masks do not fit the model.
+        MeasureError: as for :func:`hessian`; or if the loss does not call the
+            model exactly once, or the model does not return one tensor.
+
+    Example:
+        >>> net = nn.Linear(2, 1, bias=False)
+        >>> x = torch.tensor([[1.0, 2.0]])
+        >>> gauss_newton(net, lambda model, x: model(x).square().mean(), x).dense()
+        tensor([[2., 4.],
+                [4., 8.]])
+    """
+    return Curvature(
+        model, loss, data, masks, gauss_newton_product, dtype=dtype, chunk=chunk, cache=cache
+    )
+
+
+class Curvature:
+    """A symmetric matrix over the active parameters, known by its products.
+
+    Made by :func:`hessian` or :func:`gauss_newton`.
+
+    Attributes:
+        names: the parameters with active entries, in the model's order.
+        shape: (n, n), n the number of active entries.
+        dtype: what products are computed in; sums over chunks are float64.
+        device: where the parameters lie.
+        loss: mean loss over the data.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        data: Any,
+        masks: Mapping[str, Tensor] | None,
+        product: Product,
+        *,
+        dtype: torch.dtype | None,
+        chunk: int,
+        cache: int,
+    ) -> None:
+        """Take the snapshot and evaluate the loss once."""
+        refuse_noise(model)
+        if chunk < 1:
+            raise MeasureError(f"chunk is {chunk}; it is a number of examples, at least 1")
+        values = masks if isinstance(masks, Masks) else Masks(masks or {})
+        values.check(model)
+        self._model, self._product = model, product
+        named = dict(model.named_parameters())
+        self._where = {
+            name: where
+            for name, p in named.items()
+            if p.requires_grad and len(where := _active(p, values.get(name)))
+        }
+        self.names = tuple(self._where)
+        if not self.names:
+            raise MeasureError(f"{type(model).__name__} has no active trainable parameter")
+        ends = list(accumulate(len(where) for where in self._where.values()))
+        self._spans = dict(zip(self.names, map(slice, [0, *ends], ends), strict=True))
+        copies = {name: cast(p, dtype).clone() for name, p in named.items()}
+        buffers = {name: cast(b, dtype).clone() for name, b in model.named_buffers()}
+        self._point = {name: copies.pop(name) for name in self.names}
+        first = self._point[self.names[0]]
+        self.shape = (ends[-1], ends[-1])
+        self.dtype, self.device = first.dtype, first.device
+        self._chunks = chunks_of(model, loss, data, copies, buffers, dtype, chunk)
+        self._replay = Replay(self._chunks, self._point, product, cache)
+        with self._quiet():
+            self.loss = mean_value(self._chunks, self._point)
+
+    def __repr__(self) -> str:
+        """Say how large it is and of how many parameters."""
+        return f"Curvature({self.shape[0]} active entries of {len(self.names)} parameters)"
+
+    def __matmul__(self, v: Float[Tensor, n *k]) -> Float[Tensor, n *k]:
+        """Multiply with a vector (n,) or with k of them (n, k).
+
+        Returns:
+            float64 if ``v`` is, else in the operator's dtype.
+
+        Raises:
+            MeasureError: if ``v`` has another length, or the product is not finite.
+        """
+        n = self.shape[0]
+        if v.ndim not in (1, 2) or v.shape[0] != n:
+            raise MeasureError(
+                f"a tensor of shape {tuple(v.shape)} does not fit: the operator takes ({n},) "
+                f"or ({n}, k), n = {n} active entries"
+            )
+        columns = v.detach().reshape(n, -1).to(self.device, self.dtype)
+        total = torch.zeros(columns.shape, dtype=torch.float64, device=self.device)
+        with self._quiet():
+            for part, apply in zip(self._chunks, self._replay.products(), strict=True):
+                for j in range(columns.shape[1]):
+                    found = apply(self.state(columns[:, j]))
+                    total[:, j].add_(self.vector(found), alpha=part.share)
+        self._check_finite(total)
+        return total.reshape(v.shape).to(torch.promote_types(v.dtype, self.dtype))
+
+    def vector(self, state: Mapping[str, Tensor]) -> Float[Tensor, " n"]:
+        """Gather the active entries of full tensors, in the operator's order.
+
+        Raises:
+            MeasureError: if a parameter is missing or has another shape.
+        """
+        for name, p in self._point.items():
+            if name not in state or state[name].shape != p.shape:
+                found = f"shape {tuple(state[name].shape)}" if name in state else "nothing"
+                raise MeasureError(f"{name} should have shape {tuple(p.shape)}; there is {found}")
+        parts = [state[n].detach().flatten()[w.to(state[n].device)] for n, w in self._where.items()]
+        return torch.cat(parts)
+
+    def state(self, vector: Float[Tensor, " n"]) -> dict[str, Tensor]:
+        """Scatter a vector to full tensors by parameter name, zero at inactive entries.
+
+        Raises:
+            MeasureError: if the vector has another length.
+        """
+        if vector.shape != self.shape[:1]:
+            raise MeasureError(
+                f"the vector has shape {tuple(vector.shape)}; it should be ({self.shape[0]},)"
+            )
+        full = {}
+        for name, where in self._where.items():
+            flat = vector.new_zeros(self._point[name].numel())
+            flat[where.to(vector.device)] = vector[self._spans[name]]
+            full[name] = flat.view(self._point[name].shape)
+        return full
+
+    def dense(self, *, block: int = BLOCK) -> Float[Tensor, "n n"]:
+        """Compute the whole matrix, in float64 sums, exactly symmetric.
+
+        Columns are taken in blocks along the parameters' order. Of each block
+        only the rows from its first parameter on are computed, and the others
+        follow by symmetry: a column of a late layer then needs no derivative
+        of the earlier ones, which is what most of the time would go to.
+
+        Args:
+            block: columns at a time; memory grows with ``block · chunk``.
+
+        Returns:
+            A matrix in the operator's dtype.
+
+        Raises:
+            MeasureError: if an entry is not finite.
+        """
+        n = self.shape[0]
+        matrix = torch.zeros(n, n, dtype=torch.float64, device=self.device)
+        with self._quiet():
+            for start in range(0, n, block):
+                stop = min(start + block, n)
+                first, columns = self._columns(start, stop)
+                matrix[first:, start:stop] = columns
+        self._check_finite(matrix)
+        lower = matrix.tril()
+        return (lower + lower.tril(-1).T).to(self.dtype)
+
+    def _columns(self, start: int, stop: int) -> tuple[int, Tensor]:
+        """Columns start to stop, from the row where their first parameter begins."""
+        spans = self._spans
+        inside = [n for n in self.names if spans[n].start < stop and spans[n].stop > start]
+        rows = self.names[self.names.index(inside[0]) :]
+        tangents: State = {}
+        for name in inside:
+            entries = torch.arange(max(start, spans[name].start), min(stop, spans[name].stop))
+            flat = self._point[name].new_zeros(stop - start, self._point[name].numel())
+            flat[entries - start, self._where[name][entries - spans[name].start]] = 1
+            tangents[name] = flat.view(-1, *self._point[name].shape)
+        first = spans[inside[0]].start
+        total = torch.zeros(
+            self.shape[0] - first, stop - start, dtype=torch.float64, device=self.device
+        )
+        for part in self._chunks:
+            found = each(lambda t, part=part: self._product(part, self._point, t, rows), tangents)
+            active = [found[n].flatten(1)[:, self._where[n]] for n in rows]
+            total.add_(torch.cat(active, 1).T, alpha=part.share)
+        return first, total
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """Leave no trace on the model; attention in its plain form, which has derivatives."""
+        with (
+            undisturbed(self._model),
+            torch.no_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings("ignore", message=".*performance drop.*")
+            try:
+                yield
+            except NotImplementedError as error:
+                first = str(error).splitlines()[0]
+                raise MeasureError(f"an operation has no second derivative: {first}") from error
+
+    def _check_finite(self, found: Tensor) -> None:
+        bad = (~found.isfinite()).flatten(1).any(1)
+        if not bool(bad.any()):
+            return
+        row = int(bad.nonzero()[0, 0])
+        name = next(n for n in self.names if self._spans[n].stop > row)
+        raise MeasureError(
+            f"the product with the curvature is not finite: {int(bad.sum())} of {self.shape[0]} "
+            f"entries, the first in {name}"
+        )
+
+
+def _active(parameter: Tensor, mask: Tensor | None) -> Tensor:
+    """Flat indices of the active entries."""
+    if mask is None:
+        return torch.arange(parameter.numel(), device=parameter.device)
+    return mask.detach().to(parameter.device).flatten().nonzero().flatten()

@@ -1,0 +1,121 @@
+"""From a recipe's name to its specification."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from msgspec.structs import replace
+
+from sparseflow.core.errors import SpecError, unknown
+from sparseflow.recipes.mnist import AT_START, GROUPS, LENET5, MLP, TRAINED, Family
+from sparseflow.runs.override import scaled, with_overrides, with_seeds
+from sparseflow.runs.spec import RunSpec, Seeds
+from sparseflow.runs.validate import check
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (LENET5, MLP)}
+
+
+DEMO_SPARSITIES = ("0.00", "0.80", "0.90", "0.95", "0.98")
+
+
+def find_family(name: str) -> Family:
+    """Return a family by name.
+
+    Raises:
+        SpecError: if it is unknown, with a suggestion.
+    """
+    if name not in FAMILIES:
+        raise SpecError(unknown("recipe family", name, FAMILIES))
+    return FAMILIES[name]
+
+
+def recipe_names(family: str, *, at_start: bool = False) -> list[str]:
+    """Full names of the family's training recipes, or of those that only measure at step 0."""
+    prefix = find_family(family).name
+    return [f"{prefix}/{name}" for name in (AT_START if at_start else TRAINED)]
+
+
+def group_names(family: str) -> list[str]:
+    """Full names of the groups whose members share one pruned network."""
+    return [f"{find_family(family).name}/{name}" for name in GROUPS]
+
+
+def expand(names: Sequence[str]) -> list[str]:
+    """Full recipe names of families (all their recipes) and of single recipes."""
+    found: list[str] = []
+    for name in names:
+        if "/" in name:
+            found.append(name)
+        else:
+            found += recipe_names(name) + recipe_names(name, at_start=True)
+    return list(dict.fromkeys(found))
+
+
+def demo_specs(scale: float) -> list[RunSpec]:
+    """Specifications of the demo: the main job, shortened, and initialisation by sparsity."""
+    trained = ("prune", "lottery", "shuffled", "shuffled+", "rigl+")
+    at_start = [n for n in AT_START if n.endswith(DEMO_SPARSITIES)]
+    specs = [make_spec(f"{LENET5.name}/{name}", scale=scale) for name in trained]
+    return specs + [make_spec(f"{LENET5.name}/{name}") for name in at_start]
+
+
+def make_spec(
+    name: str, *, seed: int = 0, scale: float = 1.0, settings: Sequence[str] = ()
+) -> RunSpec:
+    """Build the specification of a recipe.
+
+    Args:
+        name: such as ``lenet5-mnist/rigl+``.
+        seed: of initialisation, masks and data order, in the run and its parents;
+            in a group (``lottery:orders``) only of what its members differ in.
+        scale: multiplies the steps and all schedules.
+        settings: ``path=value`` overrides, applied after scaling; ``density``
+            reaches the parents too (the pruning run prunes to it).
+
+    Raises:
+        SpecError: for an unknown name or field (with a suggestion), or a value
+            that makes no sense.
+
+    Example:
+        >>> make_spec("lenet5-mnist/rigl+", settings=["density=0.02"]).mask.run.density
+        0.02
+    """
+    family_name, _, short = name.partition("/")
+    family = find_family(family_name)
+    known = TRAINED | AT_START
+    base, varied = GROUPS.get(short, (short, None))
+    if base not in known:
+        raise SpecError(unknown(f"recipe of {family_name}", short, [*TRAINED, *GROUPS]))
+    density = family.density
+    others = []
+    for setting in settings:
+        path, _, value = setting.partition("=")
+        if path.strip() == "density":
+            density = _density(value)
+        else:
+            others.append(setting)
+    spec = known[base](family, density)
+    if varied is None:
+        spec = with_seeds(spec, seed)
+    else:
+        spec = replace(spec, recipe=name, seeds=Seeds(**dict.fromkeys(varied, seed)))
+    spec = scaled(spec, scale)
+    return check(with_overrides(spec, others))
+
+
+def makers(
+    names: Sequence[str], *, scale: float = 1.0, settings: Sequence[str] = ()
+) -> list[Callable[[int], RunSpec]]:
+    """For each name a function from a seed to :func:`make_spec`, as ``matching`` wants them."""
+
+    def maker(name: str) -> Callable[[int], RunSpec]:
+        return lambda seed: make_spec(name, seed=seed, scale=scale, settings=settings)
+
+    return [maker(name) for name in names]
+
+
+def _density(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise SpecError(f"density={text!r} is not a number between 0 and 1") from error

@@ -1,0 +1,196 @@
+"""All that the paper's MNIST table, figures and claims rest on: runs, and studies of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparseflow.core.errors import SpecError
+from sparseflow.recipes.make import make_spec
+from sparseflow.recipes.mnist import AT_START, GROUPS, LENET5, TRAINED
+from sparseflow.runs import RunSpec, Store
+from sparseflow.runs.spec import RigLMethod
+from sparseflow.studies import (
+    AgreementStudy,
+    DistanceStudy,
+    Group,
+    LineStudy,
+    PlaneStudy,
+    Point,
+    SpectrumStudy,
+    Study,
+    UpdateStudy,
+    label_of,
+    point_of,
+)
+
+FIVE = ("prune", "lottery", "scratch", "shuffled", "shuffled+", "set+", "rigl+", *GROUPS)
+"""Recipes of five seeds, as in the published table; the others have three."""
+
+TABLE = (*GROUPS, "prune", "rigl+", "set+")
+"""Groups whose predictions are compared; the last two are not in the paper."""
+
+AT_BEGINNING = ("dense", "shuffled", "shuffled-liu", "shuffled+", "lottery")
+"""Recipes whose curvature at initialisation is measured."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much the studies look at.
+
+    Attributes:
+        line: training examples of a line.
+        plane: training examples of the plane.
+        start: training examples of a spectrum at initialisation.
+        starts: seeds of those.
+        update: training examples of a spectrum around an update.
+        networks: seeds of the networks that are updated.
+        numbers: which of the run's updates, counted from 1.
+        draws: of the rules that draw at random.
+    """
+
+    line: int
+    plane: int
+    start: int
+    starts: int
+    update: int
+    networks: int
+    numbers: tuple[int, ...]
+    draws: int
+
+
+FULL = Effort(60_000, 10_000, 5000, 3, 1000, 5, (10, 50), 3)
+SHORT = Effort(5000, 1000, 1000, 1, 250, 2, (10,), 1)
+"""For shortened runs, which nobody takes for the paper's."""
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What to run, and what to measure then.
+
+    Attributes:
+        runs: trained for the report's table and curves.
+        at_start: measured at initialisation only.
+        groups: children of one pruned network, for the studies.
+        studies: of the kept checkpoints.
+    """
+
+    runs: tuple[RunSpec, ...]
+    at_start: tuple[RunSpec, ...]
+    groups: tuple[RunSpec, ...]
+    studies: tuple[Study, ...]
+
+
+def reproduction(family: str, store: Store, *, scale: float = 1.0) -> Reproduction:
+    """Plan the paper's MNIST evidence.
+
+    Args:
+        family: ``lenet5-mnist``.
+        store: where the runs are or will be.
+        scale: multiplies the steps and all schedules; below 1 the studies look
+            at less, too.
+
+    Raises:
+        SpecError: for another family, for which the paper has no such table.
+    """
+    if family != LENET5.name:
+        raise SpecError(f"the paper's table is of {LENET5.name}, not of {family!r}")
+    specs = {
+        name: tuple(
+            make_spec(f"{family}/{name}", seed=seed, scale=scale)
+            for seed in range(5 if name in FIVE else 3)
+        )
+        for name in (*TRAINED, *AT_START, *GROUPS)
+    }
+
+    def all_of(names: object) -> tuple[RunSpec, ...]:
+        return tuple(spec for name in names for spec in specs[name])  # type: ignore[attr-defined]
+
+    effort = FULL if scale >= 1 else SHORT
+    studies = _Studies(specs, store, effort)
+    return Reproduction(
+        all_of(TRAINED),
+        all_of(AT_START),
+        all_of(GROUPS),
+        (
+            studies.agreement(),
+            studies.distances(),
+            *studies.lines(),
+            studies.plane(),
+            *studies.spectra(),
+            *studies.updates(),
+        ),
+    )
+
+
+class _Studies:
+    """The studies of one set of runs."""
+
+    def __init__(self, specs: dict[str, tuple[RunSpec, ...]], store: Store, effort: Effort) -> None:
+        self._specs, self._store, self._effort = specs, store, effort
+
+    def agreement(self) -> AgreementStudy:
+        groups = [Group(name, tuple(self._all(name, "end"))) for name in TABLE]
+        return AgreementStudy(tuple(groups), self._point("prune", 0, "end"))
+
+    def distances(self) -> DistanceStudy:
+        points = [self._point("prune", 0, when) for when in ("start", "end")]
+        points.append(self._point("lottery:orders", 0, "start"))
+        for name in ("lottery:orders", "prune-restart:orders", "scratch:orders"):
+            points += self._all(name, "end")
+        for when in ("start", "end"):
+            points += self._all("scratch:inits", when)
+        unique = {(point.run, point.step): point for point in points}
+        return DistanceStudy(tuple(unique.values()))
+
+    def lines(self) -> list[LineStudy]:
+        return [
+            LineStudy(
+                self._point(name, seed, when),
+                self._point("prune", seed, "end"),
+                aligned=aligned,
+                examples=self._effort.line,
+            )
+            for name, when, aligned in (
+                ("lottery", "start", False),
+                ("lottery", "end", False),
+                ("scratch", "start", False),
+                ("scratch", "end", False),
+                ("scratch", "end", True),
+                ("rigl+", "end", False),
+                ("rigl+", "end", True),
+            )
+            for seed in range(len(self._specs[name]))
+        ]
+
+    def plane(self) -> PlaneStudy:
+        pruned, ticket, scratch = (
+            self._point(name, 0, "end") for name in ("prune", "lottery", "scratch")
+        )
+        return PlaneStudy((pruned, ticket, scratch), examples=self._effort.plane)
+
+    def spectra(self) -> list[SpectrumStudy]:
+        return [
+            SpectrumStudy(
+                self._point(name, seed, "start"), self._effort.start, exact=False, probes=2
+            )
+            for name in AT_BEGINNING
+            for seed in range(self._effort.starts)
+        ]
+
+    def updates(self) -> list[UpdateStudy]:
+        found = []
+        for number in self._effort.numbers:
+            for spec in self._specs["rigl+"][: self._effort.networks]:
+                assert isinstance(spec.method, RigLMethod)  # what the recipe says
+                step = number * spec.method.every
+                label = label_of("rigl+", spec.seeds.data, str(step))
+                at = Point(self._store.run(spec).id, step, label)
+                found.append(UpdateStudy(at, self._effort.draws, self._effort.update))
+        return found
+
+    def _point(self, name: str, seed: int, when: str) -> Point:
+        spec = self._specs[name][seed]
+        return point_of(self._store.run(spec), 0 if when == "start" else spec.train.steps)
+
+    def _all(self, name: str, when: str) -> list[Point]:
+        return [self._point(name, seed, when) for seed in range(len(self._specs[name]))]

@@ -1,0 +1,157 @@
+"""Studies of curvature: the Hessian's spectrum, and what a mask update does to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from msgspec.structs import replace
+from torch import Tensor, nn
+
+from sparseflow.core.errors import MeasureError
+from sparseflow.core.schedules import Moment
+from sparseflow.masks import Masks, churn
+from sparseflow.measure import flow
+from sparseflow.measure.operators import Curvature, hessian
+from sparseflow.measure.spectrum import spectrum as exact_spectrum
+from sparseflow.runs import Run, Store
+from sparseflow.runs.build import Assembly, Batch, assemble, make_method, probe_batch
+from sparseflow.runs.spec import RigLInvertedMethod, RigLMethod, RunSpec, SetMethod
+from sparseflow.studies.figures import Spectrum, Trial, Updates, rounded
+from sparseflow.studies.load import examples, load_all
+from sparseflow.studies.spec import RULES, SpectrumStudy, UpdateStudy
+from sparseflow.topology import SET, Method, Topology, View, attach, propose
+from sparseflow.train import cross_entropy, fit
+
+EDGES = 1e-3 * np.sinh(np.linspace(-14, 14, 113))
+"""Bins of the histograms: fine around zero, from -600 to 600."""
+
+_METHODS = {"rigl": RigLMethod, "rigl-inverted": RigLInvertedMethod, "set": SetMethod}
+
+
+@dataclass(frozen=True)
+class RandomUpdate(SET):
+    """Drop and grow at random: a control for the rules that choose."""
+
+    def drop_score(self, view: View) -> Float[Tensor, "*w"]:
+        """Score active connections at random."""
+        return torch.rand(view.mask.shape, generator=view.generator).to(view.mask.device)
+
+
+def spectrum(study: SpectrumStudy, store: Store) -> Spectrum:
+    """Measure the spectrum at a kept checkpoint."""
+    (network,), data = load_all(study, store)
+    batch = examples(data, study.examples)
+    found = _measured(network.model, network.masks, batch, study)
+    return replace(found, label=network.label)
+
+
+def updates(study: UpdateStudy, store: Store) -> Updates:
+    """Update one and the same network by every rule.
+
+    The network is the one just before the run's own update at that step. It is
+    made again from the run's specification: kept checkpoints are those after
+    the update, whose newly grown weights, still zero, any rule would drop.
+
+    Raises:
+        MeasureError: if the run makes no update at that step.
+    """
+    run = store.find(study.at.run)
+    spec, step = run.spec, study.at.step
+    parts, masks, moment = _just_before(run, store, step)
+    model, state = parts.model, {n: t.clone() for n, t in parts.model.state_dict().items()}
+    batch = examples(parts.dataset, study.examples)
+    probe = probe_batch(parts.dataset, spec.data.probe, 1)
+    exact = SpectrumStudy(study.at, study.examples)
+    before = _measured(model, masks, batch, exact)
+    after = []
+    for rule in RULES:
+        method = _rule(rule, spec, model, probe)
+        for draw in range(study.draws if rule in ("set", "random") else 1):
+            changed = propose(method, model, masks, moment, seed=spec.seeds.mask + draw)
+            changed.apply(model)
+            found = _measured(model, changed, batch, exact)
+            after.append(Trial(rule, draw, rounded(churn(masks, changed)), found))
+            model.load_state_dict(state)
+    fraction = parts.method.drop(moment)  # type: ignore[attr-defined]
+    return Updates(study.at.label, step, rounded(fraction), before, tuple(after))
+
+
+def _just_before(run: Run, store: Store, step: int) -> tuple[Assembly, Masks, Moment]:
+    """Train a run again up to its update at a step, and stop in the middle of it."""
+    parts = assemble(run.spec, store)
+    seen: list[tuple[dict[str, Tensor], Masks, Moment]] = []
+
+    @contextmanager
+    def around(topology: Topology) -> Iterator[None]:
+        if topology.step == step:
+            state = {n: t.clone() for n, t in parts.model.state_dict().items()}
+            seen.append((state, topology.masks, topology.moment))
+        yield
+
+    seed = run.spec.seeds.mask
+    topology = attach(
+        parts.model, parts.optimizer, parts.masks, parts.method, seed=seed, around=around
+    )
+    if not isinstance(parts.method, SET) or not parts.method.due(step):
+        raise MeasureError(
+            f"{run.label} makes no dynamic mask update at step {step}: choose a run of SET or "
+            f"RigL and a step among its updates (every {getattr(run.spec.method, 'every', 0)})"
+        )
+    fit(
+        parts.model,
+        parts.loss,
+        parts.batches,
+        parts.optimizer,
+        steps=step,
+        set_rate=parts.set_rate,
+    )
+    topology.detach()
+    state, masks, moment = seen[-1]
+    parts.model.load_state_dict(state)
+    parts.model.eval()
+    return parts, masks, moment
+
+
+def _rule(rule: str, spec: RunSpec, model: nn.Module, probe: Batch) -> Method:
+    """Build a rule with the run's own drop fraction."""
+    own = spec.method
+    fields = {name: getattr(own, name) for name in ("every", "start", "stop", "drop", "anneal")}
+    kind = _METHODS.get(rule, SetMethod)
+    method = make_method(replace(spec, method=kind(**fields)), model, probe)
+    if rule == "random":
+        assert isinstance(method, SET)  # what SetMethod makes
+        return RandomUpdate(method.when, method.drop)
+    return method
+
+
+def _measured(model: nn.Module, masks: Masks, batch: Batch, study: SpectrumStudy) -> Spectrum:
+    seen = flow.gradient_flow(model, cross_entropy, batch, masks)
+    operator = hessian(model, cross_entropy, batch, masks)
+    common = {
+        "label": "",
+        "parameters": operator.shape[0],
+        "examples": len(batch[1]),
+        "loss": rounded(seen.loss),
+        "norm": rounded(seen.total),
+        "exact": study.exact,
+        "edges": tuple(rounded(float(edge)) for edge in EDGES),
+    }
+    return Spectrum(**common, **(_exact(operator) if study.exact else _density(operator, study)))
+
+
+def _exact(operator: Curvature) -> dict[str, object]:
+    found = exact_spectrum(operator)
+    share = rounded(found.negative_share)
+    return {
+        "largest": rounded(found.largest),
+        "smallest": rounded(found.smallest),
+        "negative": share,
+        "low": share,
+        "high": share,
+        "counts": _counts(found.values.numpy(), None),
+    }

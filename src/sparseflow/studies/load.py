@@ -1,0 +1,94 @@
+"""Checkpoints of finished runs as networks that can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from sparseflow.core.errors import StoreError
+from sparseflow.data import Dataset
+from sparseflow.masks import Masks
+from sparseflow.runs import Run, Store
+from sparseflow.runs.build import Batch, load_data, make_model
+from sparseflow.studies.spec import Point, Study, label_of, points_of
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A checkpoint.
+
+    Attributes:
+        label: what to call it.
+        run: where it comes from.
+        model: in evaluation mode, with the checkpoint's weights.
+        state: these weights by name, buffers included.
+        masks: at that step.
+    """
+
+    label: str
+    run: Run
+    model: nn.Module
+    state: dict[str, Tensor]
+    masks: Masks
+
+
+def point_of(run: Run, step: int) -> Point:
+    """Refer to a checkpoint of a run.
+
+    Raises:
+        StoreError: if the run does not keep that step, and will not.
+    """
+    spec = run.spec
+    last = spec.train.steps
+    if step != last and (step % spec.train.keep or not 0 <= step < last):
+        raise StoreError(
+            f"{run.label} keeps a checkpoint every {spec.train.keep:,} of its {last:,} steps, "
+            f"none at step {step}"
+        )
+    when = {0: "start", last: "end"}.get(step, str(step))
+    short = spec.recipe.rpartition("/")[2] or run.id[:8]
+    return Point(run.id, step, label_of(short, spec.seeds.data, when))
+
+
+def load(point: Point, store: Store) -> Network:
+    """Load one checkpoint.
+
+    Raises:
+        StoreError: if the run or the checkpoint is missing or damaged.
+    """
+    run = store.find(point.run)
+    state, masks = run.checkpoint(point.step)
+    model = make_model(run.spec)
+    model.load_state_dict(state)
+    return Network(point.label or run.label, run, model.eval(), state, masks)
+
+
+def load_all(study: Study, store: Store) -> tuple[list[Network], Dataset]:
+    """Load all checkpoints of a study, in order, and the data set that they share.
+
+    Raises:
+        StoreError: if one is missing, or two are of different architectures or
+            data sets, which have nothing to be compared by.
+    """
+    networks = [load(point, store) for point in points_of(study)]
+    _check_same(networks)
+    return networks, load_data(networks[0].run.spec)
+
+
+def examples(dataset: Dataset, count: int) -> Batch:
+    """Cut the first examples of the training set."""
+    return dataset.train_x[:count], dataset.train_y[:count]
+
+
+def _check_same(networks: Iterable[Network]) -> None:
+    first, *rest = networks
+    for other in rest:
+        for what in ("model", "data"):
+            mine, theirs = (getattr(n.run.spec, what) for n in (first, other))
+            if mine != theirs:
+                raise StoreError(
+                    f"{first.label} and {other.label} cannot be compared: "
+                    f"they differ in {what}, {mine} and {theirs}"
+                )
