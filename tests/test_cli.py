@@ -1,13 +1,12 @@
 """The command line: what it prints, and one clear line for every bad input."""
 
 import gzip
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from sparseflow.cli import main
+from conftest import Cli
 from sparseflow.cli.work import parse_seeds
 from sparseflow.data import mnist
 
@@ -17,51 +16,13 @@ TINY = [
 ]  # fmt: skip
 
 
-class Cli:
-    """Runs the command line in this process, in a store of its own."""
-
-    def __init__(
-        self, store: Path, capsys: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch
-    ) -> None:
-        self.store, self._capsys, self._patch = store, capsys, patch
-
-    def __call__(self, *arguments: str, code: int = 0) -> tuple[str, str]:
-        self._patch.setenv("SPARSEFLOW_RUNS", str(self.store))
-        self._patch.setattr("sys.argv", ["sparseflow", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = self._capsys.readouterr()
-        assert (ended.value.code or 0) == code, err
-        return out, err
-
-    def json(self, *arguments: str) -> object:
-        return json.loads(self(*arguments, "--json")[0])
-
-    def fails(self, *arguments: str) -> str:
-        """Return the error, which must be one line and no traceback."""
-        self._patch.setenv("SPARSEFLOW_RUNS", str(self.store))
-        self._patch.setattr("sys.argv", ["sparseflow", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = self._capsys.readouterr()
-        assert ended.value.code not in (0, None)
-        errors = [line for line in err.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1, err
-        assert err.rstrip().splitlines()[-1] == errors[0]
-        assert "Traceback" not in err + out
-        return errors[0]
-
-
-@pytest.fixture
-def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    return Cli(tmp_path / "runs", capsys, monkeypatch)
-
-
 def settings(*values: str) -> list[str]:
     return [word for value in values for word in ("--set", value)]
 
 
-@pytest.mark.parametrize("command", ["demo", "list", "run", "sweep", "measure", "report"])
+@pytest.mark.parametrize(
+    "command", ["demo", "list", "run", "sweep", "measure", "report", "reproduce"]
+)
 def test_every_command_has_help_that_teaches(cli: Cli, command: str) -> None:
     out, _ = cli(command, "--help")
     assert "Usage: sparseflow" in out
@@ -127,6 +88,12 @@ def test_seeds_are_ranges_and_lists() -> None:
         (["measure", "mlp-mnist/dense", "--at", "soon"], ["soon", "'start'"]),
         (["measure", "mlp-mnist/dense", "--at", "²"], ["²", "'start'"]),
         (["run", "mlp-mnist/dense", "--device", "meta"], ["meta"]),
+        (["measure", "mlp-mnist/dense", "--probe", "hesian"], ["hesian", "hessian"]),
+        (["measure", "mlp-mnist/dense", "--probe", "interpolate"], ["of 2 checkpoints, not of 1"]),
+        (["measure", "mlp-mnist/dense", "--probe", "agreement"], ["at least 2", "not of 1"]),
+        (["measure", "mlp-mnist/dense@7", "--probe", "hessian"], ["none at step 7"]),
+        (["measure", "mlp-mnist/dense", "--probe", "hessian"], ["names no single run"]),
+        (["reproduce", "mlp-mnist"], ["mlp-mnist", "lenet5-mnist"]),
         (["report", "mlp-mnist/dense", "lenet5-mnist/dense"], ["one family"]),
         (["report", "a.json", "mlp-mnist"], ["stands alone"]),
         (["report", "mlp-mnist"], ["no finished runs"]),

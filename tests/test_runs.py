@@ -9,12 +9,13 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from small import TINY, tiny
+from small import tiny
 
 from sparseflow.core.errors import DivergedError, MaskError, SpecError, StoreError
 from sparseflow.recipes import FAMILIES, demo_specs, expand, make_spec, recipe_names
 from sparseflow.runs import Store, execute, identity, matching, plan, remeasure, sweep
 from sparseflow.runs.spec import RunSpec, Train, generation
+
 
 class KilledError(Exception):
     """Stands for a process that is killed."""

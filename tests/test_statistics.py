@@ -294,8 +294,11 @@ def test_no_spread(sign):
 
 
 def test_no_spread_and_no_difference():
-    for found in (paired({0: 1.0, 1: 2.0, 2: 0.3}, {0: 1.0, 1: 2.0, 2: 0.1 + 0.2}),
-                  unpaired([11.35] * 3, [11.35] * 4)):  # fmt: skip
+    third = 0.1 + 0.2  # a little more than 0.3
+    for found in (
+        paired({0: 1.0, 1: 2.0, 2: 0.3}, {0: 1.0, 1: 2.0, 2: third}),
+        unpaired([0.3] * 3, [third] * 4),
+    ):
         assert (found.difference.value, found.difference.low, found.difference.high) == (0, 0, 0)
         assert math.isnan(found.p)
         assert math.isnan(found.effect)

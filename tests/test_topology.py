@@ -1,12 +1,14 @@
 """The pure drop-and-grow, and the methods: literal masks and any sequence of updates."""
 
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import settings as options
 from hypothesis import strategies as st
+from small import batch, loss, network, take
 from torch import nn
 
 import sparseflow as sf
@@ -298,3 +300,40 @@ def test_any_sequence_of_steps_keeps_every_invariant(decisions, kind, adam, dens
                 assert not tensor[~mask].any()
                 assert not tensor[mask & ~before[name]].any()
     assert topology.updates == sum(d is not None for d in decisions)
+
+
+@pytest.mark.parametrize("method", [sf.SET, sf.RigL])
+def test_propose_is_the_update_that_attach_makes_and_leaves_the_network_alone(
+    method: type[sf.SET],
+) -> None:
+    net = network()
+    masks = sf.sparsify(net, density=0.4, seed=2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    kind = {"grow_from": sf.probe_gradient(net, loss, batch(7))} if method is sf.RigL else {}
+    rule = method(sf.every(2), sf.constant(0.5), **kind)
+    proposed = []
+
+    @contextmanager
+    def around(topology: sf.Topology):
+        before = {n: t.clone() for n, t in net.state_dict().items()}
+        proposed.append(sf.propose(rule, net, topology.masks, topology.moment, seed=5))
+        assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
+        yield
+
+    topology = sf.attach(net, optimizer, masks, rule, seed=5, around=around)
+    for step in range(2):
+        take(net, optimizer, step)
+    assert proposed == [topology.masks]
+    assert proposed[0] != masks
+    topology.detach()
+
+
+def test_propose_needs_a_gradient_of_its_own() -> None:
+    net = network()
+    masks = sf.make_masks(sf.maskable(net), 0.4)
+    with pytest.raises(TopologyError, match=r"RigL grows from the training batch.*probe_gradient"):
+        sf.propose(sf.RigL(), net, masks, sf.Moment(1, 1.0))
+    nothing = {n: torch.full(m.shape, NAN) for n, m in masks.items()}
+    bad = sf.RigL(grow_from=lambda: nothing)
+    with pytest.raises(TopologyError, match=r"0\.weight.*not finite"):
+        sf.propose(bad, net, masks, sf.Moment(1, 1.0))

@@ -33,6 +33,7 @@ from sparseflow.recipes import (
     make_spec,
     makers,
     recipe_names,
+    reproduction,
 )
 from sparseflow.runs import (
     Store,

@@ -119,6 +119,7 @@ def unpaired(
     if min(len(x), len(y)) < 2:
         raise MeasureError(f"a has {len(x)} values, b {len(y)}; a comparison takes two of each")
     both, n = np.concatenate([x, y]), len(x) + len(y)
+    x, y = (snap(group - both[0], both) for group in (x, y))  # equal but for rounding: equal
     left, right = spread(x, both), spread(y, both)
     pooled = math.sqrt(((len(x) - 1) * left**2 + (len(y) - 1) * right**2) / (n - 2))
     error, freedom = welch(
@@ -131,7 +132,7 @@ def unpaired(
         freedom,
         effect=_hedges(n - 2) * _ratio(value, pooled),
         p_exact=_permuted((x, y), "independent", lambda u, v, axis: u.mean(axis) - v.mean(axis)),
-        dominance=float(np.sign(x[:, None] - y).mean()),
+        dominance=float(np.sign(snap(x[:, None] - y, both)).mean()),
     )
 
 

@@ -180,7 +180,7 @@ class Curvature:
         """Say how large it is and of how many parameters."""
         return f"Curvature({self.shape[0]} active entries of {len(self.names)} parameters)"
 
-    def __matmul__(self, v: Float[Tensor, n *k]) -> Float[Tensor, n *k]:
+    def __matmul__(self, v: Float[Tensor, " n *k"]) -> Float[Tensor, " n *k"]:
         """Multiply with a vector (n,) or with k of them (n, k).
 
         Returns:
@@ -293,7 +293,8 @@ class Curvature:
             sdpa_kernel(SDPBackend.MATH),
             warnings.catch_warnings(),
         ):
-            warnings.filterwarnings("ignore", message=".*performance drop.*")
+            for known in (".*performance drop.*", ".*torch.jit.script.*"):
+                warnings.filterwarnings("ignore", message=known)
             try:
                 yield
             except NotImplementedError as error:

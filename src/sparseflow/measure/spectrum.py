@@ -6,7 +6,10 @@ Everything here takes an operator of :func:`sparseflow.hessian` or
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import Any, Literal
 
 import torch
@@ -16,15 +19,15 @@ from torch import Tensor
 from sparseflow.core.errors import MeasureError
 from sparseflow.core.extra import need
 from sparseflow.core.random import generator
-from sparseflow.measure.operators import Curvature
-
-Operator = Curvature | Tensor
+from sparseflow.measure.lanczos import Operator, dense, lanczos, multiply, rows_of, signs
 
 NEGATIVE = 1e-3
 """An eigenvalue counts as negative below −NEGATIVE · λ_max."""
 
 LIMIT = 10_000
 SMALL = 64
+RESTARTS = 200
+FIRST_STEPS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,12 +47,12 @@ class Eigenvalues:
 
 
 def eigenvalues(
-    H: Operator,
+    operator: Operator,
     k: int = 1,
     which: Literal["LA", "SA", "LM"] = "LA",
     *,
     tol: float = 1e-4,
-    maxiter: int | None = None,
+    maxiter: int = RESTARTS,
     seed: int = 0,
 ) -> Eigenvalues:
     """Compute k extreme eigenvalues by restarted Lanczos iterations (ARPACK).
@@ -60,11 +63,11 @@ def eigenvalues(
     half of the rows or more, are solved whole.
 
     Args:
-        H: the operator.
+        operator: what :func:`sparseflow.hessian` gives, or a symmetric matrix.
         k: how many.
         which: ``LA`` largest, ``SA`` smallest, ``LM`` largest by magnitude.
         tol: residual to reach, ‖Hv − λv‖ ≤ tol · max|λ|.
-        maxiter: restarts at most; None is SciPy's default, 10 n.
+        maxiter: restarts at most.
         seed: of the start vector.
 
     Raises:
@@ -75,33 +78,34 @@ def eigenvalues(
         >>> eigenvalues(torch.diag(torch.tensor([3.0, -1.0, 2.0])), 2).values
         tensor([3., 2.], dtype=torch.float64)
     """
-    n = H.shape[0]
+    n = rows_of(operator)
     if which not in ("LA", "SA", "LM"):
         raise MeasureError(f"which is {which!r}; it should be 'LA', 'SA' or 'LM'")
     if not 1 <= k <= n:
         raise MeasureError(f"k is {k}; an operator of {n} rows has 1 to {n} eigenvalues")
     if n <= SMALL or 2 * k >= n:
-        return _solved_whole(H, k, which)
-    scale, start = _reach(H, which, seed)
-    values, vectors = _arpack(H, k, which, scale, start, tol, maxiter)
-    return _verified(H, values, vectors, scale, tol)
+        return _solved_whole(operator, k, which)
+    scale, start = _reach(operator, which, seed)
+    if scale == 0:
+        vectors = torch.eye(n, k, dtype=torch.float64, device=operator.device)
+        return _verified(operator, torch.zeros_like(vectors[0]), vectors, 0.0, tol)
+    values, vectors = _arpack(operator, k, which, scale, start, tol, maxiter)
+    return _verified(operator, values, vectors, scale, tol)
 
 
-def _solved_whole(H: Operator, k: int, which: str) -> Eigenvalues:
-    matrix = dense(H)
+def _solved_whole(operator: Operator, k: int, which: str) -> Eigenvalues:
+    matrix = dense(operator)
     values, vectors = torch.linalg.eigh(matrix)
-    order = values.abs().argsort(descending=True) if which == "LM" else None
-    if order is None:
-        order = torch.arange(len(values)) if which == "SA" else torch.arange(len(values)).flip(0)
-    chosen = order[:k].to(values.device)
+    rank = {"LA": -values, "SA": values, "LM": -values.abs()}[which]
+    chosen = rank.argsort()[:k]
     return _verified(matrix, values[chosen], vectors[:, chosen], float(values.abs().max()), 1.0)
 
 
-def _reach(H: Operator, which: str, seed: int) -> tuple[float, Tensor]:
+def _reach(operator: Operator, which: str, seed: int) -> tuple[float, Tensor]:
     """Estimate of max|λ|, and a start vector that leans to the wanted end."""
-    n = H.shape[0]
+    n = operator.shape[0]
     start = torch.randn(n, generator=generator(seed, "eigenvalues", "start"), dtype=torch.float64)
-    run = lanczos(H, start.to(H.device)[:, None], 10)[0]
+    run = lanczos(operator, start.to(operator.device)[:, None], FIRST_STEPS)[0]
     values, vectors = torch.linalg.eigh(run.tridiagonal)
     scale = float(values.abs().max())
     weights = {"LA": values - values[0], "SA": values[-1] - values, "LM": values.abs()}[which]
@@ -109,26 +113,25 @@ def _reach(H: Operator, which: str, seed: int) -> tuple[float, Tensor]:
 
 
 def _arpack(
-    H: Operator,
+    operator: Operator,
     k: int,
     which: str,
     scale: float,
     start: Tensor,
     tol: float,
-    maxiter: int | None,
+    maxiter: int,
 ) -> tuple[Tensor, Tensor]:
     linalg = need("scipy.sparse.linalg", extra="measure")
-    n = H.shape[0]
+    n = operator.shape[0]
     sign, shift = {"LA": (1.0, scale), "SA": (-1.0, scale), "LM": (1.0, 0.0)}[which]
 
     def matvec(v: Any) -> Any:
-        x = torch.from_numpy(v).reshape(n).to(H.device)
-        return (sign * multiply(H, x) + shift * x).cpu().numpy()
+        x = torch.from_numpy(v).reshape(n).to(operator.device)
+        return (sign * multiply(operator, x) + shift * x).cpu().numpy()
 
-    operator = linalg.LinearOperator((n, n), matvec=matvec, dtype="float64")
     try:
         values, vectors = linalg.eigsh(
-            operator,
+            linalg.LinearOperator((n, n), matvec=matvec, dtype="float64"),
             k,
             which="LM" if which == "LM" else "LA",
             v0=start.cpu().numpy(),
@@ -137,30 +140,32 @@ def _arpack(
             ncv=min(n, max(2 * k + 1, k + 20)),
         )
     except linalg.ArpackNoConvergence as error:
-        raise MeasureError(_not_converged(H, k, error, sign, shift, scale, tol)) from error
+        raise MeasureError(_not_converged(operator, k, error, sign, shift, scale, tol)) from error
+    except linalg.ArpackError as error:
+        raise MeasureError(f"Lanczos did not converge: {error}") from error
     found = sign * (torch.from_numpy(values) - shift)
-    return found.to(H.device), torch.from_numpy(vectors).to(H.device)
+    return found.to(operator.device), torch.from_numpy(vectors).to(operator.device)
 
 
 def _not_converged(
-    H: Operator, k: int, error: Any, sign: float, shift: float, scale: float, tol: float
+    operator: Operator, k: int, error: Any, sign: float, shift: float, scale: float, tol: float
 ) -> str:
     values = sign * (torch.from_numpy(error.eigenvalues) - shift)
     text = f"Lanczos did not converge: {len(values)} of {k} eigenvalues reached a residual of "
     text += f"{tol:g} · max|λ|"
     if len(values):
-        vectors = torch.from_numpy(error.eigenvectors).to(H.device)
-        worst = float(_residuals(H, values.to(H.device), vectors, scale).max())
+        vectors = torch.from_numpy(error.eigenvectors).to(operator.device)
+        worst = float(_residuals(operator, values.to(operator.device), vectors, scale).max())
         text += f" (theirs is {worst:.1e})"
     return text + "; raise maxiter or tol, or compute in float64"
 
 
 def _verified(
-    H: Operator, values: Tensor, vectors: Tensor, scale: float, tol: float
+    operator: Operator, values: Tensor, vectors: Tensor, scale: float, tol: float
 ) -> Eigenvalues:
     order = values.argsort(descending=True)
     values, vectors = values[order], vectors[:, order]
-    residuals = _residuals(H, values, vectors, max(scale, float(values.abs().max())))
+    residuals = _residuals(operator, values, vectors, max(scale, float(values.abs().max())))
     if float(residuals.max()) > tol:
         reached = int((residuals <= tol).sum())
         raise MeasureError(
@@ -171,8 +176,8 @@ def _verified(
     return Eigenvalues(values, residuals, vectors)
 
 
-def _residuals(H: Operator, values: Tensor, vectors: Tensor, scale: float) -> Tensor:
-    error = (multiply(H, vectors) - values * vectors).norm(dim=0)
+def _residuals(operator: Operator, values: Tensor, vectors: Tensor, scale: float) -> Tensor:
+    error = (multiply(operator, vectors) - values * vectors).norm(dim=0)
     return error / scale if scale else error
 
 
@@ -207,11 +212,11 @@ class Spectrum:
         return self.negative / len(self.values)
 
 
-def spectrum(H: Operator, *, limit: int = LIMIT) -> Spectrum:
+def spectrum(operator: Operator, *, limit: int = LIMIT) -> Spectrum:
     """Compute every eigenvalue, from the whole matrix.
 
     Args:
-        H: the operator, of up to some thousands of rows.
+        operator: what :func:`sparseflow.hessian` gives, or a symmetric matrix, of up to some thousands of rows.
         limit: rows at most; time grows with their cube, memory with their square.
 
     Raises:
@@ -221,10 +226,48 @@ def spectrum(H: Operator, *, limit: int = LIMIT) -> Spectrum:
         >>> spectrum(torch.diag(torch.tensor([3.0, -1.0, 2.0]))).negative_share
         0.3333333333333333
     """
-    n = H.shape[0]
+    n = rows_of(operator)
     if n > limit:
         raise MeasureError(
             f"the exact spectrum of {n:,} active entries is over the limit of {limit:,}: use "
             "spectral_density, or raise limit"
         )
-    return Spectrum(torch.linalg.eigvalsh(dense(H)).flip(0))
+    return Spectrum(torch.linalg.eigvalsh(dense(operator)).flip(0))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over random probes.
+
+    Attributes:
+        value: the mean.
+        error: its standard error.
+    """
+
+    value: float
+    error: float
+
+
+def estimate(samples: Sequence[float]) -> Estimate:
+    """Mean and standard error of at least two samples."""
+    return Estimate(fmean(samples), stdev(samples) / math.sqrt(len(samples)))
+
+
+def trace(operator: Operator, probes: int = 32, seed: int = 0) -> Estimate:
+    """Estimate the sum of the eigenvalues as the mean of zᵀHz over vectors z of ±1.
+
+    Exact for a diagonal matrix (Hutchinson 1989). ``operator.dense().trace()`` is
+    exact for any, where there is room for it.
+
+    Raises:
+        MeasureError: if there are fewer than 2 probes.
+
+    Example:
+        >>> trace(torch.diag(torch.tensor([3.0, -1.0, 2.0])))
+        Estimate(value=4.0, error=0.0)
+    """
+    n = rows_of(operator)
+    if probes < 2:
+        raise MeasureError(f"probes is {probes}; an error bar needs at least 2")
+    z = signs(n, probes, seed, "trace").to(operator.device)
+    return estimate((z * multiply(operator, z)).sum(0).tolist())

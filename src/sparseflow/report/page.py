@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
 from importlib.resources import files
+from typing import Any
 
 from sparseflow.core.extra import need
+from sparseflow.measure.statistics import Verdict
 from sparseflow.report import findings as say
 from sparseflow.report import text
+from sparseflow.report.captions import CAPTIONS
+from sparseflow.report.claims import NOTE, Claim
 from sparseflow.report.palette import METHODS, OTHER, VARIABLES, declarations
-from sparseflow.report.paper import REFERENCES
+from sparseflow.report.published import HEADS, published_lines, published_notes
 from sparseflow.report.results import Results
 from sparseflow.report.summary import rows
 from sparseflow.report.table import cells, notes, window
@@ -27,86 +31,24 @@ _FAMILIES = {
 }
 """Headline and density of each family."""
 
+VERDICTS: dict[Verdict, tuple[str, str]] = {
+    "holds": ("holds", "✓"),
+    "does not hold": ("fails", "✕"),
+    "not settled": ("open", "?"),
+}
+"""Class and sign of each verdict."""
+
 FEW = 6
 """Recipes up to which the page names each of them in the commands."""
 
 
-@dataclass(frozen=True)
-class Caption:
-    """What stands beside a figure.
-
-    Attributes:
-        title: headline.
-        reading: how to read it.
-        seen: what it shows with the runs at hand; may be empty.
-        missing: what to run, if there is nothing to draw.
-    """
-
-    title: str
-    reading: str
-    seen: Callable[[Results], str]
-    missing: str
-
-
-def _table(function: Callable[[say.Table], str]) -> Callable[[Results], str]:
-    return lambda results: function(say.compared(results))
-
-
-CAPTIONS: dict[str, Caption] = {
-    "accuracy": Caption(
-        "Accuracy by method and initialisation",
-        "Every seed is a mark: a circle for masked dense initialisation and for methods that "
-        "have one only, a square for Liu et al.'s, a diamond for the paper's (+). The bar is the "
-        "median of the living runs. Crosses are dead runs, at chance.",
-        _table(lambda table: f"{say.dead_or_alive(table)} {say.dynamic(table)}".strip()),
-        "the training recipes",
-    ),
-    "flow": Caption(
-        "Gradient norm during training",
-        "L2 norm over all active parameters on a fixed probe batch. Thick line: median of the "
-        "living seeds (dotted: masked dense, dashed: Liu et al., solid: the paper's, or the "
-        "method's own start). Band: their range. × ends a dead run. Grey: the other panels. "
-        "Gradual pruning is the dense network until it begins to prune.",
-        _table(say.ticket_norm),
-        "the training recipes",
-    ),
-    "flow-kernels": Caption(
-        "The same over kernels alone",
-        "Norm over weights alone: in a badly initialised sparse network the biases can make up "
-        "nearly all of the total. Drawn as above.",
-        _table(say.kernels_at_start),
-        "the training recipes",
-    ),
-    "updates": Caption(
-        "What a mask update does to the gradient norm",
-        "Norm just after an update over the norm just before, minus one; beyond 1 % the scale is "
-        "logarithmic. Line and band: median and "
-        "middle half of the updates in twelve stretches of training; thin lines: the seeds.",
-        _table(say.update_changes),
-        "set+, rigl+ or prune",
-    ),
-    "start-signal": Caption(
-        "Signal at initialisation against sparsity",
-        "Standard deviation of the output before the softmax, He scale, masks uneven over the "
-        "neurons. Line: median over seeds; band: their range.",
-        say.signal_at_start,
-        "the init-* recipes",
-    ),
-    "start-norm": Caption(
-        "Gradient norm at initialisation against sparsity",
-        "The same networks: gradient norm on the probe batch before any training.",
-        say.norm_at_start,
-        "the init-* recipes",
-    ),
-}
-
-
-def render(results: Results, figures: dict[str, str]) -> str:
-    """Return the page.
+def render(results: Results, figures: dict[str, str], claims: Sequence[Claim] = ()) -> str:
+    """Return the page; with claims it opens with them.
 
     Args:
         results: what was measured.
         figures: SVG by name, of those that could be drawn.
+        claims: judged by these results.
     """
     environment = need("jinja2", extra="report").Environment(
         autoescape=True,
@@ -116,12 +58,13 @@ def render(results: Results, figures: dict[str, str]) -> str:
     )
     source = files("sparseflow.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     safe = need("markupsafe", extra="report").Markup
+    captions = {n: c for n, c in CAPTIONS.items() if results.evidence or not c.evidence}
     shown = [
         (name, caption, text.joined(caption.seen(results)), safe(inline(figures[name], name)))
-        for name, caption in CAPTIONS.items()
+        for name, caption in captions.items()
         if name in figures
     ]
-    absent = [caption for name, caption in CAPTIONS.items() if name not in figures]
+    absent = [caption for name, caption in captions.items() if name not in figures]
     return environment.from_string(source).render(
         results=results,
         headline=_family(results)[0],
@@ -137,8 +80,24 @@ def render(results: Results, figures: dict[str, str]) -> str:
         commands=commands(results),
         light=safe(declarations(dark=False)),
         dark=safe(declarations(dark=True)),
-        paper=results.family in REFERENCES,
+        **_claimed(results, claims, figures),
     )
+
+
+def _claimed(results: Results, claims: Sequence[Claim], figures: dict[str, str]) -> dict[str, Any]:
+    """What the parts that rest on evidence show."""
+    counts = Counter(claim.verdict for claim in claims)
+    published = published_lines(results)
+    return {
+        "claims": claims,
+        "counts": [(verdict, counts[verdict]) for verdict in VERDICTS if counts[verdict]],
+        "looks": VERDICTS,
+        "titles": {name: CAPTIONS[name].title for name in figures if name in CAPTIONS},
+        "judging": NOTE,
+        "published": [(line, _color(line.group or "prune")) for line in published],
+        "published_heads": list(HEADS.values()),
+        "published_notes": published_notes(results) if published else "",
+    }
 
 
 def inline(svg: str, name: str) -> str:
@@ -161,6 +120,8 @@ def inline(svg: str, name: str) -> str:
 
 def commands(results: Results) -> list[str]:
     """Commands that run the same again."""
+    if results.evidence:
+        return [f"sparseflow reproduce {results.family} -o report/{_settings(results)}"]
     recipes = list(dict.fromkeys(run.recipe for run in results.main))
     what = results.family
     if 0 < len(recipes) <= FEW:
@@ -205,6 +166,8 @@ def _facts(results: Results) -> list[tuple[str, str]]:
         facts = facts[:1]
     if results.at_start:
         facts.append(("measured at initialisation", text.count(len(results.at_start), "network")))
+    if results.evidence:
+        facts.append(("measured at checkpoints", text.count(len(results.evidence), "study")))
     return facts
 
 

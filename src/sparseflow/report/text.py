@@ -111,10 +111,11 @@ def joined(sentence: str) -> str:
 def count(number: int, noun: str) -> str:
     """A number with its noun.
 
-    >>> count(1, "run"), count(11719, "step")
-    ('1 run', '11,719 steps')
+    >>> count(1, "run"), count(11719, "step"), count(2, "study")
+    ('1 run', '11,719 steps', '2 studies')
     """
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+    many = f"{noun[:-1]}ies" if noun.endswith("dy") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else many}"
 
 
 def signed(value: float) -> str:

@@ -31,7 +31,7 @@ RULES = {"rigl": "RigL", "set": "SET", "rigl-inverted": "RigL inverted", "random
 GROUPS = {
     "lottery:orders": "lottery",
     "scratch:orders": "scratch",
-    "scratch:inits": "scratch, new inits",
+    "scratch:inits": "scratch, inits",
     "prune-restart:orders": "prune restart",
     "prune": "different pruned",
     "rigl+": "RigL+",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +17,13 @@ from sparseflow.core.errors import MeasureError
 from sparseflow.core.schedules import Moment
 from sparseflow.masks import Masks, churn
 from sparseflow.measure import flow
+from sparseflow.measure.density import spectral_density
 from sparseflow.measure.operators import Curvature, hessian
 from sparseflow.measure.spectrum import spectrum as exact_spectrum
 from sparseflow.runs import Run, Store
 from sparseflow.runs.build import Assembly, Batch, assemble, make_method, probe_batch
 from sparseflow.runs.spec import RigLInvertedMethod, RigLMethod, RunSpec, SetMethod
-from sparseflow.studies.figures import Spectrum, Trial, Updates, rounded
+from sparseflow.studies.figures import Number, Spectrum, Trial, Updates, rounded
 from sparseflow.studies.load import examples, load_all
 from sparseflow.studies.spec import RULES, SpectrumStudy, UpdateStudy
 from sparseflow.topology import SET, Method, Topology, View, attach, propose
@@ -144,7 +146,7 @@ def _measured(model: nn.Module, masks: Masks, batch: Batch, study: SpectrumStudy
     return Spectrum(**common, **(_exact(operator) if study.exact else _density(operator, study)))
 
 
-def _exact(operator: Curvature) -> dict[str, object]:
+def _exact(operator: Curvature) -> dict[str, Any]:
     found = exact_spectrum(operator)
     share = rounded(found.negative_share)
     return {
@@ -153,5 +155,27 @@ def _exact(operator: Curvature) -> dict[str, object]:
         "negative": share,
         "low": share,
         "high": share,
-        "counts": _counts(found.values.numpy(), None),
+        "counts": _counts(found.values, torch.ones_like(found.values)),
     }
+
+
+def _density(operator: Curvature, study: SpectrumStudy) -> dict[str, Any]:
+    found = spectral_density(operator, study.steps, study.probes)
+    share = found.negative_share
+    nodes = torch.cat([probe.nodes for probe in found.probes])
+    weights = torch.cat([probe.weights for probe in found.probes])
+    return {
+        "largest": rounded(found.largest),
+        "smallest": rounded(found.smallest),
+        "negative": rounded(share.value),
+        "low": rounded(share.low),
+        "high": rounded(share.high),
+        "counts": _counts(nodes, weights * (operator.shape[0] / len(found.probes))),
+    }
+
+
+def _counts(values: Tensor, weights: Tensor) -> tuple[Number, ...]:
+    """Weight in each bin; what lies beyond the bins counts in the last one."""
+    clipped = np.clip(values.cpu().numpy(), EDGES[0], EDGES[-1])
+    counts, _ = np.histogram(clipped, EDGES, weights=weights.cpu().numpy())
+    return tuple(rounded(float(count)) for count in counts)

@@ -19,7 +19,7 @@ from sparseflow.report.results import Results
 from sparseflow.report.seen import blocks, mean_between
 from sparseflow.report.vocabulary import GROUPS
 
-LEFT = 1.4
+LEFT = 1.45
 """Inches for the names of the groups."""
 
 
@@ -40,7 +40,7 @@ def disagreement_figure(results: Results) -> Figure | None:
     step = _step(float(np.nanmax(table)) / len(SCALE))
     levels = np.clip(np.floor(table / step), 0, len(SCALE) - 1)
     with styled():
-        figure = Figure(figsize=(WIDTH, WIDTH - LEFT + 1.55))
+        figure = Figure(figsize=(WIDTH, WIDTH - LEFT + 1.45))
         axes = figure.subplots()
         _cells(axes, levels)
         ends = [0, *itertools.accumulate(len(alive) for _, alive in groups)]

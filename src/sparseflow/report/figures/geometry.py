@@ -41,11 +41,12 @@ def map_figure(results: Results) -> Figure | None:
         axes.margins(0.08)
         axes.set_xlabel("L2 distance along the map")
         axes.text(
-            0.99, 0.98, f"stress {found.stress:.2f}", transform=axes.transAxes, ha="right", va="top",
-            fontsize=9, color=MUTED,
+            0.99, 0.98, f"stress {found.stress:.2f}", transform=axes.transAxes, ha="right",
+            va="top", fontsize=9, color=MUTED,
         )  # fmt: skip
         handles = [_mark(MUTED, "o", hollow=True), _mark(MUTED, "o")]
-        handles += [_mark(_color(r), _shape(r)) for r in recipes]
+        shapes = {"prune": "*"}
+        handles += [_mark(_color(r), shapes.get(r, _shape(r))) for r in recipes]
         names = ["start", "end", *(_name(r) for r in recipes)]
         figure.legend(handles, names, loc="outside upper left", ncols=3, columnspacing=1.2)
         return figure
@@ -72,7 +73,9 @@ def _draw_runs(axes: Axes, found: Distances, recipe: str) -> None:
                     "alpha": 0.6, "linewidth": 1, "shrinkA": 3, "shrinkB": 3,
                 },
             )  # fmt: skip
-        axes.scatter(*point, facecolors=color, zorder=4, **style)
+        if recipe == "prune":
+            style |= {"marker": "*", "s": 150, "edgecolors": CARD}
+        axes.scatter(*point, facecolors=color, zorder=5 if recipe == "prune" else 4, **style)
 
 
 def plane_figure(results: Results) -> Figure | None:
@@ -131,8 +134,8 @@ def _corners(axes: Axes, found: Plane) -> None:
 
 def _mark(color: str, shape: str, *, hollow: bool = False) -> Line2D:
     return Line2D(
-        [], [], linestyle="", marker=shape, color=color, markersize=5.5, markeredgewidth=1.1,
-        markerfacecolor=CARD if hollow else color,
+        [], [], linestyle="", marker=shape, color=color, markersize=10 if shape == "*" else 5.5,
+        markeredgewidth=1.1, markerfacecolor=CARD if hollow else color,
     )  # fmt: skip
 
 

@@ -1,0 +1,116 @@
+"""Lanczos iterations on several start vectors at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparseflow.core.errors import MeasureError
+from sparseflow.core.random import generator
+from sparseflow.measure.operators import Curvature
+
+Operator = Curvature | Tensor
+"""An operator of sparseflow, or a symmetric matrix."""
+
+
+def rows_of(operator: Operator) -> int:
+    """Number of rows.
+
+    Raises:
+        MeasureError: for a tensor that is not a symmetric floating matrix.
+    """
+    if isinstance(operator, Tensor):
+        square = (
+            operator.ndim == 2
+            and operator.shape[0] == operator.shape[1]
+            and operator.is_floating_point()
+        )
+        if not square or not torch.allclose(operator, operator.T):
+            raise MeasureError(
+                f"a tensor of shape {tuple(operator.shape)} and type {operator.dtype} is no operator: it "
+                "should be a symmetric floating matrix"
+            )
+    return operator.shape[0]
+
+
+def multiply(operator: Operator, v: Float[Tensor, " n *k"]) -> Float[Tensor, " n *k"]:
+    """H @ v with sums in float64."""
+    return (operator.double() if isinstance(operator, Tensor) else operator) @ v
+
+
+def dense(operator: Operator) -> Float[Tensor, " n n"]:
+    """The whole matrix in float64."""
+    return (operator if isinstance(operator, Tensor) else operator.dense()).double()
+
+
+def signs(n: int, probes: int, seed: int, stream: str) -> Float[Tensor, " n probes"]:
+    """Rademacher vectors: every entry is ±1; each probe has a stream of its own."""
+    drawn = [
+        torch.randint(2, (n,), generator=generator(seed, stream, "probe", index))
+        for index in range(probes)
+    ]
+    return 2.0 * torch.stack(drawn, 1).double() - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Krylov:
+    """Q T Qᵀ ≈ H on the space of one start vector after m steps.
+
+    Attributes:
+        basis: rows are the orthonormal Lanczos vectors, the start first.
+        diagonal: of T.
+        beside: next to the diagonal of T.
+        rest: what couples the space to the remaining one; 0 if it is invariant.
+    """
+
+    basis: Float[Tensor, " m n"]
+    diagonal: Float[Tensor, " m"]
+    beside: Float[Tensor, " m-1"]
+    rest: float
+
+    @property
+    def tridiagonal(self) -> Float[Tensor, " m m"]:
+        """T."""
+        return torch.diag(self.diagonal) + torch.diag(self.beside, 1) + torch.diag(self.beside, -1)
+
+
+def lanczos(operator: Operator, starts: Float[Tensor, " n probes"], steps: int) -> list[Krylov]:
+    """Run Lanczos from every column of ``starts``, one block product a step.
+
+    Each new vector is made orthogonal to all earlier ones, twice. A run ends
+    early when its space is invariant up to the rounding of the operator: T is
+    then exact there.
+    """
+    n, probes = starts.shape
+    steps = min(steps, n)
+    basis = starts.new_zeros(probes, steps, n)
+    diagonal, beside = starts.new_zeros(probes, steps), starts.new_zeros(probes, steps)
+    length = [steps] * probes
+    rounding, scale = 10 * torch.finfo(operator.dtype).eps, 0.0
+    running, q = list(range(probes)), starts / starts.norm(dim=0)
+    for j in range(steps):
+        product = multiply(operator, q)
+        scale = max(scale, float(product.norm(dim=0).max()))
+        following = []
+        for column, probe in enumerate(running):
+            basis[probe, j] = q[:, column]
+            w, known = product[:, column], basis[probe, : j + 1]
+            diagonal[probe, j] = q[:, column] @ w
+            for _ in range(2):
+                w = w - known.T @ (known @ w)
+            norm = w.norm()
+            if j + 1 == n or float(norm) <= rounding * scale:
+                length[probe] = j + 1
+                continue
+            beside[probe, j] = norm
+            following.append((probe, w / norm))
+        if not following:
+            break
+        running, q = [p for p, _ in following], torch.stack([w for _, w in following], 1)
+    return [
+        Krylov(basis[p, :m], diagonal[p, :m], beside[p, : m - 1], float(beside[p, m - 1]))
+        for p, m in enumerate(length)
+    ]
