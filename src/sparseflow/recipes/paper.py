@@ -58,7 +58,7 @@ class Effort:
     draws: int
 
 
-FULL = Effort(60_000, 10_000, 5000, 3, 1000, 5, (10, 50), 3)
+FULL = Effort(20_000, 10_000, 5000, 3, 1000, 5, (10, 50), 3)
 SHORT = Effort(5000, 1000, 1000, 1, 250, 2, (10,), 1)
 """For shortened runs, which nobody takes for the paper's."""
 

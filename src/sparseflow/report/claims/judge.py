@@ -111,8 +111,8 @@ class Scale:
 class Bound:
     """What is claimed of a value: that it lies strictly between two numbers."""
 
-    low: float = -math.inf
-    high: float = math.inf
+    low: float | int = -math.inf
+    high: float | int = math.inf
 
     def judge(self, found: Estimate) -> Verdict:
         """Judge each finite side; one that fails is enough to fail."""
