@@ -156,14 +156,19 @@ def updates(stream: np.random.Generator) -> list[Updates]:
     for seed in SEEDS:
         for step in (1000, 4000, 8000):
             norm = 0.8 * 1000 / step * math.exp(stream.normal(0, 0.2))
-            sizes = {"largest": 40.0, "smallest": -2.0, "loss": 0.2}
-            before = spectrum(stream, "", negative=0.08, norm=norm, examples=1000, **sizes)
+            sizes = {"largest": 40.0, "loss": 0.2}
+            before = spectrum(
+                stream, "", smallest=-2.0, negative=0.08, norm=norm, examples=1000, **sizes
+            )
             after = []
             for rule, (draws, more, rise) in rules.items():
                 for draw in range(draws):
                     share = 0.08 + more * (1 + stream.normal(0, 0.3))
                     up = norm * (1 + rise * (1 + stream.normal(0, 0.3)))
-                    made = spectrum(stream, "", negative=share, norm=up, examples=1000, **sizes)
+                    deep = -2.0 * (1 + rise) * math.exp(stream.normal(0, 0.02))
+                    made = spectrum(
+                        stream, "", smallest=deep, negative=share, norm=up, examples=1000, **sizes
+                    )
                     after.append(Trial(rule, draw, 0.05, made))
             found.append(Updates(f"rigl+ {seed} {step}", step, 0.29, before, tuple(after)))
     return found

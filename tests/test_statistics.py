@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
@@ -267,7 +267,31 @@ def test_many_pairs_draw_their_permutations_and_repeat():
     assert found.p_exact == pytest.approx(found.p, abs=0.02)
 
 
-@given(st.lists(st.tuples(numbers, numbers), min_size=3, max_size=7))
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ([200, 0, 1000, 200], [300, 1000, 100, 1]),
+        ([300, 1000, 100, 1], [200, 0, 1000, 200]),
+        ([-100, 200, 0, -300, 300, -300, 100], [0, 100, -100, -100, -300, 300, 0]),
+        ([0, 100, -100, -100, -300, 300, 0], [-100, 200, 0, -300, 300, -300, 100]),
+    ],
+)
+def test_permutations_that_tie_count_as_such(a, b):
+    """In whole thousandths nothing rounds; the same in floating point must give no other share."""
+    n = len(a)
+    splits = [sum(chosen) for chosen in itertools.combinations(a + b, n)]
+    more = np.mean([total >= sum(a) for total in splits])
+    less = np.mean([total <= sum(a) for total in splits])
+    x, y = ([value / 1000 for value in group] for group in (a, b))
+    assert unpaired(x, y).p_exact == pytest.approx(min(2 * min(more, less), 1.0))
+    d = np.subtract(a, b)
+    flips = [d @ signs for signs in itertools.product([1, -1], repeat=n)]
+    compared = paired(dict(enumerate(x)), dict(enumerate(y)))
+    assert compared.p_exact == np.mean(np.abs(flips) >= abs(d.sum()))
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(numbers, numbers), min_size=3, max_size=5))
 def test_swapping_the_groups_turns_the_sign(pairs):
     a, b = (dict(enumerate(x)) for x in zip(*pairs, strict=True))
     for here, there in (

@@ -116,13 +116,24 @@ def report_on(
 
 
 def write_out(results: Any, out: Path, as_json: bool) -> None:
-    """Write a report and print its table, or what it holds as JSON."""
+    """Write a report and print its tables, or what they hold as JSON."""
     reports = report_room()
     files = reports.write_report(results, out)
+    judged = reports.claims(results) if results.evidence else []
     if as_json:
-        print_json({"rows": reports.summary_rows(results), "files": [str(f) for f in files]})
+        found = {"rows": reports.summary_rows(results)}
+        if judged:
+            found |= {
+                "claims": reports.claims_rows(judged),
+                "published": reports.published_data(results),
+            }
+        print_json(found | {"files": [str(f) for f in files]})
         return
-    stdout.print(reports.markdown_table(results), highlight=False, markup=False, soft_wrap=True)
+    tables = [reports.markdown_table(results)]
+    if judged:
+        tables += [reports.published_markdown(results), reports.claims_markdown(judged)]
+    for text in tables:
+        stdout.print(text, highlight=False, markup=False, soft_wrap=True)
     stderr.print(f"wrote {len(files)} files; open {out / 'index.html'}", highlight=False)
 
 

@@ -15,6 +15,7 @@ from sparseflow.core.extra import need
 from sparseflow.core.random import generator
 from sparseflow.measure.statistics import (
     LEVEL,
+    ROUNDING,
     Estimate,
     finite_values,
     snap,
@@ -141,12 +142,19 @@ def _keys(keys: Iterable[Any]) -> str:
 
 
 def _permuted(data: tuple[Any, ...], kind: str, statistic: Callable[..., Any]) -> float:
-    """Two-sided p-value over all permutations, or over a fixed draw of many."""
+    """Two-sided p-value over all permutations, or over a fixed draw of many.
+
+    The statistic is counted in units of the rounding of the data: permutations
+    that tie must not be told apart by it.
+    """
+    unit = ROUNDING * max(float(np.abs(values).max()) for values in data)
+    if not unit:
+        return 1.0
     seed = int(torch.randint(2**62, (), generator=generator(0, "permutation")))
     test = need("scipy.stats", extra="measure").permutation_test
     found = test(
         data,
-        statistic,
+        lambda *groups, axis: np.rint(statistic(*groups, axis=axis) / unit),
         permutation_type=kind,
         vectorized=True,
         n_resamples=RESAMPLES,

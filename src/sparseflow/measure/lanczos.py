@@ -88,28 +88,27 @@ def lanczos(operator: Operator, starts: Float[Tensor, " n probes"], steps: int) 
     steps = min(steps, n)
     basis = starts.new_zeros(probes, steps, n)
     diagonal, beside = starts.new_zeros(probes, steps), starts.new_zeros(probes, steps)
-    length = [steps] * probes
+    length, alive = [steps] * probes, torch.ones(probes, dtype=torch.bool)
     rounding, scale = 10 * torch.finfo(operator.dtype).eps, 0.0
-    running, q = list(range(probes)), starts / starts.norm(dim=0)
+    q = starts / starts.norm(dim=0)
     for j in range(steps):
-        product = multiply(operator, q)
-        scale = max(scale, float(product.norm(dim=0).max()))
-        following = []
-        for column, probe in enumerate(running):
-            basis[probe, j] = q[:, column]
-            w, known = product[:, column], basis[probe, : j + 1]
-            diagonal[probe, j] = q[:, column] @ w
-            for _ in range(2):
-                w = w - known.T @ (known @ w)
-            norm = w.norm()
-            if j + 1 == n or float(norm) <= rounding * scale:
-                length[probe] = j + 1
-                continue
-            beside[probe, j] = norm
-            following.append((probe, w / norm))
-        if not following:
+        basis[:, j] = q.T
+        w = multiply(operator, q).T
+        diagonal[:, j] = (basis[:, j] * w).sum(1)
+        scale = max(scale, float(w.norm(dim=1).max()))
+        known = basis[:, : j + 1]
+        for _ in range(2):
+            w = w - (known.mT @ (known @ w[..., None]))[..., 0]
+        norm = w.norm(dim=1)
+        going = alive & (norm > rounding * scale).cpu() & (j + 1 < n)
+        for probe in (alive & ~going).nonzero().flatten().tolist():
+            length[probe] = j + 1
+        alive = going
+        if not bool(alive.any()):
             break
-        running, q = [p for p, _ in following], torch.stack([w for _, w in following], 1)
+        here = alive.to(norm.device)
+        beside[:, j] = norm * here
+        q = (w / norm[:, None]).where(here[:, None], 0).T
     return [
         Krylov(basis[p, :m], diagonal[p, :m], beside[p, : m - 1], float(beside[p, m - 1]))
         for p, m in enumerate(length)

@@ -175,6 +175,8 @@ class Curvature:
         self._replay = Replay(self._chunks, self._point, product, cache)
         with self._quiet():
             self.loss = mean_value(self._chunks, self._point)
+            if product is gauss_newton_product:
+                self._chunks[0].output(self._point)
 
     def __repr__(self) -> str:
         """Say how large it is and of how many parameters."""
@@ -280,7 +282,7 @@ class Curvature:
         )
         for part in self._chunks:
             found = each(lambda t, part=part: self._product(part, self._point, t, rows), tangents)
-            active = [found[n].flatten(1)[:, self._where[n]] for n in rows]
+            active = [found[n].reshape(stop - start, -1)[:, self._where[n]] for n in rows]
             total.add_(torch.cat(active, 1).T, alpha=part.share)
         return first, total
 

@@ -52,8 +52,8 @@ class Chunk:
         """The same with other examples."""
         return replace(self, tensors=tensors)
 
-    def value(self, parameters: State) -> Tensor:
-        """Loss at these parameters."""
+    def value(self, parameters: State) -> Any:
+        """What the loss returns at these parameters: a scalar tensor."""
         return self._call(_Loss(self.model, self.loss), parameters)
 
     def output(self, parameters: State) -> Tensor:
@@ -68,7 +68,7 @@ class Chunk:
         left = iter(self.tensors)
         return self.spec.unflatten([next(left) if leaf is None else leaf for leaf in self.rest])
 
-    def _call(self, module: nn.Module, parameters: State) -> Tensor:
+    def _call(self, module: nn.Module, parameters: State) -> Any:
         buffers = {name: buffer.clone() for name, buffer in self.buffers.items()}
         named = {f"model.{n}": t for n, t in (self.frozen | buffers | parameters).items()}
         return functional_call(module, named, (self._batch(),))
@@ -81,7 +81,7 @@ class _Loss(nn.Module):
         super().__init__()
         self.model, self.loss = model, loss
 
-    def forward(self, batch: Any) -> Tensor:
+    def forward(self, batch: Any) -> Any:
         return self.loss(self.model, batch)
 
 
@@ -206,7 +206,8 @@ def mean_value(parts: Sequence[Chunk], at: State) -> float:
     for index, part in enumerate(parts):
         value = part.value(at)
         if not isinstance(value, Tensor) or value.ndim:
-            what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value)
+            kind = type(value).__name__
+            what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else kind
             raise MeasureError(f"the loss returns {what}; it should be a scalar tensor")
         if not bool(value.isfinite()):
             raise MeasureError(

@@ -90,6 +90,7 @@ def _claimed(results: Results, claims: Sequence[Claim], figures: dict[str, str])
     published = published_lines(results)
     return {
         "claims": claims,
+        "joined": text.joined,
         "counts": [(verdict, counts[verdict]) for verdict in VERDICTS if counts[verdict]],
         "looks": VERDICTS,
         "titles": {name: CAPTIONS[name].title for name in figures if name in CAPTIONS},
@@ -154,7 +155,8 @@ def _family(results: Results) -> tuple[str, float]:
 
 def _facts(results: Results) -> list[tuple[str, str]]:
     dead = sum(run.dead for run in results.runs)
-    names = sorted({run.seed for run in results.main}, key=lambda s: (len(s), s))
+    alone = [run for run in results.main if not kind_of(run.recipe).group] or results.main
+    names = sorted({run.seed for run in alone}, key=lambda s: (len(s), s))
     facts = [
         ("family", results.family),
         ("sparsity", text.percent(1 - results.density)),

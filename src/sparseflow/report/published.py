@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,11 +136,20 @@ HEADS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure as text, the paper's and ours; empty where there is none."""
+    """One figure as text; empty where there is none.
+
+    Attributes:
+        head: of the column.
+        paper: the paper's.
+        ours: ours.
+        interval: of ours.
+        more: what else to know about ours.
+    """
 
     head: str
     paper: str
     ours: str
+    interval: str = ""
     more: str = ""
 
 
@@ -176,15 +185,15 @@ def _our_texts(ours: Ours | None) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     if ours.accuracy is not None:
         middle = "" if ours.median is None else f"median {accuracy(ours.median)}"
-        found["accuracy"] = (estimate(ours.accuracy, accuracy), middle)
+        found["accuracy"] = (*_apart(ours.accuracy, accuracy), middle)
     for name in ("disagreement", "pruned"):
         value: Estimate | None = getattr(ours, name)
         if value is not None:
-            found[name] = (estimate(value, _share),)
+            found[name] = _apart(value, _share)
     if ours.ensemble is not None:
         e = ours.ensemble
         gain = "" if e.gain is None else f"{e.gain:+.2f} ± {e.error or 0:.2f}".replace("-", "−")
-        found["ensemble"] = (NONE if e.accuracy is None else accuracy(e.accuracy), gain)
+        found["ensemble"] = (NONE if e.accuracy is None else accuracy(e.accuracy), "", gain)
         for name, number in (("loss", e.loss), ("ece", e.ece)):
             found[name] = (NONE if number is None else _share(number),)
     return found
@@ -202,6 +211,11 @@ def _paper_texts(line: PublishedLine | None) -> dict[str, str]:
         if pair is not None:
             found[name] = f"{_share(pair[0])} ± {_share(pair[1])}"
     return found
+
+
+def _apart(found: Estimate, shown: Callable[[float], str]) -> tuple[str, str]:
+    value, _, interval = estimate(found, shown).partition(" ")
+    return value, interval
 
 
 def _share(value: float) -> str:
@@ -234,7 +248,8 @@ def published_markdown(results: Results) -> str:
     for line in lines:
         row = [line.start, line.runs or NONE]
         for name, cell in zip(COLUMNS, line.cells, strict=True):
-            own = f"{cell.ours} ({cell.more})" if cell.more else cell.ours or NONE
+            parts = (cell.ours, cell.interval, f"({cell.more})" if cell.more else "")
+            own = " ".join(part for part in parts if part) or NONE
             row += [cell.paper or NONE, own] if name in COLUMNS[:4] else [own]
         table.append([text.replace("|", "\\|").replace("\n", " ") for text in row])
     text = "\n".join(f"| {' | '.join(row)} |" for row in table)

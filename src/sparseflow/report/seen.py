@@ -22,7 +22,6 @@ from sparseflow.report.text import (
     percent,
     short,
     signed,
-    spread,
 )
 from sparseflow.report.vocabulary import GROUPS, RULES, kind_of, place_of
 
@@ -147,14 +146,14 @@ def curvature_at_start(results: Results) -> str:
     """Largest and smallest eigenvalue by recipe, beside the authors' code."""
     others, said = others_curvature(results), []
     for recipe, found in at_init(results).items():
-        large = spread(s.largest for s in found)
-        small = "−" + spread(-s.smallest for s in found if s.smallest is not None)
-        text = f"{recipe} {large} and {small}"
+        large = statistics.median(finite(s.largest for s in found))
+        small = statistics.median(finite(s.smallest for s in found))
+        text = f"{recipe} {short(large)} and {minus(short(small))}"
         if recipe in others:
             theirs = others[recipe]
             text += f" (authors' code {theirs[0]:g} and {minus(f'{theirs[1]:g}')})"
         said.append(text)
-    return f"Largest and smallest eigenvalue: {'; '.join(said)}." if said else ""
+    return f"Largest and smallest eigenvalue (median): {'; '.join(said)}." if said else ""
 
 
 def lines_from(results: Results, recipe: str, when: str, *, aligned: bool) -> list[Line]:

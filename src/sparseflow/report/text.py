@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 from sparseflow.measure.statistics import Estimate
@@ -103,9 +104,17 @@ def seeds(names: Sequence[str]) -> str:
     return ", ".join(names)
 
 
+_APART = re.compile(r"\[[^][]*\]|\d ±")
+
+
 def joined(sentence: str) -> str:
-    """Keep numbers and their percent signs on one line."""
-    return sentence.replace(" %", "\u00a0%")
+    """Keep numbers and their percent signs, ± and intervals on one line.
+
+    >>> joined("up 3 % [−1 %, 4 %]").count(chr(160))
+    4
+    """
+    kept = _APART.sub(lambda found: found[0].replace(" ", "\u00a0"), sentence)
+    return kept.replace(" %", "\u00a0%")
 
 
 def count(number: int, noun: str) -> str:

@@ -26,6 +26,9 @@ __all__ = [
     "claims_rows",
 ]
 
+PARTS = (start_claims, flow_claims, update_claims, solution_claims, function_claims)
+"""Claims by subject, in the order of the page."""
+
 
 def claims(results: Results) -> list[Claim]:
     """Judge every claim; one without data is listed without a judgement.
@@ -40,10 +43,4 @@ def claims(results: Results) -> list[Claim]:
         >>> {claim.verdict for claim in claims(nothing)}
         {'not settled'}
     """
-    return [
-        *start_claims(results),
-        *flow_claims(results),
-        *update_claims(results),
-        *solution_claims(results),
-        *function_claims(results),
-    ]
+    return [claim for part in PARTS for claim in part(results)]

@@ -39,9 +39,8 @@ def spectra_figure(results: Results) -> Figure | None:
     rules = [rule for rule in RULES if rule in found]
     with styled():
         figure = Figure(figsize=(WIDTH, 1.0 + 1.02 * len(rules) + 2 * (0.55 + 0.2 * len(rules))))
-        upper, lower = figure.subfigures(
-            2, 1, height_ratios=[0.6 + 1.02 * len(rules), 2 * (0.6 + 0.2 * len(rules))]
-        )
+        heights = [0.6 + 1.02 * len(rules), 2 * (0.6 + 0.2 * len(rules))]
+        upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
         panels = upper.subplots(len(rules), sharex=True, sharey=True, squeeze=False)[:, 0]
         for axes, rule in zip(panels, rules, strict=True):
             _draw_rule(axes, shown, rule)
@@ -106,8 +105,8 @@ def _draw_rule(axes: Axes, shown: Updates, rule: str) -> None:
     _filled(axes, shown.before)
     for number, spectrum in enumerate(after):
         edges, counts = _histogram(spectrum)
-        faint = {"linewidth": 1.3} if not number else {"linewidth": 0.6, "alpha": 0.6}
-        axes.stairs(counts, edges, color=_color(rule), **faint)
+        width, alpha = (0.6, 0.6) if number else (1.3, 1.0)
+        axes.stairs(counts, edges, color=_color(rule), linewidth=width, alpha=alpha)
     _counts_axis(axes)
     told = [s.negative for s in after if s.negative is not None]
     text = RULES[rule]
@@ -171,8 +170,8 @@ def _reach(spectra: Sequence[Spectrum]) -> tuple[float, float]:
         edges, counts = (np.array(c, dtype=float) for c in (spectrum.edges, spectrum.counts))
         filled = np.flatnonzero(counts >= LEAST)
         if len(filled):
-            low = min(low, edges[max(filled[0] - 1, 0)])
-            high = max(high, edges[min(filled[-1] + 2, len(edges) - 1)])
+            low = min(low, float(edges[max(filled[0] - 1, 0)]))
+            high = max(high, float(edges[min(filled[-1] + 2, len(edges) - 1)]))
     return low, high
 
 
