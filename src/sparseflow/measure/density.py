@@ -44,7 +44,8 @@ class Quadrature:
         """
         nodes, weights = self.nodes, self.weights
         if not float(self.beside[-1]):
-            return (float(weights[nodes < threshold].sum()),) * 2
+            exact = float(weights[nodes < threshold].sum())
+            return exact, exact
         if float((nodes - threshold).abs().min()) > 1e-12 * float(nodes.abs().max()):
             nodes, weights = self._with_node(threshold)
         at = int((nodes - threshold).abs().argmin())

@@ -146,8 +146,8 @@ CAPTIONS: dict[str, Caption] = {
     "disagreement": Caption(
         "Who disagrees with whom",
         "A cell is a pair of networks: the share of test images that they classify differently. "
-        "The number in a block is its mean in %, a network and itself left out. Groups but the "
-        "last three are children of one pruned network.",
+        "The number in a block is its mean in %, a network and itself left out. Lottery, "
+        "scratch and prune restart all come from one pruned network.",
         seen.within_groups,
         "predictions of several groups",
         evidence=True,

@@ -15,7 +15,7 @@ import numpy as np
 from sparseflow.measure.statistics import Estimate, mean_interval, pair_interval
 from sparseflow.report.paper import PRUNED, PUBLISHED, PUBLISHED_TABLE, PublishedLine
 from sparseflow.report.results import DEAD, Agreement, Results
-from sparseflow.report.text import NONE, accuracy, estimate, finite
+from sparseflow.report.text import NONE, accuracy, estimate, finite, minus
 from sparseflow.report.vocabulary import GROUPS
 from sparseflow.studies.figures import Ensemble, GroupFigures, Member
 
@@ -219,7 +219,7 @@ def _apart(found: Estimate, shown: Callable[[float], str]) -> tuple[str, str]:
 
 
 def _share(value: float) -> str:
-    return f"{value:.4f}"
+    return minus(f"{value:.4f}")
 
 
 def published_notes(results: Results) -> str:

@@ -193,9 +193,10 @@ def highest_on_lines(results: Results) -> str:
             gone[recipe] = max(gone.get(recipe, 0), len(found) - len(living))
             tops = finite(_top(line) for line in living)
             if tops:
-                parts.append(f"{short(statistics.median(tops))}{' once aligned' * aligned}")
+                top = short(statistics.median(tops))
+                parts.append(f"({top} once aligned)" if aligned else top)
         if parts:
-            said.append(f"{', '.join(parts)} from {recipe}")
+            said.append(f"from {recipe} {' '.join(parts)}")
     if not said:
         return ""
     text = f"Highest training loss on the way to the pruned solution (median): {'; '.join(said)}."
@@ -242,7 +243,7 @@ def over_plane(results: Results) -> str:
     found = results.plane
     if found is None:
         return ""
-    names = [place_of(label).recipe for label in found.labels]
+    names = [place_of(label).recipe.replace("prune", "pruned") for label in found.labels]
     said = [
         f"{short(_highest(found, i, j))} between {names[i]} and {names[j]}"
         for i, j in ((0, 1), (0, 2), (1, 2))

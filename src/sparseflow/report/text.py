@@ -96,7 +96,12 @@ def seeds(names: Sequence[str]) -> str:
 
     >>> seeds(["0", "1", "2"]), seeds(["0", "2"]), seeds(["0", "0/1/0"])
     ('0–2', '0, 2', '0, 0/1/0')
+    >>> seeds(["0/0/1", "0/0/2", "0/0/3"])
+    '0/0/1–3'
     """
+    shared = {name.rpartition("/")[0] for name in names}
+    if len(shared) == 1 and (before := shared.pop()):
+        return f"{before}/{seeds([name.rpartition('/')[2] for name in names])}"
     numbers = [int(n) for n in names if n.isdigit()]
     consecutive = numbers == list(range(min(numbers, default=0), max(numbers, default=0) + 1))
     if len(numbers) == len(names) > 2 and consecutive:

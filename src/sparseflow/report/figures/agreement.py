@@ -82,7 +82,7 @@ def _cells(axes: Axes, levels: np.ndarray) -> None:
                 if same:
                     bars.append(Rectangle((x, y), width, 1))
                 x += width
-        bars = PatchCollection(bars, facecolors=color, edgecolors=color, linewidths=0.3, zorder=1)
+        bars = PatchCollection(bars, facecolors=color, edgecolors=color, linewidths=0.8, zorder=1)
         axes.add_collection(bars)
 
 

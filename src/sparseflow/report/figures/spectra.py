@@ -44,7 +44,7 @@ def spectra_figure(results: Results) -> Figure | None:
         panels = upper.subplots(len(rules), sharex=True, sharey=True, squeeze=False)[:, 0]
         for axes, rule in zip(panels, rules, strict=True):
             _draw_rule(axes, shown, rule)
-        _eigenvalues(panels, [shown.before, *(trial.spectrum for trial in shown.after)])
+        _eigenvalues(list(panels), [shown.before, *(trial.spectrum for trial in shown.after)])
         upper.supylabel("eigenvalues in a bin", fontsize=9.5)
         panels[-1].set_xlabel("eigenvalue (logarithmic away from 0)")
         place = place_of(shown.label)
@@ -202,7 +202,7 @@ def _changes(axes: Axes, found: dict[str, list[Effect]], rules: list[str], field
         axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: minus(f"{v:+.0f}") if v else "0"))
 
 
-def _bar(axes: Axes, mean: Estimate, place: float, color: str) -> None:
+def _bar(axes: Axes, mean: Estimate, place: int, color: str) -> None:
     if np.isfinite(mean.low):
         axes.plot([mean.low, mean.high], [place] * 2, color=color, linewidth=6, alpha=0.25)
     axes.plot([mean.value] * 2, [place - 0.36, place + 0.36], color=color, linewidth=2, zorder=4)
