@@ -1,4 +1,4 @@
-"""Rebuild the tables and pictures of README and docs from the committed results; nothing is run again.
+"""Rebuild tables and pictures of README and docs from committed results; nothing is run again.
 
 Usage: python docs/rebuild.py
 """

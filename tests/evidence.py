@@ -56,14 +56,25 @@ def evidence(*, seed: int = 0) -> tuple[Figures, ...]:
     return (*found, plane(), distances(stream), agreement(stream))
 
 
-def reproduction(*, seed: int = 0) -> Results:
-    """Real runs, with the groups' and the evidence beside them."""
+def reproduction(*, seed: int = 0, thin: int = 1) -> Results:
+    """Real runs, with the groups' and the evidence beside them.
+
+    Args:
+        seed: of what is drawn.
+        thin: keep every so many points of the gradient-flow curves.
+    """
     found = load_results(RESULTS)
+    found = replace(found, runs=tuple(_thinned(run, thin) for run in found.runs))
     own = {run.recipe for run in found.runs}
     groups = [name for name in GROUPS if ":" in name and name not in own]
     made = [_child(found, name, s) for name in groups for s in SEEDS if s]
     runs = sorted((*found.runs, *made), key=lambda run: kind_of(run.recipe).order)
     return replace(found, runs=tuple(runs), evidence=evidence(seed=seed))
+
+
+def _thinned(run: RunFigures, thin: int) -> RunFigures:
+    columns = {name: getattr(run.flow, name)[::thin] for name in run.flow.__struct_fields__}
+    return replace(run, flow=replace(run.flow, **columns))
 
 
 def _child(found: Results, group: str, seed: int) -> RunFigures:

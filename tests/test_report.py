@@ -2,7 +2,6 @@
 
 import json
 import re
-import statistics
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from sparseflow.report.collect import ROWS
 from sparseflow.report.findings import findings
 from sparseflow.report.page import commands
 from sparseflow.report.results import EvalCurve, FlowCurve, Norms, UpdateCurve
-from sparseflow.report.summary import bootstrap
+from sparseflow.report.summary import rows
 from sparseflow.runs import Run, RunSpec, Store
 
 FAMILY = "lenet5-mnist"
@@ -191,21 +190,20 @@ def test_the_dead_are_counted_and_never_averaged() -> None:
     assert row["median"] is None
 
 
-def test_bootstrap_holds_the_median_and_repeats() -> None:
-    values = (97.1, 97.9, 98.1, 97.7, 98.4, 97.2, 98.0)
-    interval = bootstrap(values)
-    assert interval is not None
-    assert interval == bootstrap.__wrapped__(values)
-    assert min(values) <= interval[0] < statistics.median(values) < interval[1] <= max(values)
-    assert bootstrap((98.0, 98.0, 98.0)) == (98.0, 98.0)
-    assert bootstrap((98.0, 97.0)) is None
+def test_the_range_is_of_three_living_runs_or_more() -> None:
+    def interval(*accuracies: float) -> tuple[float, float] | None:
+        (row,) = rows(results(*(figures("set+", s, a) for s, a in enumerate(accuracies))))
+        return row.interval
+
+    assert interval(98.0, 97.0, 99.0, 11.35) == (97.0, 99.0)
+    assert interval(98.0, 97.0, 11.35) is None
 
 
 def test_results_survive_the_round_trip(whole: Results, tmp_path: Path) -> None:
     path = tmp_path / "deep" / "results.json"
     save_results(whole, path)
     assert load_results(path) == whole
-    assert len(path.read_text().splitlines()) == len(whole.runs) + len(whole.at_start) + 9
+    assert len(path.read_text().splitlines()) == len(whole.runs) + len(whole.at_start) + 12
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"schema":1}', '{"schema":1,"runs":[{}]}', "\xff"])

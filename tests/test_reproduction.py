@@ -5,8 +5,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import Cli
 
+from conftest import Cli
 from sparseflow.core.errors import SpecError
 from sparseflow.recipes import reproduction
 from sparseflow.runs import Store, ancestors, identity

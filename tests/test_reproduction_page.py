@@ -17,9 +17,10 @@ import pytest
 from evidence import DEAD_SCRATCH, EDGES, PARAMETERS, reproduction
 from msgspec.structs import replace
 
+from sparseflow.measure.statistics import Verdict, mean_interval
 from sparseflow.report import Results, figures, load_results, write_report
 from sparseflow.report.captions import CAPTIONS
-from sparseflow.report.claims import Claim, claims
+from sparseflow.report.claims import Claim, Judgement, claims
 from sparseflow.report.figures.agreement import _step
 from sparseflow.report.figures.spectra import _linear_width
 from sparseflow.report.page import VERDICTS, render
@@ -37,7 +38,7 @@ FILES = ("claims.json", "claims.md", "claims.csv", "published.md", "published.cs
 
 @pytest.fixture(scope="module")
 def whole() -> Results:
-    return reproduction()
+    return reproduction(thin=6)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +134,20 @@ def test_the_page_opens_with_every_claim_and_its_verdict(page: str, judged: list
     for verdict, (_, sign) in VERDICTS.items():
         number = sum(claim.verdict == verdict for claim in judged)
         assert (f"{number} {sign} {verdict}" in text) == (number > 0)
-    assert {claim.verdict for claim in judged} == set(VERDICTS)  # each is drawn here
+
+
+@pytest.mark.parametrize("verdict", VERDICTS)
+def test_each_verdict_has_its_word_and_sign(whole: Results, verdict: Verdict) -> None:
+    one = Judgement("whole run", "×2.0 [1.5, 2.6], 5 seeds", mean_interval([2.0, 2.1]), verdict)
+    page = render(whole, {}, [Claim("one", "So it is.", "Figure 9.", (one,), "flow", "")])
+    look, sign = VERDICTS[verdict]
+    card = page[page.index('id="claim-one"') : page.index("</article>")]
+    assert f'<span class="badge {look}">' in card
+    assert f'<span class="sign {look}" title="{verdict}">' in card
+    assert Text(card).text.count(f"{sign} {verdict}") == 1
+    assert "×2.0 [1.5,\u00a02.6], 5 seeds" in card
+    assert "#flow" not in card  # not among the figures
+    assert f"1 {sign} {verdict}" in Text(page).text
 
 
 def test_a_claim_without_data_says_so(whole: Results) -> None:

@@ -30,8 +30,8 @@ def rows_of(operator: Operator) -> int:
         )
         if not square or not torch.allclose(operator, operator.T):
             raise MeasureError(
-                f"a tensor of shape {tuple(operator.shape)} and type {operator.dtype} is no operator: it "
-                "should be a symmetric floating matrix"
+                f"a tensor of shape {tuple(operator.shape)} and type {operator.dtype} is no "
+                "operator: it should be a symmetric floating matrix"
             )
     return operator.shape[0]
 

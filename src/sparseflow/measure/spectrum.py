@@ -216,7 +216,8 @@ def spectrum(operator: Operator, *, limit: int = LIMIT) -> Spectrum:
     """Compute every eigenvalue, from the whole matrix.
 
     Args:
-        operator: what :func:`sparseflow.hessian` gives, or a symmetric matrix, of up to some thousands of rows.
+        operator: what :func:`sparseflow.hessian` gives, or a symmetric matrix,
+            of up to some thousands of rows.
         limit: rows at most; time grows with their cube, memory with their square.
 
     Raises:

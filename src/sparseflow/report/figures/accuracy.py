@@ -114,7 +114,7 @@ def _legend(shown: list[Row]) -> tuple[list[Line2D], list[str]]:
     entries = [(mark("o"), "a seed"), (mark("|", markeredgewidth=2), "median")]
     if any(row.interval for row in shown):
         band = Line2D([], [], color=MUTED, linewidth=5, alpha=0.35)
-        entries.append((band, "95 % interval"))
+        entries.append((band, "range"))
     if any(row.dead for row in shown):
         entries.append((mark("x"), "dead"))
     if any(row.reference and row.reference.accuracy for row in shown):
