@@ -322,11 +322,11 @@ def test_accuracy_along_the_path():
     found = interpolate(Sign(), a, b, loss_and_accuracy, (x, classes), points=9, span=(-0.5, 1.5))
     signs = -1 + 4 * found.alphas
     keep = signs != 0
-    assert np.allclose(found.accuracies[keep], np.where(signs > 0, 2 / 3, 1 / 3)[keep])
+    assert np.allclose(found.accuracies[keep], np.where(signs > 0, 200 / 3, 100 / 3)[keep])
     losses = [np.log1p(np.exp(-2 * s * x.numpy())).mean() for s in signs]
     assert np.allclose(found.losses, losses)
     # α = 1/4 ties at w = 0; argmax then says class 0: accuracy 0, chord 5/12.
-    assert found.accuracy_barrier == pytest.approx(5 / 12)
+    assert found.accuracy_barrier == pytest.approx(500 / 12)
     plain = interpolate(Sign(), a, b, lambda m, d: loss_and_accuracy(m, d)["loss"], (x, classes))
     assert plain.scores == {}
     with pytest.raises(MeasureError, match="no 'accuracy'"):

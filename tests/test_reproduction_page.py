@@ -133,7 +133,7 @@ def test_the_page_opens_with_every_claim_and_its_verdict(page: str, judged: list
             assert f'href="#{claim.figure}"' in card
     for verdict, (_, sign) in VERDICTS.items():
         number = sum(claim.verdict == verdict for claim in judged)
-        assert (f"{number} {sign} {verdict}" in text) == (number > 0)
+        assert f" {number} {sign} {verdict}" in text
 
 
 @pytest.mark.parametrize("verdict", VERDICTS)

@@ -19,19 +19,19 @@ DEFAULT_CHUNK = 500
 
 
 def loss_and_accuracy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    """Mean cross-entropy and accuracy of a classifier on (inputs, classes), in one pass.
+    """Mean cross-entropy and accuracy in % of a classifier on (inputs, classes), in one pass.
 
     :func:`interpolate` and :func:`plane` take it for their ``loss``.
 
     >>> batch = (torch.tensor([[2.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]))
     >>> float(loss_and_accuracy(nn.Identity(), batch)["accuracy"])
-    0.5
+    50.0
     """
     inputs, classes = batch
     logits = model(inputs)
     return {
         "loss": functional.cross_entropy(logits, classes),
-        "accuracy": (logits.argmax(1) == classes).double().mean(),
+        "accuracy": 100 * (logits.argmax(1) == classes).double().mean(),
     }
 
 

@@ -20,7 +20,6 @@ from sparseflow.measure.flow import DEFAULT_CHUNK
 from sparseflow.measure.linear import Replay
 from sparseflow.measure.products import (
     Product,
-    State,
     cast,
     chunks_of,
     each,
@@ -31,7 +30,7 @@ from sparseflow.measure.products import (
 )
 
 CACHE = 2**30
-BLOCK = 32
+BLOCK = 64
 
 
 def hessian(
@@ -240,10 +239,10 @@ class Curvature:
     def dense(self, *, block: int = BLOCK) -> Float[Tensor, "n n"]:
         """Compute the whole matrix, in float64 sums, exactly symmetric.
 
-        Columns are taken in blocks along the parameters' order. Of each block
-        only the rows from its first parameter on are computed, and the others
-        follow by symmetry: a column of a late layer then needs no derivative
-        of the earlier ones, which is what most of the time would go to.
+        Columns are taken parameter by parameter, in blocks. Only the rows of
+        their own and of later parameters are computed, the others follow by
+        symmetry: a column of a late layer then needs no derivative of the
+        earlier ones, where most of the time would go.
 
         Args:
             block: columns at a time; memory grows with ``block · chunk``.
@@ -254,37 +253,30 @@ class Curvature:
         Raises:
             MeasureError: if an entry is not finite.
         """
-        n = self.shape[0]
-        matrix = torch.zeros(n, n, dtype=torch.float64, device=self.device)
+        matrix = torch.zeros(self.shape, dtype=torch.float64, device=self.device)
         with self._quiet():
-            for start in range(0, n, block):
-                stop = min(start + block, n)
-                first, columns = self._columns(start, stop)
-                matrix[first:, start:stop] = columns
+            for name in self.names:
+                span = self._spans[name]
+                for start in range(span.start, span.stop, block):
+                    stop = min(start + block, span.stop)
+                    matrix[span.start :, start:stop] = self._columns(name, start, stop)
         self._check_finite(matrix)
         lower = matrix.tril()
         return (lower + lower.tril(-1).T).to(self.dtype)
 
-    def _columns(self, start: int, stop: int) -> tuple[int, Tensor]:
-        """Columns start to stop, from the row where their first parameter begins."""
-        spans = self._spans
-        inside = [n for n in self.names if spans[n].start < stop and spans[n].stop > start]
-        rows = self.names[self.names.index(inside[0]) :]
-        tangents: State = {}
-        for name in inside:
-            entries = torch.arange(max(start, spans[name].start), min(stop, spans[name].stop))
-            flat = self._point[name].new_zeros(stop - start, self._point[name].numel())
-            flat[entries - start, self._where[name][entries - spans[name].start]] = 1
-            tangents[name] = flat.view(-1, *self._point[name].shape)
-        first = spans[inside[0]].start
-        total = torch.zeros(
-            self.shape[0] - first, stop - start, dtype=torch.float64, device=self.device
-        )
+    def _columns(self, name: str, start: int, stop: int) -> Tensor:
+        """Columns of one parameter, from the row where it begins."""
+        rows = self.names[self.names.index(name) :]
+        first, at = self._spans[name].start, self._point[name]
+        tangents = at.new_zeros(stop - start, at.numel())
+        tangents[torch.arange(stop - start), self._where[name][start - first : stop - first]] = 1
+        along = {name: tangents.view(-1, *at.shape)}
+        total = torch.zeros(self.shape[0] - first, stop - start, dtype=torch.float64).to(at.device)
         for part in self._chunks:
-            found = each(lambda t, part=part: self._product(part, self._point, t, rows), tangents)
+            found = each(lambda t, part=part: self._product(part, self._point, t, rows), along)
             active = [found[n].reshape(stop - start, -1)[:, self._where[n]] for n in rows]
             total.add_(torch.cat(active, 1).T, alpha=part.share)
-        return first, total
+        return total
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:

@@ -58,7 +58,7 @@ class Path:
 
     @property
     def accuracy_barrier(self) -> float:
-        """The same of the error 1 - accuracy: how far accuracy sags below its chord.
+        """The same of the error: how far accuracy sags below its chord, in its own units.
 
         Raises:
             MeasureError: if the loss function gave no accuracy.

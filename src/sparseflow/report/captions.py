@@ -137,8 +137,8 @@ CAPTIONS: dict[str, Caption] = {
     "plane": Caption(
         "The loss over the plane through three solutions",
         "Every point is a network: a mixture of the pruned one, a ticket and one trained from "
-        "scratch on the ticket's mask. The paler, the lower the training loss; each step of "
-        "shade is the same factor.",
+        "scratch on the ticket's mask. Shades run from low to high training loss as on the bar, "
+        "each a step of the same factor.",
         seen.over_plane,
         "the plane through three solutions",
         evidence=True,

@@ -91,7 +91,7 @@ def _claimed(results: Results, claims: Sequence[Claim], figures: dict[str, str])
     return {
         "claims": claims,
         "joined": text.joined,
-        "counts": [(verdict, counts[verdict]) for verdict in VERDICTS if counts[verdict]],
+        "counts": [(verdict, counts[verdict]) for verdict in VERDICTS],
         "looks": VERDICTS,
         "titles": {name: CAPTIONS[name].title for name in figures if name in CAPTIONS},
         "judging": NOTE,

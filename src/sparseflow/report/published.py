@@ -227,7 +227,7 @@ def published_notes(results: Results) -> str:
     text = (
         "Ours: mean over the living runs [95 % interval]: Student's t over runs; for "
         "disagreement a jackknife over runs, since pairs share them. "
-        f"Dead: test accuracy under {DEAD:g} %; counted, and left out of everything else. Under "
+        f"Dead: test accuracy under {DEAD:g} %; counted, and left out of everything else. With "
         "an ensemble: its gain over the mean of its members, ± one standard error over the test "
         "images. ECE: expected calibration error."
     )

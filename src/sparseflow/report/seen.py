@@ -200,7 +200,7 @@ def highest_on_lines(results: Results) -> str:
     if not said:
         return ""
     text = f"Highest training loss on the way to the pruned solution (median): {'; '.join(said)}."
-    lost = [f"{count(n, f'{recipe} run')}" for recipe, n in gone.items() if n]
+    lost = [count(n, f"{recipe} run") for recipe, n in gone.items() if n]
     return text + f" Dead, dotted and left out: {listing(lost)}." * bool(lost)
 
 
@@ -249,10 +249,8 @@ def over_plane(results: Results) -> str:
         for i, j in ((0, 1), (0, 2), (1, 2))
     ]
     corners = [f"{short(_highest(found, i, i))} at {name}" for i, name in enumerate(names)]
-    return (
-        f"Training loss is {listing(corners)}; on the straight ways it rises to {listing(said)} "
-        "(read off the grid)."
-    )
+    ways = f"on the straight ways it rises to {listing(said)} (read off the grid)"
+    return f"Training loss is {listing(corners)}; {ways}."
 
 
 def _highest(found: Plane, i: int, j: int) -> float:

@@ -38,11 +38,11 @@ def line(study: LineStudy, store: Store) -> Line:
         distance=rounded(distance(a, b, only=names).l2),
         alphas=_row(on_train.alphas),
         train_loss=_row(on_train.losses),
-        train_accuracy=_row(100 * on_train.accuracies),
+        train_accuracy=_row(on_train.accuracies),
         test_loss=_row(on_test.losses),
-        test_accuracy=_row(100 * on_test.accuracies),
+        test_accuracy=_row(on_test.accuracies),
         barrier=rounded(on_train.barrier),
-        error_barrier=rounded(100 * on_train.accuracy_barrier),
+        error_barrier=rounded(on_train.accuracy_barrier),
         test_barrier=rounded(on_test.barrier),
     )
 
