@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from sparseflow.core.errors import StoreError
+from sparseflow.core.errors import SparseflowError, StoreError
 from sparseflow.core.files import write_atomic
 from sparseflow.runs import Store
 from sparseflow.studies.agreement import agreement
@@ -27,6 +27,7 @@ from sparseflow.studies.spec import (
     Study,
     UpdateStudy,
     key,
+    points_of,
 )
 
 FOLDER = "studies"
@@ -74,19 +75,34 @@ def carry_out_all(
 
     Returns:
         What each found, in order.
+
+    Raises:
+        SparseflowError: once all others are done, if some failed.
     """
     context = multiprocessing.get_context("spawn")
     found: dict[int, Figures] = {}
+    failed: dict[int, str] = {}
     with ProcessPoolExecutor(workers, context, torch.set_num_threads, (threads,)) as pool:
         tasks = {pool.submit(_work, s, str(store.root)): i for i, s in enumerate(studies)}
         try:
             for task in as_completed(tasks):
-                found[tasks[task]] = task.result()
-                changed(len(found))
+                try:
+                    found[tasks[task]] = task.result()
+                except SparseflowError as error:
+                    failed[tasks[task]] = str(error)
+                changed(len(found) + len(failed))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    if failed:
+        each = "; ".join(f"{_named(studies[i])}: {error}" for i, error in failed.items())
+        raise SparseflowError(f"{len(failed)} of {len(studies)} studies failed: {each}")
     return [found[i] for i in range(len(studies))]
+
+
+def _named(study: Study) -> str:
+    kind = str(type(study).__struct_config__.tag)
+    return f"{kind} of {', '.join(point.label or point.run for point in points_of(study)[:3])}"
 
 
 def _kept(study: Study, store: Store) -> _Kept:
