@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.curvature import curvature
 from benchmarks.flow import gradient_flow
 from benchmarks.initialisation import initialisation
 from benchmarks.steps import masked_step, rigl_update
@@ -24,6 +25,7 @@ BENCHMARKS: dict[str, Callable[[float], list[Record]]] = {
     "update": rigl_update,
     "flow": gradient_flow,
     "init": initialisation,
+    "curvature": curvature,
 }
 RESULTS = Path("results/benchmarks.json")
 QUICK = 0.1

@@ -95,10 +95,14 @@ class Timings:
 
 
 def interleave(
-    benchmark: str, case: str, sides: Mapping[str, Callable[[], object]], rounds: int
+    benchmark: str,
+    case: str,
+    sides: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warm: int = 3,
 ) -> Timings:
     """Time every side once a round; every second round runs them in reverse order."""
-    for _ in range(3):
+    for _ in range(warm):
         for run in sides.values():
             run()
     seconds: dict[str, list[float]] = {name: [] for name in sides}

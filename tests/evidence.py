@@ -180,7 +180,7 @@ def updates(stream: np.random.Generator) -> list[Updates]:
                     made = spectrum(
                         stream, "", smallest=deep, negative=share, norm=up, examples=1000, **sizes
                     )
-                    after.append(Trial(rule, draw, 0.05, made))
+                    after.append(Trial(rule, draw, 0.05, round(share * PARAMETERS), made))
             found.append(Updates(f"rigl+ {seed} {step}", step, 0.29, before, tuple(after)))
     return found
 
@@ -331,7 +331,7 @@ def agreement(stream: np.random.Generator) -> Agreement:
     matrix = np.array([[(a != b).mean() for b in table] for a in table])
     labels = (*answers, "prune 0 end")
     made = tuple(_group(stream, name, answers) for name in groups)
-    return Agreement(made, labels, _matrix(matrix), _matrix(3 * matrix))
+    return Agreement(made, labels, labels, _matrix(matrix), _matrix(3 * matrix))
 
 
 def _group(stream: np.random.Generator, name: str, answers: dict[str, np.ndarray]) -> GroupFigures:

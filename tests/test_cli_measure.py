@@ -79,3 +79,25 @@ def test_other_architectures_are_one_clear_line(cli: Cli, store: Store) -> None:
     error = cli.fails("measure", ids["dense"], ids["prune"], "--probe", "distance")
     assert "cannot be compared" in error
     assert "model" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--at", "soon"], ["soon", "'start'"]),
+        (["--at", "²"], ["²", "'start'"]),
+        (["--at", "5"], ["no checkpoint at step 5"]),
+        (["--at", "5", "--probe", "hessian"], ["none at step 5"]),
+        (["--probe", "interpolate"], ["of 2 checkpoints, not of 1"]),
+        (["--probe", "agreement"], ["at least 2", "not of 1"]),
+        (["--probe", "hessian", "--aligned"], ["hessian takes no --aligned"]),
+        (["--probe", "update", "--at", "3"], ["no dynamic mask update at step 3"]),
+    ],
+)
+def test_bad_measures_are_one_clear_line(
+    cli: Cli, store: Store, arguments: list[str], words: list[str]
+) -> None:
+    cli.store = store.root
+    ids = {run.spec.recipe.partition("/")[2]: run.id for run in store.runs()}
+    error = cli.fails("measure", ids["lottery"], *arguments)
+    assert all(word in error for word in words), error

@@ -313,17 +313,19 @@ def test_effects_average_draws_then_steps_then_seeds(whole: Results) -> None:
     found = effects(whole)
     assert [len(found[rule]) for rule in ("rigl", "set", "rigl-inverted", "random")] == [15] * 4
     update = whole.updates[4]  # seed 1, second step
-    draws = [trial.spectrum for trial in update.after if trial.rule == "set"]
+    draws = [trial for trial in update.after if trial.rule == "set"]
     (one,) = (e for e in found["set"] if (e.seed, e.step) == ("1", update.step))
     assert len(draws) == 3
-    more = [(s.negative - update.before.negative) * PARAMETERS for s in draws]
+    more = [t.negative - update.before.negative * PARAMETERS for t in draws]
     assert one.negatives == pytest.approx(statistics.fmean(more))
     assert one.norm == pytest.approx(
-        statistics.fmean(s.norm for s in draws) / update.before.norm - 1
+        statistics.geometric_mean(t.spectrum.norm for t in draws) / update.before.norm - 1
     )
     mean = over_seeds(found["set"], "norm")
     assert mean.n == 5
-    assert mean.value == pytest.approx(statistics.fmean(e.norm for e in found["set"]))
+    assert 1 + mean.value == pytest.approx(
+        statistics.geometric_mean(1 + e.norm for e in found["set"])
+    )
 
 
 def test_dead_runs_are_counted_and_left_out_of_lines(whole: Results) -> None:

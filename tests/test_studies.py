@@ -121,7 +121,7 @@ def test_agreement_within_groups_and_with_a_reference(store: Store) -> None:
 def test_a_network_is_remade_as_it_was_just_before_its_update(store: Store) -> None:
     run = store.run(short("rigl+"))
     parts, masks, moment = _just_before(run, store, 12)
-    method = _rule("rigl", run.spec, parts.model, tuple(t[50:100] for t in _train(run)))
+    method = _rule("rigl", run, parts.model, tuple(t[50:100] for t in _train(run)))
     after = propose(method, parts.model, masks, moment, seed=run.spec.seeds.mask)
     after.apply(parts.model)
     state, kept = run.checkpoint(12)
@@ -150,6 +150,8 @@ def test_every_rule_updates_one_and_the_same_network(store: Store) -> None:
     assert (rigl.loss, rigl.norm) == (kept.loss, kept.norm)
     assert rigl.largest == pytest.approx(kept.largest, rel=1e-4)
     assert found.after[1].spectrum != found.after[2].spectrum
+    own = found.before.negative * found.before.parameters
+    assert abs(found.after[0].negative - own) < found.before.parameters
 
 
 def test_density_and_exact_spectrum_agree(store: Store) -> None:
@@ -175,6 +177,7 @@ def test_a_study_is_made_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> 
     assert carry_out(study, store) == first
     named = msgspec.structs.replace(study, start=Point(study.start.run, 12, "other"))
     assert key(named) == key(study)
+    assert carry_out(named, store).labels == ("other", "prune 0 end")
     assert key(msgspec.structs.replace(study, aligned=True)) != key(study)
 
 
@@ -228,6 +231,8 @@ def test_updates_need_a_run_that_makes_them(store: Store) -> None:
     run = store.run(short("lottery"))
     with pytest.raises(MeasureError, match="no dynamic mask update at step 6"):
         carry_out(UpdateStudy(Point(run.id, 6)), store)
+    with pytest.raises(MeasureError, match=r"no dynamic mask update at step 15.*to 12"):
+        carry_out(UpdateStudy(Point(store.run(short("rigl+")).id, 15)), store)
 
 
 def test_an_ensemble_of_one_is_refused(store: Store) -> None:

@@ -206,7 +206,10 @@ def measure(
         str | None, typer.Option(help="agreement: a run that all are compared with.")
     ] = None,
     examples: Annotated[
-        int | None, typer.Option(min=1, help="hessian, interpolate, plane: training examples.")
+        int | None,
+        typer.Option(
+            min=1, help="hessian, update, interpolate, plane: training examples, at most."
+        ),
     ] = None,
     exact: Annotated[bool, typer.Option(help="hessian: every eigenvalue, no density.")] = False,
     aligned: Annotated[
@@ -235,6 +238,8 @@ def measure(
         check_count(probe, found)
         show_flow(remeasure(found[0].run, found[0].step, device=device), as_json)
         return
+    if device != "cpu":
+        raise SpecError(f"--probe {probe} measures on the CPU, not on --device {device}")
     beside = places([reference], numbers[:1], at, room, **made)[0] if reference else None
     study = make_study(
         probe, found, examples=examples, exact=exact, aligned=aligned, reference=beside

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
+from msgspec.structs import replace
 from rich.table import Table
 
 from sparseflow.cli.show import table
 from sparseflow.cli.work import step_of
-from sparseflow.core.errors import SpecError
+from sparseflow.core.errors import SpecError, StoreError
 from sparseflow.recipes import make_spec
 from sparseflow.runs import Run, Store
 from sparseflow.studies import (
@@ -44,6 +46,17 @@ NEEDS = {
 """Fewest and most checkpoints of each probe."""
 
 
+TAKES = {
+    "hessian": ("--examples", "--exact"),
+    "update": ("--examples",),
+    "interpolate": ("--examples", "--aligned"),
+    "plane": ("--examples",),
+    "distance": (),
+    "agreement": ("--reference",),
+}
+"""Options of each probe."""
+
+
 @dataclass(frozen=True)
 class Place:
     """A run and one of its steps."""
@@ -70,6 +83,12 @@ def places(
         which, mark, step = name.partition("@")
         if "/" in which:
             runs = [store.run(make_spec(which, seed=seed, **making)) for seed in seeds]
+            missing = [run.label for run in runs if not run.kept]
+            if missing:
+                raise StoreError(
+                    f"{', '.join(missing)} not in {store.root}: sparseflow run {which}, with the "
+                    "same --seed, --scale and --set"
+                )
         else:
             runs = [store.find(which)]
         found += [Place(run, step_of(run, step if mark else at)) for run in runs]
@@ -101,6 +120,15 @@ def make_study(
         SpecError: if it has too few or too many checkpoints.
     """
     check_count(probe, found)
+    given = {
+        "--examples": examples is not None,
+        "--exact": exact,
+        "--aligned": aligned,
+        "--reference": reference is not None,
+    }
+    odd = [name for name, used in given.items() if used and name not in TAKES[probe]]
+    if odd:
+        raise SpecError(f"--probe {probe} takes no {' and no '.join(odd)}")
     some = {} if examples is None else {"examples": examples}
     if probe == "update":
         place = found[0]
@@ -108,6 +136,10 @@ def make_study(
         label = label_of(short, place.run.spec.seeds.data, str(place.step))
         return UpdateStudy(Point(place.run.id, place.step, label), **some)
     points = [point_of(place.run, place.step) for place in found]
+    labels = Counter(point.label for point in set(points))
+    points = [
+        p if labels[p.label] == 1 else replace(p, label=f"{p.label} ({p.run[:6]})") for p in points
+    ]
     match probe:
         case "hessian":
             return SpectrumStudy(points[0], exact=exact, **some)

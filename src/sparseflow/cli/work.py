@@ -64,9 +64,9 @@ def show_costs(specs: Sequence[RunSpec], studies: Sequence[Study], store: Store)
     usage = resource.getrusage
     peak = max(usage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     stderr.print(
-        f"{len(trained)} runs took {sum(trained.values()):,.0f} s, {len(measured)} studies "
-        f"{sum(measured):,.0f} s, summed over processes; peak memory of a process here "
-        f"{peak / 1e6:.2f} GB",
+        f"{len(trained)} runs took {sum(trained.values()):,.0f} s (from where each last resumed), "
+        f"{len(measured)} studies {sum(measured):,.0f} s, summed over processes; peak memory of a "
+        f"process here {peak * 1024 / 1e9:.2f} GB",
         highlight=False,
     )
 

@@ -66,7 +66,7 @@ class Effort:
     draws: int
 
 
-FULL = Effort(20_000, 10_000, 5000, 3, 1000, 5, (10, 50), 3)
+FULL = Effort(20_000, 10_000, 5000, 3, 1000, 5, (10,), 3)
 SHORT = Effort(5000, 1000, 1000, 1, 250, 2, (10,), 1)
 """For shortened runs, which nobody takes for the paper's."""
 
@@ -147,7 +147,9 @@ class _Studies:
             points += self._all(name, "end")[:MAPPED]
         for when in ("start", "end"):
             points += self._all("scratch:inits", when)[:MAPPED]
-        unique = {(point.run, point.step): point for point in points}
+        unique: dict[tuple[str, int], Point] = {}
+        for point in points:
+            unique.setdefault((point.run, point.step), point)
         return DistanceStudy(tuple(unique.values()))
 
     def lines(self) -> list[LineStudy]:
@@ -183,6 +185,9 @@ class _Studies:
             )
             for name in AT_BEGINNING
             for seed in range(self._effort.starts)
+        ] + [
+            SpectrumStudy(self._point("rigl+", 0, "end"), self._effort.update, exact=exact)
+            for exact in (True, False)
         ]
 
     def updates(self) -> list[UpdateStudy]:

@@ -98,7 +98,7 @@ CAPTIONS: dict[str, Caption] = {
         "line: after it (thin: more draws of a random rule). The shaded side is negative; "
         "the bins are logarithmic away from zero, and so are the counts. Below, over all "
         "networks: a dot is a network (draws averaged), the bar the mean over seeds, the band its "
-        "95 % interval. An eigenvalue counts as negative under −10⁻³ times the largest.",
+        "95 % interval. Negative: under −10⁻³ times the largest eigenvalue before the update.",
         seen.update_effects,
         "mask updates tried by several rules",
         paper="Figure 3",

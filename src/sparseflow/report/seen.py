@@ -39,8 +39,8 @@ class Effect:
     Attributes:
         seed: of the network's run.
         step: of its training.
-        negatives: change of the number of negative eigenvalues.
-        norm: gradient norm after over before, minus 1.
+        negatives: change of the number of negative eigenvalues, by the threshold before.
+        norm: gradient norm after over before, minus 1 (geometric mean of the draws).
     """
 
     seed: str
@@ -61,21 +61,30 @@ def effects(results: Results) -> dict[str, list[Effect]]:
 
 
 def over_seeds(found: list[Effect], field: str) -> Estimate:
-    """Mean over seeds, of the mean over each seed's steps."""
+    """Mean over seeds, of the mean over each seed's steps; of the norm, a geometric one."""
+    ratio = field == "norm"
     seeds = sorted({effect.seed for effect in found})
-    return mean_interval(
-        statistics.fmean(getattr(e, field) for e in found if e.seed == seed) for seed in seeds
+
+    def value(effect: Effect) -> float:
+        return math.log1p(effect.norm) if ratio else effect.negatives
+
+    mean = mean_interval(
+        statistics.fmean(value(e) for e in found if e.seed == seed) for seed in seeds
     )
+    if not ratio:
+        return mean
+    low, high = math.expm1(mean.low), math.expm1(mean.high)
+    return Estimate(math.expm1(mean.value), low, high, mean.n, mean.level)
 
 
 def _effect(update: Updates, rule: str) -> Effect | None:
     before = update.before
-    after = [trial.spectrum for trial in update.after if trial.rule == rule]
-    shares, norms = finite(s.negative for s in after), finite(s.norm for s in after)
-    if before.negative is None or not before.norm or not shares or not norms:
+    after = [trial for trial in update.after if trial.rule == rule]
+    norms = [norm for norm in finite(t.spectrum.norm for t in after) if norm > 0]
+    if before.negative is None or not before.norm or not norms:
         return None
-    more = (statistics.fmean(shares) - before.negative) * before.parameters
-    rise = statistics.fmean(norms) / before.norm - 1
+    more = statistics.fmean(t.negative for t in after) - before.negative * before.parameters
+    rise = statistics.geometric_mean(norms) / before.norm - 1
     return Effect(place_of(update.label).seed, update.step, more, rise)
 
 
@@ -220,7 +229,7 @@ def nearness(results: Results) -> str:
     if found is None or "prune 0 end" not in found.labels:
         return ""
     row = found.l2[found.labels.index("prune 0 end")]
-    said = []
+    gone, said = dead_ends(results), []
     for recipe in dict.fromkeys(place_of(label).recipe for label in found.labels):
         parts = []
         for when in ("start", "end"):
@@ -228,14 +237,23 @@ def nearness(results: Results) -> str:
                 value
                 for label, value in zip(found.labels, row, strict=True)
                 if (place_of(label).recipe, place_of(label).when) == (recipe, when)
-                and label != "prune 0 end"
+                and label not in ("prune 0 end", *gone)
             )
             if values:
                 parts.append(f"{when} {short(statistics.fmean(values))}")
         if parts and recipe != "prune":
             said.append(f"{GROUPS.get(recipe, recipe)} {', '.join(parts)}")
     stress = "" if found.stress is None else f" The map's stress is {found.stress:.2f}."
-    return f"Mean L2 distance to the pruned solution: {'; '.join(said)}.{stress}" if said else ""
+    lost = sum(label in gone for label in found.labels)
+    left = f" {count(lost, 'dead run')} left out at the end, crosses on the map." * bool(lost)
+    text = f"Mean L2 distance to the pruned solution: {'; '.join(said)}.{left}{stress}"
+    return text if said else ""
+
+
+def dead_ends(results: Results) -> set[str]:
+    """Labels of the ends of runs that died."""
+    groups = results.agreement.groups if results.agreement else ()
+    return {member.label for group in groups for member in group.members if member.dead}
 
 
 def over_plane(results: Results) -> str:
@@ -279,7 +297,8 @@ def mean_between(found: Agreement, rows: Iterable[int], columns: Iterable[int]) 
     """Mean disagreement of pairs, none of a network with itself."""
     table, others = found.disagreement, list(columns)
     pairs = [(i, j) for i in rows for j in others]
-    values = finite(table[i][j] for i, j in pairs if found.labels[i] != found.labels[j])
+    one = found.checkpoints
+    values = finite(table[i][j] for i, j in pairs if one[i] != one[j])
     return statistics.fmean(values) if values else None
 
 

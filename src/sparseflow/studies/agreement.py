@@ -52,7 +52,13 @@ def agreement(study: AgreementStudy, store: Store) -> Agreement:
         living = [logits[i] for i, m in zip(indices, members, strict=True) if not m.dead]
         found = _ensemble(living, data.test_y) if len(living) > 1 else None
         groups.append(GroupFigures(group.name, members, found))
-    return Agreement(tuple(groups), labels, _matrix(pairs.disagreement), _matrix(pairs.divergence))
+    return Agreement(
+        groups=tuple(groups),
+        labels=labels,
+        checkpoints=tuple(f"{point.run}@{point.step}" for point in points),
+        disagreement=_matrix(pairs.disagreement),
+        divergence=_matrix(pairs.divergence),
+    )
 
 
 def _beside(

@@ -19,10 +19,12 @@ from sparseflow.masks import Masks, churn
 from sparseflow.measure import flow
 from sparseflow.measure.density import spectral_density
 from sparseflow.measure.operators import Curvature, hessian
+from sparseflow.measure.spectrum import NEGATIVE
+from sparseflow.measure.spectrum import Spectrum as Exact
 from sparseflow.measure.spectrum import spectrum as exact_spectrum
 from sparseflow.runs import Run, Store
 from sparseflow.runs.build import Assembly, Batch, assemble, make_method, probe_batch
-from sparseflow.runs.spec import RigLInvertedMethod, RigLMethod, RunSpec, SetMethod
+from sparseflow.runs.spec import RigLInvertedMethod, RigLMethod, SetMethod
 from sparseflow.studies.figures import Number, Spectrum, Trial, Updates, rounded
 from sparseflow.studies.load import examples, load_all
 from sparseflow.studies.spec import RULES, SpectrumStudy, UpdateStudy
@@ -31,6 +33,9 @@ from sparseflow.train import cross_entropy, fit
 
 EDGES = 1e-3 * np.sinh(np.linspace(-14, 14, 113))
 """Bins of the histograms: fine around zero, from -600 to 600."""
+
+DRAWS = 1000
+"""Room for the draws of one run's streams: those of two runs never meet."""
 
 _METHODS = {"rigl": RigLMethod, "rigl-inverted": RigLInvertedMethod, "set": SetMethod}
 
@@ -60,7 +65,8 @@ def updates(study: UpdateStudy, store: Store) -> Updates:
     the update, whose newly grown weights, still zero, any rule would drop.
 
     Raises:
-        MeasureError: if the run makes no update at that step.
+        MeasureError: if the run makes no update at that step, or grows from its
+            training batches, which a counterfactual update does not have.
     """
     run = store.find(study.at.run)
     spec, step = run.spec, study.at.step
@@ -68,16 +74,18 @@ def updates(study: UpdateStudy, store: Store) -> Updates:
     model, state = parts.model, {n: t.clone() for n, t in parts.model.state_dict().items()}
     batch = examples(parts.dataset, study.examples)
     probe = probe_batch(parts.dataset, spec.data.probe, 1)
-    exact = SpectrumStudy(study.at, study.examples)
-    before = _measured(model, masks, batch, exact)
+    before, values = _measured_exactly(model, masks, batch)
+    threshold = -NEGATIVE * float(values.max())
     after = []
     for rule in RULES:
-        method = _rule(rule, spec, model, probe)
+        method = _rule(rule, run, model, probe)
         for draw in range(study.draws if rule in ("set", "random") else 1):
-            changed = propose(method, model, masks, moment, seed=spec.seeds.mask + draw)
+            stream = DRAWS * spec.seeds.mask + draw
+            changed = propose(method, model, masks, moment, seed=stream)
             changed.apply(model)
-            found = _measured(model, changed, batch, exact)
-            after.append(Trial(rule, draw, rounded(churn(masks, changed)), found))
+            found, values = _measured_exactly(model, changed, batch)
+            share, count = rounded(churn(masks, changed)), int((values < threshold).sum())
+            after.append(Trial(rule, draw, share, count, found))
             model.load_state_dict(state)
     fraction = parts.method.drop(moment)  # type: ignore[attr-defined]
     return Updates(study.at.label, step, rounded(fraction), before, tuple(after))
@@ -99,10 +107,12 @@ def _just_before(run: Run, store: Store, step: int) -> tuple[Assembly, Masks, Mo
     topology = attach(
         parts.model, parts.optimizer, parts.masks, parts.method, seed=seed, around=around
     )
-    if not isinstance(parts.method, SET) or not parts.method.due(step):
+    within = 0 < step <= run.spec.train.steps
+    if not isinstance(parts.method, SET) or not parts.method.due(step) or not within:
         raise MeasureError(
             f"{run.label} makes no dynamic mask update at step {step}: choose a run of SET or "
-            f"RigL and a step among its updates (every {getattr(run.spec.method, 'every', 0)})"
+            f"RigL and a step among its updates (every {getattr(run.spec.method, 'every', 0)} "
+            f"to {run.spec.train.steps:,})"
         )
     fit(
         parts.model,
@@ -119,9 +129,14 @@ def _just_before(run: Run, store: Store, step: int) -> tuple[Assembly, Masks, Mo
     return parts, masks, moment
 
 
-def _rule(rule: str, spec: RunSpec, model: nn.Module, probe: Batch) -> Method:
+def _rule(rule: str, run: Run, model: nn.Module, probe: Batch) -> Method:
     """Build a rule with the run's own drop fraction."""
-    own = spec.method
+    spec, own = run.spec, run.spec.method
+    if getattr(own, "grow", "probe") != "probe":
+        raise MeasureError(
+            f"{run.label} grows from its training batches (method.grow=batch), which an update "
+            "tried out does not have: choose a run that grows from a probe"
+        )
     fields = {name: getattr(own, name) for name in ("every", "start", "stop", "drop", "anneal")}
     kind = _METHODS.get(rule, SetMethod)
     method = make_method(replace(spec, method=kind(**fields)), model, probe)
@@ -132,24 +147,36 @@ def _rule(rule: str, spec: RunSpec, model: nn.Module, probe: Batch) -> Method:
 
 
 def _measured(model: nn.Module, masks: Masks, batch: Batch, study: SpectrumStudy) -> Spectrum:
-    seen = flow.gradient_flow(model, cross_entropy, batch, masks)
+    if study.exact:
+        return _measured_exactly(model, masks, batch)[0]
     operator = hessian(model, cross_entropy, batch, masks)
-    common = {
+    return Spectrum(**_common(model, masks, batch, operator), **_density(operator, study))
+
+
+def _measured_exactly(model: nn.Module, masks: Masks, batch: Batch) -> tuple[Spectrum, Tensor]:
+    """Return the record, and the eigenvalues themselves."""
+    operator = hessian(model, cross_entropy, batch, masks)
+    found = exact_spectrum(operator)
+    common = _common(model, masks, batch, operator)
+    return Spectrum(**common, **_exact(found)), found.values
+
+
+def _common(model: nn.Module, masks: Masks, batch: Batch, operator: Curvature) -> dict[str, Any]:
+    seen = flow.gradient_flow(model, cross_entropy, batch, masks)
+    return {
         "label": "",
         "parameters": operator.shape[0],
         "examples": len(batch[1]),
         "loss": rounded(seen.loss),
         "norm": rounded(seen.total),
-        "exact": study.exact,
         "edges": tuple(rounded(float(edge)) for edge in EDGES),
     }
-    return Spectrum(**common, **(_exact(operator) if study.exact else _density(operator, study)))
 
 
-def _exact(operator: Curvature) -> dict[str, Any]:
-    found = exact_spectrum(operator)
+def _exact(found: Exact) -> dict[str, Any]:
     share = rounded(found.negative_share)
     return {
+        "exact": True,
         "largest": rounded(found.largest),
         "smallest": rounded(found.smallest),
         "negative": share,
@@ -165,6 +192,7 @@ def _density(operator: Curvature, study: SpectrumStudy) -> dict[str, Any]:
     nodes = torch.cat([probe.nodes for probe in found.probes])
     weights = torch.cat([probe.weights for probe in found.probes])
     return {
+        "exact": False,
         "largest": rounded(found.largest),
         "smallest": rounded(found.smallest),
         "negative": rounded(share.value),

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -48,7 +49,8 @@ def carry_out(study: Study, store: Store) -> Figures:
             cannot be compared.
         MeasureError: if the measurement has no meaning or did not converge.
     """
-    return _kept(study, store).found
+    kept = _kept(study, store)
+    return _relabelled(kept.found, kept.study, study)
 
 
 def seconds(study: Study, store: Store) -> float:
@@ -88,8 +90,8 @@ def carry_out_all(
             for task in as_completed(tasks):
                 try:
                     found[tasks[task]] = task.result()
-                except SparseflowError as error:
-                    failed[tasks[task]] = str(error)
+                except Exception as error:  # one study's trouble is not the others'
+                    failed[tasks[task]] = str(error) or type(error).__name__
                 changed(len(found) + len(failed))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -116,6 +118,21 @@ def _kept(study: Study, store: Store) -> _Kept:
     kept = _Kept(study, _measure(study, store), round(time.monotonic() - began, 1))
     write_atomic(path, msgspec.json.encode(kept))
     return kept
+
+
+def _relabelled(found: Figures, made: Study, asked: Study) -> Figures:
+    """Give what was found the labels asked for: one run may have two names."""
+    pairs = zip(points_of(made), points_of(asked), strict=True)
+    names = {old.label: new.label for old, new in pairs if old.label != new.label}
+
+    def renamed(part: Any, under: str = "") -> Any:
+        if isinstance(part, dict):
+            return {name: renamed(value, name) for name, value in part.items()}
+        if isinstance(part, list | tuple):
+            return [renamed(value, under) for value in part]
+        return names.get(part, part) if under in ("label", "labels") else part
+
+    return msgspec.convert(renamed(msgspec.to_builtins(found)), Figures) if names else found
 
 
 def _work(study: Study, root: str) -> Figures:

@@ -69,12 +69,15 @@ class Trial(msgspec.Struct, frozen=True):
         rule: that made it, one of ``RULES``.
         draw: number of the draw; 0 for rules that draw nothing.
         churn: share of the active weights that changed.
+        negative: number of eigenvalues below -10⁻³ times the largest one *before* the
+            update; the spectrum's own share has the moving threshold.
         spectrum: with loss and gradient norm, just after the update.
     """
 
     rule: str
     draw: int
     churn: Number
+    negative: int
     spectrum: Spectrum
 
 
@@ -228,12 +231,14 @@ class Agreement(_Figures, frozen=True, tag="agreement"):
     Attributes:
         groups: in the order asked for.
         labels: every member of every group in turn, then the reference.
+        checkpoints: run and step of each: one may be a member of two groups.
         disagreement: between all of them.
         divergence: KL(row ‖ column) in nats.
     """
 
     groups: tuple[GroupFigures, ...]
     labels: tuple[str, ...]
+    checkpoints: tuple[str, ...]
     disagreement: Matrix
     divergence: Matrix
 

@@ -145,9 +145,18 @@ def points_of(study: Study) -> list[Point]:
             return members + ([study.reference] if study.reference else [])
 
 
+METHODS = {"update": 2, "agreement": 2}
+"""Version of how each kind of study measures, 1 if not named; raise it when that changes."""
+
+
 def key(study: Study) -> str:
     """Hash of everything that determines the result; labels do not."""
-    content = {"numerics": NUMERICS, "study": _without_labels(msgspec.to_builtins(study))}
+    kind = str(type(study).__struct_config__.tag)
+    content = {
+        "numerics": NUMERICS,
+        "method": METHODS.get(kind, 1),
+        "study": _without_labels(msgspec.to_builtins(study)),
+    }
     text = msgspec.json.encode(content, order="deterministic")
     return hashlib.sha256(text).hexdigest()[:16]
 

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from sparseflow.report.figures.style import WIDTH, styled
 from sparseflow.report.palette import CARD, INK, METHODS, MUTED, OTHER, SCALE
 from sparseflow.report.results import Distances, Plane, Results
-from sparseflow.report.seen import STARTS
+from sparseflow.report.seen import STARTS, dead_ends
 from sparseflow.report.text import short
 from sparseflow.report.vocabulary import GROUPS, kind_of, place_of
 
@@ -36,7 +36,7 @@ def map_figure(results: Results) -> Figure | None:
         figure = Figure(figsize=(WIDTH, tall + 1.3))
         axes = figure.subplots()
         for recipe in recipes:
-            _draw_runs(axes, found, recipe)
+            _draw_runs(axes, found, recipe, dead_ends(results))
         axes.set_aspect("equal", adjustable="datalim")
         axes.margins(0.08)
         axes.set_xlabel("L2 distance along the map")
@@ -52,7 +52,7 @@ def map_figure(results: Results) -> Figure | None:
         return figure
 
 
-def _draw_runs(axes: Axes, found: Distances, recipe: str) -> None:
+def _draw_runs(axes: Axes, found: Distances, recipe: str, gone: set[str]) -> None:
     color, shape = _color(recipe), _shape(recipe)
     at = dict(zip(found.labels, np.array(found.places, dtype=float), strict=True))
     style = {"s": 30, "marker": shape, "linewidths": 1.1, "edgecolors": color}
@@ -73,6 +73,9 @@ def _draw_runs(axes: Axes, found: Distances, recipe: str) -> None:
                     "alpha": 0.6, "linewidth": 1, "shrinkA": 3, "shrinkB": 3,
                 },
             )  # fmt: skip
+        if label in gone:
+            axes.scatter(*point, color=color, marker="x", s=34, linewidths=1.3, zorder=4)
+            continue
         if recipe == "prune":
             style |= {"marker": "*", "s": 150, "edgecolors": CARD}
         axes.scatter(*point, facecolors=color, zorder=5 if recipe == "prune" else 4, **style)

@@ -101,19 +101,18 @@ def _example(updates: Sequence[Updates]) -> Updates | None:
 
 
 def _draw_rule(axes: Axes, shown: Updates, rule: str) -> None:
-    after = [trial.spectrum for trial in shown.after if trial.rule == rule]
+    trials = [trial for trial in shown.after if trial.rule == rule]
     _filled(axes, shown.before)
-    for number, spectrum in enumerate(after):
-        edges, counts = _histogram(spectrum)
+    for number, trial in enumerate(trials):
+        edges, counts = _histogram(trial.spectrum)
         width, alpha = (0.6, 0.6) if number else (1.3, 1.0)
         axes.stairs(counts, edges, color=_color(rule), linewidth=width, alpha=alpha)
     _counts_axis(axes)
-    told = [s.negative for s in after if s.negative is not None]
     text = RULES[rule]
-    if told and shown.before.negative is not None:
-        size = shown.before.parameters
-        mean = statistics.fmean(told) * size
-        text += f": {shown.before.negative * size:,.0f} → {mean:,.0f} negative"
+    if trials and shown.before.negative is not None:
+        had = shown.before.negative * shown.before.parameters
+        mean = statistics.fmean(trial.negative for trial in trials)
+        text += f": {had:,.0f} → {mean:,.0f} negative"
     axes.set_title(text, color=_color(rule))
 
 

@@ -1,0 +1,164 @@
+"""Curvature of a dense LeNet5, beside the libraries that compute it: PyHessian and curvlinops.
+
+They are dependencies of nothing here, and want an environment of their own
+(``referees.txt``).
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+import sparseflow as sf
+from benchmarks.timing import Record, Timings, interleave
+from sparseflow.data import load_mnist
+from sparseflow.measure.density import spectral_density
+from sparseflow.measure.operators import hessian
+from sparseflow.measure.spectrum import eigenvalues
+from sparseflow.models import build
+
+REFEREES = ("pyhessian", "curvlinops")
+IMAGES, QUICK_IMAGES = 5_000, 1_000
+TOP, TOLERANCE = 10, 1e-3
+STEPS, PROBES = 50, 2
+ROUNDS = 5
+
+Batch = tuple[Tensor, Tensor]
+Side = Callable[[], Tensor]
+
+
+def curvature(share: float) -> list[Record]:
+    """Time to the top eigenvalues and to the density, in units of the faster referee's."""
+    missing = [name for name in REFEREES if not _importable(name)]
+    if missing:
+        sys.stderr.write(
+            f"curvature is left out: {' and '.join(missing)} cannot be imported here; "
+            "benchmarks/referees.txt says how to make an environment with them\n"
+        )
+        return []
+    images = IMAGES if share >= 1 else QUICK_IMAGES
+    model, batch = _trained(images)
+    title = f"LeNet5 dense, {images:,} images"
+    top, density = _top_sides(model, batch), _density_sides(model, batch)
+    _same(top)
+    rounds = max(2, round(share * ROUNDS))
+    return [
+        *_records(f"top {TOP} eigenvalues", interleave("curvature", title, top, rounds, warm=0)),
+        *_records(
+            f"density, {STEPS} steps, {PROBES} probes",
+            interleave("curvature", title, density, rounds, warm=1),
+        ),
+    ]
+
+
+def _importable(name: str) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module(name)
+    except ImportError:
+        return False
+    return True
+
+
+def _trained(images: int) -> tuple[nn.Module, Batch]:
+    """LeNet5 after 100 steps, when its largest eigenvalues stand apart."""
+    torch.manual_seed(0)
+    data, model = load_mnist(), build("lenet5")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for x, y in list(zip(data.train_x.split(128), data.train_y.split(128), strict=True))[:100]:
+        optimizer.zero_grad()
+        sf.cross_entropy(model, (x, y)).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    return model, (data.train_x[:images], data.train_y[:images])
+
+
+def _top_sides(model: nn.Module, batch: Batch) -> dict[str, Side]:
+    def ours() -> Tensor:
+        operator = hessian(model, sf.cross_entropy, batch)
+        return eigenvalues(operator, TOP, "LM", tol=TOLERANCE).values
+
+    def curvlinops() -> Tensor:
+        linalg = importlib.import_module("scipy.sparse.linalg")
+        operator = _curvlinops(model, batch).to_scipy()
+        values = linalg.eigsh(operator, TOP, which="LM", tol=TOLERANCE, return_eigenvectors=False)
+        return torch.from_numpy(values).double()
+
+    def pyhessian() -> Tensor:
+        found = _pyhessian(model, batch).eigenvalues(maxIter=100, tol=TOLERANCE, top_n=TOP)
+        return torch.tensor(found[0], dtype=torch.float64)
+
+    return {"ours": ours, "curvlinops": curvlinops, "pyhessian": pyhessian}
+
+
+def _density_sides(model: nn.Module, batch: Batch) -> dict[str, Side]:
+    known = spectral_density(hessian(model, sf.cross_entropy, batch), STEPS, PROBES)
+    ends = known.smallest, known.largest
+
+    def ours() -> Tensor:
+        operator = hessian(model, sf.cross_entropy, batch)
+        return spectral_density(operator, STEPS, PROBES).density().mean
+
+    def curvlinops() -> Tensor:
+        """Its Lanczos keeps no vectors orthogonal; the ends of the spectrum are given to it."""
+        spectrum = importlib.import_module("curvlinops.papyan2020traces.spectrum")
+        operator = _curvlinops(model, batch)
+        return spectrum.lanczos_approximate_spectrum(
+            operator, STEPS, num_repeats=PROBES, boundaries=ends
+        )[1]
+
+    def pyhessian() -> Tensor:
+        """It calls ``torch.eig``, which PyTorch has no more: lent to it for the call."""
+        with patch.object(torch, "eig", _eig, create=True):
+            nodes, _ = _pyhessian(model, batch).density(iter=STEPS, n_v=PROBES)
+        return torch.tensor(nodes)
+
+    return {"ours": ours, "curvlinops": curvlinops, "pyhessian": pyhessian}
+
+
+def _curvlinops(model: nn.Module, batch: Batch) -> Any:
+    library = importlib.import_module("curvlinops")
+    return library.HessianLinearOperator(
+        model, nn.CrossEntropyLoss(), list(model.parameters()), [batch], check_deterministic=False
+    )
+
+
+def _pyhessian(model: nn.Module, batch: Batch) -> Any:
+    """Given one batch it differentiates once, keeps the graph and uses it for every product."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        library = importlib.import_module("pyhessian")
+        return library.hessian(deepcopy(model), nn.CrossEntropyLoss(), data=batch, cuda=False)
+
+
+def _eig(matrix: Tensor, eigenvectors: bool) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+    values, vectors = torch.linalg.eigh(matrix)
+    return torch.stack([values, torch.zeros_like(values)], 1), vectors
+
+
+def _same(sides: dict[str, Side]) -> None:
+    """All three must find the same largest eigenvalues before they are timed."""
+    found = {name: side().sort(descending=True).values[:3] for name, side in sides.items()}
+    for name, values in found.items():
+        if not torch.allclose(values, found["ours"], rtol=0.02):
+            raise RuntimeError(f"{name} finds {values.tolist()}, sparseflow {found['ours']}")
+
+
+def _records(what: str, timings: Timings) -> list[Record]:
+    def ratio(ours: float, theirs: float) -> float:
+        return ours / theirs
+
+    seconds = timings.seconds
+    seconds["faster"] = [min(t) for t in zip(*(seconds[n] for n in REFEREES), strict=True)]
+    found = [timings.record(f"{what}: of {n}'s time", "ours", n, ratio, "×") for n in REFEREES]
+    figure = f"{what}: of the faster one's time"
+    return [*found, timings.record(figure, "ours", "faster", ratio, "×", target=1.0)]
