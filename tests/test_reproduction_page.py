@@ -234,7 +234,7 @@ def small(whole: Results) -> Results:
         GroupFigures("prune", tuple(pruned), None),
     )
     labels = (*(m.label for g in groups for m in g.members), "prune 0 end")
-    return replace(whole, evidence=(Agreement(groups, labels, rows, rows),))
+    return replace(whole, evidence=(Agreement(groups, labels, labels, rows, rows),))
 
 
 def test_the_table_is_what_one_computes_by_hand(whole: Results) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sparseflow.core.errors import MeasureError
 from sparseflow.core.functional import Loss, undisturbed
@@ -26,6 +25,7 @@ from sparseflow.measure.products import (
     gauss_newton_product,
     hessian_product,
     mean_value,
+    plain_attention,
     refuse_noise,
 )
 
@@ -280,11 +280,11 @@ class Curvature:
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
-        """Leave no trace on the model; attention in its plain form, which has derivatives."""
+        """Leave no trace on the model, and let every operation have derivatives."""
         with (
             undisturbed(self._model),
             torch.no_grad(),
-            sdpa_kernel(SDPBackend.MATH),
+            plain_attention(),
             warnings.catch_warnings(),
         ):
             for known in (".*performance drop.*", ".*torch.jit.script.*"):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils import _pytree as pytree
@@ -157,6 +159,18 @@ def each(function: Callable[[State], State], tangents: State) -> State:
         count = len(next(iter(tangents.values())))
         found = [function({n: t[i] for n, t in tangents.items()}) for i in range(count)]
         return {name: torch.stack([f[name] for f in found]) for name in found[0]}
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Attention written out: its fused kernels have no second derivative."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def chunks_of(

@@ -42,7 +42,7 @@ def propose(
     Example:
         >>> import sparseflow as sf
         >>> net = nn.Linear(10, 10)
-        >>> masks = sf.sparsify(net, density=0.2)
+        >>> masks = sf.sparsify(net, density=0.2, pattern="constant_fan_in")
         >>> after = propose(sf.SET(), net, masks, sf.Moment(100, 1.0))
         >>> after.nnz == masks.nnz, after == masks
         (True, False)
