@@ -24,7 +24,8 @@ from sparseflow.studies import (
 )
 
 SEEDS = {
-    **dict.fromkeys(("prune", "lottery", "scratch", "shuffled", "shuffled+", "set+", "rigl+"), 5),
+    **dict.fromkeys(("prune", "lottery", "scratch", "scratch+"), 5),
+    **dict.fromkeys(("shuffled", "shuffled+", "set+", "rigl+"), 5),
     **dict.fromkeys(GROUPS, 5),
     "scratch:inits": 10,
 }
