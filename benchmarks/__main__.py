@@ -1,4 +1,4 @@
-"""The one command: run the benchmarks, print a table, write the figures."""
+"""The one command: run the benchmarks, print a table, write figures and plots."""
 
 from __future__ import annotations
 
@@ -6,98 +6,167 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.curvature import curvature
 from benchmarks.flow import gradient_flow
 from benchmarks.initialisation import initialisation
+from benchmarks.progress import progress, skipped
+from benchmarks.sparse.figure import write_layers_figure
+from benchmarks.sparse.inference import inference
+from benchmarks.sparse.layers import layers
+from benchmarks.sparse.memory import memory
+from benchmarks.sparse.roofline import roofline
+from benchmarks.sparse.steps import steps
 from benchmarks.steps import masked_step, rigl_update
+from benchmarks.tables import tables
 from benchmarks.timing import Record, load, machine
+from sparseflow.core.errors import SparseUnavailable
 from sparseflow.core.files import write_atomic
 
-BENCHMARKS: dict[str, Callable[[float], list[Record]]] = {
-    "step": masked_step,
-    "update": rigl_update,
-    "flow": gradient_flow,
-    "init": initialisation,
-    "curvature": curvature,
-}
-RESULTS = Path("results/benchmarks.json")
+Benchmark = Callable[[float], list[Record]]
 QUICK = 0.1
+
+
+@dataclass(frozen=True)
+class Group:
+    """Benchmarks that share a file of results.
+
+    Attributes:
+        benchmarks: by name; each takes the share of a full run's rounds.
+        results: where a full run of all of them is written.
+        threads: numbers of threads that a full run uses; empty: as torch is set.
+        picture: where their plot goes, if they have one.
+    """
+
+    benchmarks: dict[str, Benchmark]
+    results: Path
+    threads: tuple[int, ...] = ()
+    picture: Path | None = None
+
+
+GROUPS = {
+    "masked": Group(
+        {
+            "step": masked_step,
+            "update": rigl_update,
+            "flow": gradient_flow,
+            "init": initialisation,
+            "curvature": curvature,
+        },
+        Path("results/benchmarks.json"),
+    ),
+    "sparse": Group(
+        {
+            "sparse-roofline": roofline,
+            "sparse-layers": layers,
+            "sparse-steps": steps,
+            "sparse-inference": inference,
+            "sparse-memory": memory,
+        },
+        Path("results/benchmarks-sparse.json"),
+        threads=tuple(sorted({1, torch.get_num_threads()})),
+        picture=Path("docs/images/sparse-layers.png"),
+    ),
+}
 
 
 def main() -> None:
     """Parse the command line and run."""
     options = _parser().parse_args()
-    share = QUICK if options.quick else 1.0
-    progress = Console(stderr=True)
+    if min(options.threads or [1]) < 1:
+        sys.exit(f"--threads must be at least 1, is {min(options.threads)}")
+    results: dict[str, dict[str, Any]] = {}
+    for name, group in GROUPS.items():
+        chosen = [b for b in group.benchmarks if _chosen(options.only, name, b)]
+        if chosen:
+            results[name] = _run(group, chosen, options)
+    merged = next(iter(results.values())) if len(results) == 1 else results
+    if options.json:
+        sys.stdout.write(_text(merged))
+    for name, result in results.items():
+        if not options.json:
+            wide = Console() if sys.stdout.isatty() else Console(width=220)
+            wide.print(*tables(result["records"]), _conditions(result), sep="\n")
+        whole = not (options.quick or options.threads) and set(GROUPS[name].benchmarks) == set(
+            result["benchmarks"]
+        )
+        if whole and options.out is None:
+            _write(GROUPS[name].results, result, GROUPS[name].picture)
+    if options.out is not None:
+        _write(options.out, merged, options.out.with_suffix(".png"))
+
+
+def _chosen(only: list[str] | None, group: str, benchmark: str) -> bool:
+    return not only or group in only or benchmark in only
+
+
+def _run(group: Group, names: list[str], options: argparse.Namespace) -> dict[str, Any]:
+    """Run benchmarks of a group with every number of threads."""
+    as_set = torch.get_num_threads()
+    threads = options.threads or group.threads[: 1 if options.quick else None] or (as_set,)
     before, records = load(), []
-    for name in options.only or BENCHMARKS:
-        with progress.status(f"benchmark {name}"):
-            records += BENCHMARKS[name](share)
-    result = {
-        "machine": machine(),
+    for count in threads:
+        torch.set_num_threads(count)
+        for name in names:
+            with progress.status(f"benchmark {name}, {count} thread(s)"):
+                try:
+                    records += group.benchmarks[name](QUICK if options.quick else 1.0)
+                except SparseUnavailable as error:
+                    skipped(name, str(error))
+    torch.set_num_threads(as_set)
+    return {
+        "machine": machine() | {"threads": threads[0] if len(threads) == 1 else list(threads)},
         "load_before": before,
         "load_after": load(),
         "quick": options.quick,
+        "benchmarks": names,
         "records": [asdict(record) for record in records],
     }
-    text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-    if options.json:
-        sys.stdout.write(text)
-    else:
-        wide = Console() if sys.stdout.isatty() else Console(width=150)
-        wide.print(_table(records), _conditions(result), sep="\n")
-    whole = not (options.quick or options.only)
-    out = options.out or (RESULTS if whole else None)
-    if out is not None:
-        write_atomic(out, text)
-        progress.print(f"wrote {out}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
+    names = [b for group in GROUPS.values() for b in group.benchmarks]
     parser.add_argument(
-        "--only", action="append", choices=list(BENCHMARKS), help="run this one; may be repeated"
+        "--only",
+        action="append",
+        choices=[*GROUPS, *names],
+        help="run this one, or this group; may be repeated",
     )
     parser.add_argument("--quick", action="store_true", help="a tenth of the rounds, to try out")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        action="append",
+        help="with so many threads; may be repeated. By default as torch is set, and the group "
+        "sparse with one thread, then with as many as torch is set to",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    written = ", ".join(str(group.results) for group in GROUPS.values())
     parser.add_argument(
         "--out",
         type=Path,
-        help=f"where to write the figures; by default {RESULTS}, and nowhere for a run that is "
-        "quick or partial",
+        help=f"where to write the figures; by default {written}, and nowhere for a run that is "
+        "quick, partial or with threads of its own",
     )
     return parser
 
 
-def _table(records: list[Record]) -> Table:
-    table = Table("benchmark", "case", "figure")
-    for heading in ("median", "25–75 %", "target", "met", "ms", "baseline ms", "rounds"):
-        table.add_column(heading, justify="right")
-    for r in records:
-        table.add_row(
-            r.benchmark,
-            r.case,
-            r.figure,
-            f"{_short(r.value)} {r.unit}",
-            f"{_short(r.low)} – {_short(r.high)}",
-            "" if r.target is None else f"≤ {r.target:g} {r.unit}",
-            {True: "yes", False: "no", None: ""}[r.met],
-            _short(r.measured_ms),
-            _short(r.baseline_ms),
-            str(r.rounds),
-        )
-    return table
+def _write(path: Path, result: dict[str, Any], picture: Path | None) -> None:
+    write_atomic(path, _text(result))
+    progress.print(f"wrote {path}")
+    if picture is not None and write_layers_figure(result.get("records", []), picture):
+        progress.print(f"wrote {picture}")
 
 
-def _short(number: float) -> str:
-    return f"{number:.3g}" if abs(number) < 100 else f"{number:,.0f}"
+def _text(result: dict[str, Any]) -> str:
+    return json.dumps(result, indent=2, ensure_ascii=False) + "\n"
 
 
 def _conditions(result: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What the benchmarks train: three models, and one step of the loop every user writes."""
+"""What the benchmarks train: four models, and one step of the loop every user writes."""
 
 from __future__ import annotations
 
@@ -46,6 +46,17 @@ def resnet18() -> nn.Sequential:
     return nn.Sequential(*stem, *blocks, *head)
 
 
+def resnet20() -> nn.Sequential:
+    """ResNet-20 for 32×32 images (He et al. 2016, section 4.2), 0.27 million parameters."""
+    stem = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    blocks = []
+    for before, after in ((16, 16), (16, 32), (32, 64)):
+        blocks += [Block(before, after, after // before)]
+        blocks += [Block(after, after, 1) for _ in range(2)]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
+    return nn.Sequential(*stem, *blocks, *head)
+
+
 @dataclass(frozen=True)
 class Case:
     """A model and the batch it is trained on.
@@ -79,11 +90,11 @@ class Case:
         images = torch.randn(count, *self.image, generator=stream)
         return images, torch.randint(10, (count,), generator=stream)
 
-    def sparse_model(self) -> tuple[nn.Module, sf.Masks]:
-        """The model at 95 % sparsity, the same every time, and its masks."""
+    def sparse_model(self, density: float = DENSITY) -> tuple[nn.Module, sf.Masks]:
+        """The model at 95 % sparsity or another, the same every time, and its masks."""
         torch.manual_seed(0)
         model = self.model()
-        return model, sf.sparsify(model, density=DENSITY)
+        return model, sf.sparsify(model, density=density)
 
     def step(
         self, model: nn.Module, masks: sf.Masks | None = None, method: sf.Method | None = None
@@ -109,3 +120,4 @@ class Case:
 LENET5 = Case("LeNet5", partial(build, "lenet5"), (1, 28, 28), batch=128, rounds=1000)
 MLP = Case("MLP 300-100", partial(build, "mlp"), (1, 28, 28), batch=128, rounds=2000)
 RESNET18 = Case("ResNet-18", resnet18, (3, 32, 32), batch=64, rounds=40)
+RESNET20 = Case("ResNet-20", resnet20, (3, 32, 32), batch=128, rounds=40)

@@ -9,13 +9,17 @@ from __future__ import annotations
 import gc
 import os
 import platform
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
-from time import perf_counter
+from time import perf_counter, sleep
+from typing import Any, Literal
 
 import torch
+
+Direction = Literal["at most", "at least"]
+LEAST_ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,13 @@ class Record:
         low: first quartile.
         high: third quartile.
         unit: of value, low, high and target.
-        measured_ms: median time of what is measured.
-        baseline_ms: median time of what it is compared with.
+        measured_ms: median time of what is measured; None where it was not.
+        baseline_ms: median time of what it is compared with; None where nothing is.
         rounds: rounds that enter.
-        target: the value should be at most this.
+        target: the value should be at most, or at least, this.
         met: whether it is; None without a target.
+        direction: on which side of the target the value should be.
+        settings: the conditions one by one, where a plot or a table sorts by them.
     """
 
     benchmark: str
@@ -44,11 +50,24 @@ class Record:
     low: float
     high: float
     unit: str
-    measured_ms: float
-    baseline_ms: float
+    measured_ms: float | None
+    baseline_ms: float | None
     rounds: int
     target: float | None
     met: bool | None
+    direction: Direction = "at most"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def reduce(
+    values: Sequence[float], target: float | None, direction: Direction
+) -> dict[str, float | bool | None]:
+    """Median and quartiles of one figure's values, and whether the median meets the target."""
+    low, middle, high = quantiles(values, n=4, method="inclusive")
+    met = None
+    if target is not None:
+        met = middle <= target if direction == "at most" else middle >= target
+    return {"value": middle, "low": low, "high": high, "target": target, "met": met}
 
 
 @dataclass(frozen=True)
@@ -59,11 +78,13 @@ class Timings:
         benchmark: name of the benchmark.
         case: what it ran on.
         seconds: one list a side, all of the same length.
+        settings: the conditions, for the records.
     """
 
     benchmark: str
     case: str
     seconds: dict[str, list[float]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def record(
         self,
@@ -73,25 +94,29 @@ class Timings:
         value: Callable[[float, float], float],
         unit: str,
         target: float | None = None,
+        direction: Direction = "at most",
     ) -> Record:
         """Reduce two sides: ``value(measured, baseline)`` within each round, then quartiles."""
         ours, theirs = self.seconds[measured], self.seconds[baseline]
         values = [value(m, b) for m, b in zip(ours, theirs, strict=True)]
-        low, middle, high = quantiles(values, n=4, method="inclusive")
         return Record(
             benchmark=self.benchmark,
             case=self.case,
             figure=figure,
-            value=middle,
-            low=low,
-            high=high,
             unit=unit,
             measured_ms=1e3 * median(ours),
             baseline_ms=1e3 * median(theirs),
             rounds=len(values),
-            target=target,
-            met=None if target is None else middle <= target,
+            direction=direction,
+            settings=self.settings,
+            **reduce(values, target, direction),  # type: ignore[arg-type]
         )
+
+    def speedup(
+        self, figure: str, measured: str, baseline: str, target: float | None = None
+    ) -> Record:
+        """How many times faster than the baseline; a target is the least it should be."""
+        return self.record(figure, measured, baseline, lambda m, b: b / m, "×", target, "at least")
 
 
 def interleave(
@@ -100,23 +125,69 @@ def interleave(
     sides: Mapping[str, Callable[[], object]],
     rounds: int,
     warm: int = 3,
+    *,
+    turn: float = 0.0,
+    budget: float = float("inf"),
+    settings: Mapping[str, Any] | None = None,
 ) -> Timings:
-    """Time every side once a round; every second round runs them in reverse order."""
+    """Time every side once a round; every second round runs them in reverse order.
+
+    Args:
+        benchmark: name of the benchmark.
+        case: what it runs on.
+        sides: what is compared.
+        rounds: how many rounds.
+        warm: untimed runs of each side before.
+        turn: seconds that a side's turn should last at least: short ones are
+            repeated within their turn, and the mean is taken.
+        budget: seconds after which no further pair of rounds begins, once there are four.
+        settings: the conditions, for the records.
+    """
+    last = dict.fromkeys(sides, 0.0)
     for _ in range(warm):
-        for run in sides.values():
-            run()
+        last = {name: _mean_time(run, 1) for name, run in sides.items()}
+    repeats = {name: _repeats(seconds, turn) for name, seconds in last.items()}
+    # Threads of OpenMP spin for a while after their work, and would take a core from
+    # a side that has a pool of its own.
+    pause = 0.002 if torch.get_num_threads() > 1 else 0.0
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     gc.collect()
     gc.disable()
+    end = perf_counter() + budget
     try:
-        for turn in range(rounds):
-            for name in list(sides)[:: -1 if turn % 2 else 1]:
-                start = perf_counter()
-                sides[name]()
-                seconds[name].append(perf_counter() - start)
+        for number in range(rounds):
+            if number >= LEAST_ROUNDS and number % 2 == 0 and perf_counter() > end:
+                break
+            for name in list(sides)[:: -1 if number % 2 else 1]:
+                if pause:
+                    sleep(pause)
+                seconds[name].append(_mean_time(sides[name], repeats[name]))
     finally:
         gc.enable()
-    return Timings(benchmark, case, seconds)
+    conditions = {**(settings or {}), "threads": torch.get_num_threads()}
+    return Timings(benchmark, case, seconds, conditions)
+
+
+def fastest(sides: Mapping[str, Callable[[], object]], runs: int = 2) -> str:
+    """Name of the side with the least time of a few short runs, each side once warm."""
+    least = dict.fromkeys(sides, float("inf"))
+    for run in sides.values():
+        run()
+    for _ in range(runs):
+        for name, run in sides.items():
+            least[name] = min(least[name], _mean_time(run, 1))
+    return min(least, key=lambda name: least[name])
+
+
+def _repeats(seconds: float, turn: float) -> int:
+    return max(1, min(100, round(turn / max(seconds, 1e-7))))
+
+
+def _mean_time(run: Callable[[], object], repeats: int) -> float:
+    start = perf_counter()
+    for _ in range(repeats):
+        run()
+    return (perf_counter() - start) / repeats
 
 
 def load() -> list[float] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from sparseflow.report import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "claims.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "claims.md", ROOT / "benchmarks" / "README.md")
+SPARSE = ROOT / "results" / "benchmarks-sparse.json"
 PICTURES = (
     "accuracy",
     "flow",
@@ -47,26 +49,82 @@ def blocks() -> dict[str, str]:
         for family in ("lenet5-mnist", "mlp-mnist")
     }
     measured = json.loads((ROOT / "results" / "benchmarks.json").read_text())
-    return found | {"benchmarks": benchmark_table(measured)}
+    found["benchmarks"] = f"{benchmark_table(measured['records'])}\n\n{conditions(measured)}"
+    if SPARSE.exists():
+        sparse = json.loads(SPARSE.read_text())
+        single = [r for r in sparse["records"] if r["benchmark"] != "sparse-layers"]
+        found["sparse layers"] = f"{layers_tables(sparse['records'])}\n\n{conditions(sparse)}"
+        found["sparse figures"] = benchmark_table(single, threads=True)
+    return found
 
 
-def benchmark_table(measured: dict[str, Any]) -> str:
-    """The benchmarks as a Markdown table, with what they were measured on."""
-    about = measured["machine"]
+def benchmark_table(records: list[dict[str, Any]], threads: bool = False) -> str:
+    """The benchmarks as a Markdown table."""
     lines = ["| what | on | median (quartiles) | target |", "|---|---|---|---|"]
-    for r in measured["records"]:
-        value = f"{r['value']:.3g} {r['unit']} ({r['low']:.3g} – {r['high']:.3g})"
-        met = {True: "met", False: "not met", None: ""}[r["met"]]
-        target = "" if r["target"] is None else f"≤ {r['target']:g} {r['unit']}, {met}"
-        lines.append(f"| {r['figure']} | {r['case']} | {value} | {target} |")
-    load = ", ".join(f"{x:g}" for x in measured["load_before"] or [])
-    threads = f"{about['threads']} thread" + "s" * (about["threads"] != 1)
-    lines += [
-        "",
-        f"Interleaved, medians; {about['cpu']}, {threads}, torch {about['torch']}, load average "
-        f"before: {load}.",
-    ]
+    for r in records:
+        value, low, high = (_short(r[key]) for key in ("value", "low", "high"))
+        count = r.get("settings", {}).get("threads")
+        case = f"{r['case']}, {_threads(count)}" if threads and count else r["case"]
+        lines.append(
+            f"| {r['figure']} | {case} | {value} {r['unit']} ({low} – {high}) | {_target(r)} |"
+        )
     return "\n".join(lines)
+
+
+def _short(number: float) -> str:
+    return f"{number:.3g}" if abs(number) < 1000 else f"{number:,.0f}"
+
+
+def _target(record: dict[str, Any]) -> str:
+    if record["target"] is None:
+        return ""
+    sign = {"at most": "≤", "at least": "≥"}[record.get("direction", "at most")]
+    met = "met" if record["met"] else "not met"
+    return f"{sign} {record['target']:g} {record['unit']}, {met}"
+
+
+def layers_tables(records: list[dict[str, Any]]) -> str:
+    """Speed-ups of sparse layers: over dense by sparsity, then over other libraries."""
+    found = [r for r in records if r["benchmark"] == "sparse-layers"]
+    mine = [r for r in found if r["settings"]["side"] == "sparseflow"]
+    tables = ["![Speed-up of layers against sparsity](../docs/images/sparse-layers.png)"]
+    for over in dict.fromkeys(r["settings"]["over"] for r in mine):
+        chosen = [r for r in mine if r["settings"]["over"] == over]
+        name = "dense PyTorch" if over == "dense" else over
+        tables.append(f"Training step of a layer, times faster than {name}:\n\n{_pivot(chosen)}")
+    return "\n\n".join(tables)
+
+
+def _pivot(records: list[dict[str, Any]]) -> str:
+    """Layers, batch sizes and threads down, sparsities across."""
+    sparsities = sorted({r["settings"]["sparsity"] for r in records})
+    rows: dict[str, dict[float, str]] = {}
+    for r in records:
+        where = r["settings"]
+        row = f"{where['layer']}, batch {where['batch']}, {_threads(where['threads'])}"
+        target = f" ({_target(r)})" if r["target"] is not None else ""
+        rows.setdefault(row, {})[where["sparsity"]] = f"{r['value']:.3g}{target}"
+    heading = " | ".join(f"{s:.0%}" for s in sparsities)
+    lines = [f"| layer | {heading} |", "|---" * (len(sparsities) + 1) + "|"]
+    for row, cells in rows.items():
+        lines.append(f"| {row} | {' | '.join(cells.get(s, '') for s in sparsities)} |")
+    return "\n".join(lines)
+
+
+def _threads(count: int | list[int]) -> str:
+    if isinstance(count, list):
+        return f"{' and '.join(map(str, count))} threads"
+    return f"{count} thread" + "s" * (count != 1)
+
+
+def conditions(measured: dict[str, Any]) -> str:
+    """What a set of benchmarks was measured on."""
+    about = measured["machine"]
+    load = ", ".join(f"{x:g}" for x in measured["load_before"] or [])
+    return (
+        f"Interleaved, medians; {about['cpu']}, {_threads(about['threads'])}, torch "
+        f"{about['torch']}, load average before: {load}."
+    )
 
 
 def rebuilt(page: str, texts: dict[str, str]) -> str:
@@ -86,6 +144,12 @@ def main() -> None:
         write_report(load_results(ROOT / "results" / "lenet5-mnist.json"), Path(folder))
         for name in PICTURES:
             shutil.copy(Path(folder) / f"{name}.png", ROOT / "docs" / "images" / f"{name}.png")
+    if SPARSE.exists():
+        sys.path.insert(0, str(ROOT))
+        from benchmarks.sparse.figure import write_layers_figure  # noqa: PLC0415
+
+        records = json.loads(SPARSE.read_text())["records"]
+        write_layers_figure(records, ROOT / "docs" / "images" / "sparse-layers.png")
 
 
 if __name__ == "__main__":

@@ -377,6 +377,15 @@ def test_a_sum_of_different_widths():
         channels(Wide())
 
 
+@pytest.mark.parametrize(("label", "value"), [("a", float("nan")), ("b", float("-inf"))])
+def test_states_that_are_not_finite(label, value):
+    model = mlp([4])
+    states = {n: dict(random_state(model, 0)) for n in "ab"}
+    states[label]["3.bias"] = torch.full((10,), value)
+    with pytest.raises(MeasureError, match=f"'3.bias' of {label} holds .*: 10 of 10, .* {value}"):
+        align(model, states["a"], states["b"])
+
+
 def test_alignment_refuses():
     model = mlp((4, 3))
     a, b = random_state(model, 0), random_state(model, 1)

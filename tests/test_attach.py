@@ -125,10 +125,11 @@ def test_every_update_of_every_layer_has_its_own_stream():
     drawn = {}
 
     class Draw(sf.SET):
-        def update(self, view):
-            key = (view.moment.step, view.name)
-            drawn[key] = torch.randint(10**9, (4,), generator=view.generator).tolist()
-            return view.mask
+        def update(self, connections):
+            key = (connections.moment.step, connections.name)
+            stream = connections.generator
+            drawn[key] = torch.randint(10**9, (4,), generator=stream).tolist()
+            return connections.indices
 
     model = network()
     masks = sf.sparsify(model, density=0.5, init=None)
@@ -207,9 +208,9 @@ def test_growth_from_a_probe():
     found = {}
 
     class Seen(sf.RigL):
-        def update(self, view):
+        def grow_score(self, view):
             found[view.name] = view.gradient
-            return super().update(view)
+            return super().grow_score(view)
 
     method = Seen(sf.every(1), sf.constant(0.3), sf.probe_gradient(model, loss, probe, chunk=5))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)

@@ -21,7 +21,7 @@ def settings(*values: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "list", "run", "sweep", "measure", "report", "reproduce"]
+    "command", ["demo", "list", "run", "sweep", "measure", "report", "reproduce", "export"]
 )
 def test_every_command_has_help_that_teaches(cli: Cli, command: str) -> None:
     out, _ = cli(command, "--help")

@@ -20,7 +20,7 @@ from sparseflow.core.schedules import (
     every,
     lr_proportional,
 )
-from sparseflow.core.select import top_k
+from sparseflow.core.select import find, mask_at, merged, positions_of, top_k, top_k_of_blocks
 
 # ---- random streams
 
@@ -88,6 +88,51 @@ def test_top_k_out_of_range(k):
 def test_top_k_refuses_nan(k):
     with pytest.raises(ValueError, match="NaN"):
         top_k(torch.tensor([1.0, float("nan")]), k)
+
+
+@given(
+    scores=st.lists(st.integers(-3, 3), min_size=1, max_size=40),
+    share=st.floats(0, 1),
+    size=st.integers(1, 45),
+)
+def test_top_k_of_blocks_is_top_k_of_the_whole(scores, share, size):
+    whole = torch.tensor(scores, dtype=torch.float32)
+    k = max(1, round(share * len(scores)))
+    positions, found = top_k_of_blocks(whole.split(size), k)
+    assert torch.equal(positions, positions_of(top_k(whole, k)))
+    assert torch.equal(found, whole[positions])
+
+
+def test_top_k_of_blocks_takes_rows_of_any_shape_and_infinities():
+    scores = torch.tensor([[-torch.inf, 0.0], [torch.inf, -1.0], [-torch.inf, 0.0]])
+    assert top_k_of_blocks(scores.split(1), 2)[0].tolist() == [1, 2]
+    assert top_k_of_blocks(scores.split(1), 5)[0].tolist() == [0, 1, 2, 3, 5]
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_top_k_of_blocks_refuses_nan_wherever_it_is(place):
+    scores = torch.ones(5)
+    scores[place] = torch.nan
+    with pytest.raises(ValueError, match="NaN"):
+        top_k_of_blocks(scores.split(1), 2)
+
+
+def test_top_k_of_too_few():
+    with pytest.raises(ValueError, match="k=4 is not between 0 and the 3"):
+        top_k_of_blocks(torch.ones(3).split(2), 4)
+
+
+positions = st.sets(st.integers(0, 30)).map(lambda found: torch.tensor(sorted(found)).long())
+
+
+@given(a=positions, b=positions)
+def test_sorted_positions(a, b):
+    where, there = find(a, b)
+    assert there.tolist() == [i in b.tolist() for i in a.tolist()]
+    assert torch.equal(b[where[there]], a[there])
+    assert merged(a, b).tolist() == sorted(a.tolist() + b.tolist())
+    assert torch.equal(positions_of(mask_at(a, (31,))), a)
+    assert mask_at(a, (1, 31)).shape == (1, 31)
 
 
 # ---- schedules

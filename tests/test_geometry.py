@@ -123,6 +123,16 @@ def test_mask_distances_by_hand():
         ({"a": {"w": torch.ones(2)}, "b": {"v": torch.ones(2)}}, {}, "a and b differ in: v, w"),
         ([{"w": torch.ones(2)}] * 2, {"only": ["v"]}, "state '0' has no tensor 'v'"),
         ([{"w": torch.ones(2).long()}] * 2, {}, "no floating-point tensor"),
+        (
+            {"a": {"w": torch.ones(2)}, "b": {"w": torch.tensor([1.0, math.nan])}},
+            {},
+            "'w' of b holds weights that are not finite: 1 of 2, the first nan",
+        ),
+        (
+            [{"v": torch.ones(()), "w": torch.ones(2)}, {"v": torch.tensor(math.inf)}],
+            {"only": ["v"]},
+            "'v' of 1 holds .* 1 of 1, the first inf",
+        ),
         ([{"w": torch.ones(2)}] * 2, {"masks": [{}]}, "2 states and 1 sets of masks"),
         (
             {"a": {"w": torch.ones(2)}, "b": {"w": torch.ones(2)}},
@@ -139,6 +149,17 @@ def test_mask_distances_by_hand():
 def test_distances_refuse(given, options, message):
     with pytest.raises(MeasureError, match=message):
         distances(given, **options)
+
+
+def test_one_distance_of_a_training_that_diverged_is_no_number():
+    found = distance({"w": torch.ones(2)}, {"w": torch.tensor([1.0, math.nan])})
+    assert math.isnan(found.l2)
+    assert math.isnan(found.cosine)
+
+
+def test_what_is_not_compared_may_be_anything():
+    bad = {"w": torch.ones(2), "mean": torch.tensor([math.nan])}
+    assert distances([{"w": torch.zeros(2)}, bad], only=["w"]).l2[0, 1] == math.sqrt(2)
 
 
 # ---- maps
@@ -372,13 +393,11 @@ def normed_states():
 
 
 def by_hand(a, b, alpha, x, parts):
-    """The network's output with statistics over the parts, weighted by their examples."""
+    """The network's output with the statistics of all parts as one batch."""
     s = {n: (1 - alpha) * a[n] + alpha * b[n] for n in a if n != "shift"}
     shift = a["shift"] if alpha < 0.5 else b["shift"]
-    rows = [functional.linear(p, s["first.weight"], s["first.bias"]) for p in parts]
-    total = sum(len(r) for r in rows)
-    mean = sum(r.mean(0) * len(r) for r in rows) / total
-    var = sum(r.var(0) * len(r) for r in rows) / total
+    rows = functional.linear(torch.cat(parts), s["first.weight"], s["first.bias"])
+    mean, var = rows.mean(0), rows.var(0)
     hidden = functional.linear(x, s["first.weight"], s["first.bias"])
     hidden = (hidden - mean) / (var + 1e-5).sqrt() * s["norm.weight"] + s["norm.bias"]
     out = functional.linear(hidden.clamp(min=0), s["last.weight"], s["last.bias"])
@@ -410,27 +429,57 @@ def test_batch_norm_statistics_are_gathered_anew_at_every_point():
         assert value == pytest.approx(float(expected), rel=1e-10)
 
 
-def test_batch_norm_statistics_against_torch():
+def images_and_norms(layers):
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(1, 4, 3),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Conv2d(4, 3, 3),
-        nn.BatchNorm2d(3),
-        nn.Flatten(),
-    ).double()
-    images = torch.rand(12, 1, 7, 7, dtype=DOUBLE)
+    blocks = [(nn.Conv2d(1 if i == 0 else 4, 4, 3), nn.BatchNorm2d(4)) for i in range(layers)]
+    # Images that grow brighter, so that chunks differ.
+    images = torch.rand(12, 1, 7, 7).double() + torch.arange(12).double()[:, None, None, None]
+    return nn.Sequential(*sum(blocks, ()), nn.ReLU(), nn.Flatten()).double(), images
 
-    def power(net, x):
-        return net(x).square().mean()
 
+def power(net, x):
+    return net(x).square().mean()
+
+
+def gathered(model, images, chunk):
     state = {n: t.clone() for n, t in model.state_dict().items()}
-    path = interpolate(model, state, state, power, images, points=3, chunk=4)
-    torch.optim.swa_utils.update_bn(images.split(4), model)
-    expected = power(model.eval(), images).item()
-    assert np.allclose(path.losses, expected, rtol=1e-12)
+    path = interpolate(model, state, state, power, images, points=3, chunk=chunk)
     assert path.barrier == 0
+    assert np.allclose(path.losses, path.losses[0], rtol=1e-12)
+    return path.losses[0]
+
+
+def in_one_batch(model, images):
+    torch.optim.swa_utils.update_bn([images], model)
+    return power(model.eval(), images).item()
+
+
+@pytest.mark.parametrize("chunk", [2, 4, 5, 12])
+def test_batch_norm_statistics_of_chunks_are_those_of_one_batch(chunk):
+    model, images = images_and_norms(1)
+    found = gathered(model, images, chunk)
+    assert found == pytest.approx(in_one_batch(model, images), rel=1e-12)
+
+
+def test_batch_norm_statistics_of_several_layers_against_torch():
+    model, images = images_and_norms(2)
+    found = gathered(model, images, 12)
+    assert found == pytest.approx(in_one_batch(model, images), rel=1e-12)
+
+
+def test_batch_norm_used_twice_sees_both():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(1).double()
+
+        def forward(self, x):
+            return torch.cat([self.norm(x), self.norm(3 * x)])
+
+    x = torch.tensor([[1.0], [2.0], [4.0], [7.0]], dtype=DOUBLE)
+    both = torch.cat([x, 3 * x])
+    expected = ((both - both.mean()) ** 2 / (both.var() + 1e-5)).mean()
+    assert gathered(Twice(), x, 2) == pytest.approx(float(expected), rel=1e-12)
 
 
 def test_nothing_of_the_model_changes():

@@ -8,7 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import settings as options
 from hypothesis import strategies as st
+from scatter import scattered
 from scipy import stats
+from small import network
 from torch import nn
 
 import sparseflow as sf
@@ -272,3 +274,13 @@ def test_masks_that_fit_no_layer(name):
     layers = sf.maskable(nn.Linear(3, 2))
     with pytest.raises(MaskError, match=f"mask '{name}' of shape \\(2, 2\\) fits no layer"):
         initialise(layers, sf.Masks({name: torch.ones(2, 2) > 0}))
+
+
+def test_a_model_that_is_truly_sparse_already_is_refused():
+    model = network()
+    masks = sf.make_masks(sf.maskable(model), 0.5)
+    sparse = scattered(model, masks)
+    with pytest.raises(MaskError, match=r"sparse layers already \(0\.weight, 2\.weight\).*convert"):
+        sf.sparsify(sparse, density=0.5)
+    with pytest.raises(MaskError, match=r"'0\.weight' of shape \(10, 6\) fits no layer"):
+        sf.initialise({}, masks)

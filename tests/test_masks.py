@@ -1,5 +1,6 @@
 """Masks as values: how many weights each layer keeps, and which ones."""
 
+import hashlib
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from scatter import ScatterLinear
 from torch import nn
 
 import sparseflow as sf
@@ -300,3 +302,108 @@ def test_churn():
     assert (sf.churn(a, b), sf.churn(b, a), sf.churn(a, a)) == (2 / 3, 0.5, 0)
     with pytest.raises(MaskError, match="different parameters"):
         sf.churn(a, sf.Masks({"v": torch.ones(1) > 0}))
+
+
+# ---- held by positions
+
+
+def by_positions(masks: sf.Masks) -> sf.Masks:
+    return sf.Masks.from_indices({n: (masks.indices(n), m.shape) for n, m in masks.items()})
+
+
+shapes = st.lists(st.integers(1, 6), min_size=1, max_size=3)
+
+
+@given(shape=shapes, densities=st.tuples(*[st.floats(0, 1)] * 3), block=st.integers(1, 30))
+def test_masks_are_the_same_however_they_are_held(shape, densities, block):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sparseflow.masks.entries.BLOCK", block)
+        a, b, c = (torch.rand(shape) < density for density in densities)
+        bits, others = sf.Masks({"x": a, "y": b}), sf.Masks({"y": b, "x": c})
+        places = by_positions(bits)
+        assert list(places) == ["x", "y"]
+        assert torch.equal(places["x"], a)
+        assert torch.equal(places.indices("y"), b.flatten().nonzero().squeeze(1))
+        for field in ("counts", "nnz", "size", "density", "densities"):
+            assert getattr(places, field) == getattr(bits, field)
+        assert repr(places) == repr(bits)
+        assert places.digest() == bits.digest()
+        assert places.to("cpu") == places == bits == places
+        assert places == dict(bits)
+        for ours in (others, by_positions(others)):
+            assert (places == ours) == torch.equal(a, c) == (bits == ours)
+            assert sf.churn(places, ours) == sf.churn(bits, others) == sf.churn(bits, ours)
+        assert places != sf.Masks({"x": a})
+
+
+def test_digest_is_that_of_the_stored_results():
+    """SHA-256 over name, shape and one byte a weight."""
+    masks = sf.Masks.from_indices(
+        {"fc": (torch.tensor([1, 5]), (2, 3)), "a": (torch.empty(0).long(), (4,))}
+    )
+    expected = hashlib.sha256(b"a(4,)" + bytes(4) + b"fc(2, 3)" + bytes([0, 1, 0, 0, 0, 1]))
+    assert masks.digest() == expected.hexdigest()
+
+
+def test_masks_held_both_ways(tmp_path):
+    some = sf.Masks.from_indices({"a": (torch.tensor([3, 7]), (2, 4))})
+    both = sf.Masks({"a": some.entry("a"), "b": torch.eye(2) > 0})
+    assert both.counts == {"a": 2, "b": 2}
+    assert sf.Masks(both) == both
+    both.save(tmp_path / "masks")
+    assert sf.Masks.load(tmp_path / "masks") == both
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        (torch.tensor([1, 1]), "not strictly ascending"),
+        (torch.tensor([2, 1]), "not strictly ascending"),
+        (torch.tensor([-1, 1]), r"position -1 is not in a weight of shape \(2, 3\)"),
+        (torch.tensor([1, 6]), r"position 6 is not in a weight of shape \(2, 3\)"),
+        (torch.tensor([1.0]), r"positions are torch.float32 of shape \(1,\), not an int64"),
+        (torch.tensor([[1]]), "not an int64 vector"),
+    ],
+)
+def test_positions_that_are_none(indices, message):
+    with pytest.raises(MaskError, match=message) as caught:
+        sf.Masks.from_indices({"fc": (indices, (2, 3))})
+    assert str(caught.value).startswith("mask 'fc': ")
+
+
+def sparse_layer() -> ScatterLinear:
+    return ScatterLinear(
+        (2, 3), torch.tensor([0, 2, 5]), torch.tensor([1.0, 2.0, 3.0]), torch.ones(2)
+    )
+
+
+def test_apply_drops_connections_of_a_sparse_layer():
+    model = nn.Sequential(sparse_layer(), nn.Linear(2, 2))
+    parameter = model[0].values
+    masks = {"0.weight": (torch.tensor([2, 5]), (2, 3)), "1.weight": (torch.tensor([1]), (2, 2))}
+    sf.Masks.from_indices(masks).apply(model)
+    assert model[0].values is parameter
+    assert (model[0].indices().tolist(), parameter.tolist()) == ([2, 5], [2, 3])
+    assert model[1].weight.count_nonzero() == 1
+    sf.Masks({"0.weight": torch.tensor([[0, 0, 0], [0, 0, 1]]) > 0}).apply(model)
+    assert parameter.tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    ("name", "indices", "shape", "message"),
+    [
+        (
+            "weight",
+            [0, 1],
+            (2, 3),
+            "'weight' has 1 connections that the sparse layer lacks: it holds 3",
+        ),
+        ("weight", [0], (3, 2), r"shape \(3, 2\); the parameter has \(2, 3\)"),
+        ("values", [0], (3,), "'values' names no parameter"),
+    ],
+)
+def test_masks_that_do_not_fit_a_sparse_layer(name, indices, shape, message):
+    layer = sparse_layer()
+    with pytest.raises(MaskError, match=message):
+        sf.Masks.from_indices({name: (torch.tensor(indices), shape)}).apply(layer)
+    assert layer.indices().tolist() == [0, 2, 5]

@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
+from scatter import ScatterLinear
 from torch import nn
 
 import sparseflow as sf
 from sparseflow.core.errors import MaskError
-from sparseflow.core.parameters import maskable
+from sparseflow.core.parameters import maskable, named_weights, replace_data, sparse_weights
 
 KINDS = {
     "linear": (nn.Linear(4, 3), {}),
@@ -213,3 +214,39 @@ def test_what_is_taken_on_request_trains_sparse(model, types, run):
         assert not layer.parameter[~topology.masks[name]].any()
         assert not torch.equal(layer.parameter, before[name])
     assert topology.masks.counts == masks.counts
+
+
+# ---- truly sparse layers
+
+
+def sparse_layer() -> ScatterLinear:
+    return ScatterLinear((2, 3), torch.tensor([0, 2]), torch.tensor([1.0, 2.0]), torch.zeros(2))
+
+
+def test_weights_of_sparse_layers_keep_their_names():
+    model = nn.Sequential(nn.Linear(3, 3), nn.ModuleDict({"fc": sparse_layer()}))
+    layer = model[1]["fc"]
+    assert sparse_weights(model) == {"1.fc.weight": layer}
+    named = named_weights(model)
+    assert list(named) == ["0.weight", "0.bias", "1.fc.weight", "1.fc.bias"]
+    assert named["1.fc.weight"] is layer.values
+    assert named["0.weight"] is model[0].weight
+    assert list(named_weights(layer)) == ["weight", "bias"]
+    plain = nn.Linear(2, 2)
+    assert named_weights(plain) == dict(plain.named_parameters())
+    assert sparse_weights(plain) == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_data_of_another_size_while_the_last_graph_is_alive(dtype):
+    parameter = nn.Parameter(torch.ones(3, dtype=dtype))
+    fired = []
+    parameter.register_post_accumulate_grad_hook(lambda p: fired.append(p.grad.shape))
+    alive = []
+    for size in (3, 5, 2):
+        replace_data(parameter, torch.ones(size, dtype=dtype))
+        assert parameter.grad is None
+        alive.append(parameter.square().sum())
+        alive[-1].backward()
+        assert parameter.grad.tolist() == [2] * size
+    assert fired == [(3,), (5,), (2,)]

@@ -120,14 +120,14 @@ def test_agreement_within_groups_and_with_a_reference(store: Store) -> None:
 
 def test_a_network_is_remade_as_it_was_just_before_its_update(store: Store) -> None:
     run = store.run(short("rigl+"))
-    parts, masks, moment = _just_before(run, store, 12)
-    method = _rule("rigl", run, parts.model, tuple(t[50:100] for t in _train(run)))
-    after = propose(method, parts.model, masks, moment, seed=run.spec.seeds.mask)
-    after.apply(parts.model)
+    _, model, masks, moment = _just_before(run, store, 12)
+    method = _rule("rigl", run, model, tuple(t[50:100] for t in _train(run)))
+    after = propose(method, model, masks, moment, seed=run.spec.seeds.mask)
+    after.apply(model)
     state, kept = run.checkpoint(12)
     assert after == kept
     assert after != masks
-    assert all(torch.equal(t, parts.model.state_dict()[n]) for n, t in state.items())
+    assert all(torch.equal(t, model.state_dict()[n]) for n, t in state.items())
 
 
 def _train(run: Run) -> tuple[torch.Tensor, torch.Tensor]:

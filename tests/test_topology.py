@@ -1,5 +1,6 @@
 """The pure drop-and-grow, and the methods: literal masks and any sequence of updates."""
 
+import dataclasses
 import math
 from contextlib import contextmanager
 
@@ -15,8 +16,9 @@ import sparseflow as sf
 from sparseflow.core.errors import MaskError, TopologyError
 from sparseflow.core.random import generator
 from sparseflow.core.schedules import cubic
-from sparseflow.topology import drop_and_grow, prune_to
-from sparseflow.topology.methods import needed
+from sparseflow.core.select import mask_at, positions_of
+from sparseflow.topology import Connections, drop_and_grow, prune_to, pruned, regrown
+from sparseflow.topology import view as views
 
 INF, NAN = float("inf"), float("nan")
 
@@ -29,11 +31,23 @@ def text(mask: torch.Tensor) -> str:
     return "".join("1" if m else "0" for m in mask.flatten().tolist())
 
 
-def view(mask, weight=None, gradient=None, step=1, ratio=1.0, seed=0, name="w"):
+def connections(mask, weight=None, gradient=None, step=1, ratio=1.0, seed=0, name="w"):
     values = torch.where(mask, torch.ones(mask.shape), 0.0) if weight is None else weight * mask
-    return sf.View(
-        name, values, mask, gradient, sf.Moment(step, ratio), generator(seed, "update", step, name)
+    indices = positions_of(mask)
+    return Connections(
+        name,
+        mask.shape,
+        indices,
+        values.flatten()[indices],
+        sf.Moment(step, ratio),
+        generator(seed, "update", step, name),
+        whole=(values, mask),
+        rows_gradient=None if gradient is None else gradient.__getitem__,
     )
+
+
+def updated(method, mask, *arguments, **options):
+    return mask_at(method.update(connections(mask, *arguments, **options)), mask.shape)
 
 
 # ---- drop_and_grow on literal masks
@@ -113,6 +127,65 @@ def test_prune_to_refuses():
         prune_to(bits("11"), torch.tensor([1.0, NAN]), 1)
 
 
+# ---- in blocks
+
+few = st.lists(st.integers(-2, 2), min_size=24, max_size=24).map(torch.tensor)
+
+
+@given(
+    mask=st.lists(st.booleans(), min_size=24, max_size=24).map(torch.tensor),
+    drop=few,
+    grow=few,
+    share=st.floats(0, 1),
+    size=st.integers(1, 25),
+)
+def test_regrown_in_blocks_is_a_sort_of_everything(mask, drop, grow, share, size):
+    """Few distinct scores, so that ties are everywhere; kept ones may have the best."""
+    active = positions_of(mask)
+    k = round(share * len(active))
+    by_drop = sorted(active.tolist(), key=lambda i: (-int(drop[i]), i))
+    kept = set(by_drop[: len(active) - k])
+    free = [i for i in range(24) if i not in kept]
+    grown = sorted(free, key=lambda i: (-int(grow[i]), i))[:k]
+    before = grow.clone()
+    after = regrown(active, drop[active].float(), grow.float().split(size), k)
+    assert after.tolist() == sorted([*kept, *grown])
+    assert torch.equal(grow, before)
+    whole = drop_and_grow(mask, drop.float(), grow.float(), k)
+    assert torch.equal(positions_of(whole), after)
+    expected = sorted(by_drop[:k])
+    assert pruned(active, drop[active].float(), k).tolist() == expected
+    assert positions_of(prune_to(mask, drop.float(), k)).tolist() == expected
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_scores_that_are_given_stay_as_they_are(size):
+    grow = torch.arange(8.0)
+    regrown(torch.tensor([6, 7]), torch.tensor([1.0, 2.0]), grow.split(size), 1)
+    assert torch.equal(grow, torch.arange(8.0))
+
+
+@pytest.mark.parametrize("block", [1, 7, 12, 24, 1 << 22])
+@pytest.mark.parametrize("method", [sf.SET, sf.RigL, sf.RigLInverted])
+def test_a_sparse_layer_in_blocks_is_updated_as_a_dense_one(method, block, monkeypatch):
+    """Random scores too: the stream goes on from block to block."""
+    monkeypatch.setattr(views, "BLOCK", block)
+    mask, weight, gradient = torch.rand(9, 2, 3) < 0.3, torch.randn(9, 2, 3), torch.randn(9, 2, 3)
+    rule = method(drop=sf.constant(0.6))
+    dense, sparse = connections(mask, weight, gradient), connections(mask, weight, gradient)
+    sparse = dataclasses.replace(sparse, whole=None)
+    assert len(list(dense.blocks())) == 1
+    rows = max(1, block // 6)
+    assert [len(v.mask) for v in sparse.blocks()] == [len(part) for part in mask.split(rows)]
+    for field in ("mask", "weight", "gradient"):
+        (whole,) = (getattr(v, field) for v in dense.blocks())
+        parts = torch.cat([getattr(v, field) for v in sparse.blocks()])
+        assert torch.equal(parts, whole)
+        assert torch.equal(getattr(sparse.active, field), getattr(dense.active, field))
+        assert torch.equal(getattr(dense.active, field), whole[mask])
+    assert torch.equal(rule.update(sparse), rule.update(dense))
+
+
 # ---- the methods
 
 MASK = bits("111110000000")
@@ -133,13 +206,13 @@ GRADIENT = torch.tensor([0.0, 0, 0, 0, 0, 1, -2, 3, -4, 5, -6, 7])
     ],
 )
 def test_update_of_each_method(method, expected):
-    assert text(method.update(view(MASK, WEIGHT, GRADIENT))) == expected
+    assert text(updated(method, MASK, WEIGHT, GRADIENT)) == expected
 
 
 def test_inverted_growth_takes_the_smallest_gradient():
     gradient = GRADIENT.clone()
     gradient[:5] = 9
-    after = sf.RigLInverted(drop=sf.constant(0.4)).update(view(MASK, WEIGHT, gradient))
+    after = updated(sf.RigLInverted(drop=sf.constant(0.4)), MASK, WEIGHT, gradient)
     assert text(after) == "111001100000"
 
 
@@ -147,21 +220,21 @@ def test_set_grows_uniformly_from_its_stream():
     method = sf.SET(drop=sf.constant(0.4))
     grown = torch.zeros(12)
     for seed in range(900):
-        after = method.update(view(MASK, WEIGHT, seed=seed))
+        after = updated(method, MASK, WEIGHT, seed=seed)
         assert text(after).startswith("111")
         grown += after
     assert grown[:3].tolist() == [900] * 3
     assert float((grown[3:] - 200).abs().max()) < 5 * math.sqrt(900 * 2 / 9 * 7 / 9)
-    assert torch.equal(method.update(view(MASK, WEIGHT)), method.update(view(MASK, WEIGHT)))
+    assert torch.equal(updated(method, MASK, WEIGHT), updated(method, MASK, WEIGHT))
 
 
 def test_drop_fraction_follows_the_schedule():
     mask = torch.arange(200) < 100
     rates = sf.SET(drop=sf.lr_proportional(0.3))
-    assert sf.churn({"w": mask}, {"w": rates.update(view(mask, ratio=0.0))}) == 0
+    assert sf.churn({"w": mask}, {"w": updated(rates, mask, ratio=0.0)}) == 0
 
     def dropped(method, **moment):
-        after = sf.RigL(drop=method).update(view(mask, gradient=(~mask).float(), **moment))
+        after = updated(sf.RigL(drop=method), mask, gradient=(~mask).float(), **moment)
         return int((mask & ~after).sum())
 
     assert dropped(sf.lr_proportional(0.3), ratio=0.5) == 15
@@ -172,12 +245,12 @@ def test_drop_fraction_follows_the_schedule():
 @pytest.mark.parametrize("fraction", [1.5, -0.1, NAN])
 def test_an_impossible_fraction_is_refused_when_it_comes(fraction):
     with pytest.raises(TopologyError, match="at step 7 is not in"):
-        sf.SET(drop=lambda moment: fraction).update(view(MASK, WEIGHT, step=7))
+        updated(sf.SET(drop=lambda moment: fraction), MASK, WEIGHT, step=7)
 
 
 def test_rigl_without_a_gradient():
     with pytest.raises(TopologyError, match="no gradient for w"):
-        needed(view(MASK, WEIGHT))
+        updated(sf.RigL(), MASK, WEIGHT)
 
 
 def test_gradual_pruning_schedule():
@@ -185,7 +258,7 @@ def test_gradual_pruning_schedule():
     assert [s for s in range(12_000) if method.due(s)] == list(range(3000, 7001, 100))
     weight = torch.randn(150)
     full = torch.ones(150, dtype=torch.bool)
-    kept = [int(method.update(view(full, weight, step=s)).sum()) for s in (3000, 5000, 7000)]
+    kept = [int(updated(method, full, weight, step=s).sum()) for s in (3000, 5000, 7000)]
     assert kept == [150, round(150 * (0.05 + 0.95 / 8)), 8]
     assert [round(0.05 * n) for n in (150, 2400, 30720, 10080, 840)] == [8, 120, 1536, 504, 42]
 
@@ -193,10 +266,10 @@ def test_gradual_pruning_schedule():
 def test_gradual_pruning_by_layer():
     method = sf.GradualPruning({"a": 0.5, "b": 0.25}, 0, 10, 10)
     full = torch.ones(8, dtype=torch.bool)
-    found = [method.update(view(full, torch.randn(8), step=10, name=n)).sum() for n in "ab"]
+    found = [updated(method, full, torch.randn(8), step=10, name=n).sum() for n in "ab"]
     assert found == [4, 2]
     with pytest.raises(TopologyError, match="no final density for 'c'"):
-        method.update(view(full, name="c"))
+        updated(method, full, name="c")
 
 
 @pytest.mark.parametrize(
@@ -230,15 +303,14 @@ def test_any_sequence_of_updates_keeps_the_number_of_active_weights(start, moves
     """Weights of few values, so that ties and zeros are everywhere."""
     mask = start
     for step, (weight, gradient, fraction) in enumerate(moves, 1):
-        seen = view(mask, weight, gradient, step)
-        after = kind(drop=sf.constant(fraction)).update(seen)
+        after = updated(kind(drop=sf.constant(fraction)), mask, weight, gradient, step)
         assert after.sum() == start.sum()
         k = math.floor(fraction * int(mask.sum()))
         gone, come = mask & ~after, after & ~mask
         assert gone.sum() == come.sum() <= k
         if gone.any():
-            smallest = seen.weight[mask].abs().sort().values[:k]
-            assert seen.weight[gone].abs().max() <= smallest.max()
+            smallest = weight[mask].abs().sort().values[:k]
+            assert weight[gone].abs().max() <= smallest.max()
             lost = gradient[~after].abs()  # what could have been grown and was not
             if kind is sf.RigL:
                 assert gradient[come].abs().min() >= lost.max()
@@ -255,7 +327,7 @@ def test_any_pruning_is_monotone_and_revives_nothing(final, moves):
     method = sf.GradualPruning(final, 1, 4, 1)
     mask = torch.ones(5, 7, dtype=torch.bool)
     for step, weight in enumerate(moves, 1):
-        after = method.update(view(mask, weight, step=step))
+        after = updated(method, mask, weight, step=step)
         assert not (after & ~mask).any()
         assert after.sum() == min(int(mask.sum()), round(cubic(final, 1, 4)(step) * 35))
         mask = after

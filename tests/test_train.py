@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from safetensors.torch import save_file
+from scatter import scattered
 from small import assert_same, batch, loss, network, snapshot
 from torch import nn
 
@@ -180,6 +181,14 @@ def test_decay_acts_on_kernels_only(kind):
         "2.weight": 0.5,
     }
     assert all(g["lr"] == g["initial_lr"] == 0.1 for g in optimizer.param_groups)
+
+
+def test_values_of_sparse_layers_decay_as_kernels():
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
+    model = scattered(model, sf.Masks({"0.weight": torch.ones(4, 6) > 0}))
+    kernels, others = make_optimizer("adam", model, 0.1, weight_decay=0.5).param_groups
+    assert [id(p) for p in kernels["params"]] == [id(model[0].values), id(model[2].weight)]
+    assert [id(p) for p in others["params"]] == [id(model[0].bias), id(model[2].bias)]
 
 
 def test_drop_fraction_is_relative_to_the_peak_and_not_to_the_warm_up():

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sparseflow.core.errors import MaskError, unknown
-from sparseflow.core.parameters import Layer, maskable
+from sparseflow.core.parameters import Layer, maskable, sparse_weights
 from sparseflow.core.random import generator
 from sparseflow.masks import Masks, make_masks
 
@@ -172,14 +172,20 @@ def sparsify(
         layers: from :func:`sparseflow.maskable`, to choose what becomes sparse.
 
     Raises:
-        MaskError: on an impossible density, an unknown name, or a model
-            without a weight to make sparse.
+        MaskError: on an impossible density, an unknown name, a model
+            without a weight to make sparse, or one with truly sparse layers:
+            convert a model after it was made sparse.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4))
         >>> sparsify(net, density=0.25, seed=1).nnz == round(0.25 * (64 * 32 + 32 * 4))
         True
     """
+    if done := sparse_weights(model):
+        raise MaskError(
+            f"{type(model).__name__} has truly sparse layers already ({', '.join(done)}): "
+            "make the dense model sparse, then convert it"
+        )
     chosen = maskable(model) if layers is None else layers
     masks = make_masks(chosen, density, allocation=allocation, pattern=pattern, seed=seed)
     if init is None:

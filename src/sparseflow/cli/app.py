@@ -9,6 +9,19 @@ import msgspec
 import torch
 import typer
 
+from sparseflow.cli.export import export
+from sparseflow.cli.options import (
+    RUNS,
+    Device,
+    Jobs,
+    Json,
+    Out,
+    Scale,
+    Seed,
+    Settings,
+    StorePath,
+    Threads,
+)
 from sparseflow.cli.probes import Probe, check_count, make_study, places, tables
 from sparseflow.cli.show import print_json, run_progress, stdout, table
 from sparseflow.cli.work import (
@@ -41,6 +54,7 @@ from sparseflow.runs import (
     matching,
     remeasure,
 )
+from sparseflow.runs.spec import Execution
 from sparseflow.studies import carry_out
 
 app = typer.Typer(
@@ -52,28 +66,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Seed = Annotated[int, typer.Option(help="Seed of initialisation, masks and data order.")]
-Scale = Annotated[float, typer.Option(help="Multiply the steps and all schedules together.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="PATH=VALUE",
-        help="Change a field of the specification: density=0.02, train.steps=2000, mask=erk. "
-        "May be repeated.",
-    ),
-]
-StorePath = Annotated[
-    Path, typer.Option("--store", envvar="SPARSEFLOW_RUNS", help="Folder that holds the runs.")
-]
-Device = Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each process.")]
-Jobs = Annotated[int, typer.Option(min=1, help="Worker processes.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write to.")]
-
-RUNS = Path("runs")
 
 
 @app.command()
@@ -257,6 +249,7 @@ def reproduce(
     family: Annotated[str, typer.Argument(help="lenet5-mnist, the one of the paper's table.")],
     *,
     scale: Scale = 1.0,
+    execution: Annotated[Execution, typer.Option(help="Of all runs.")] = "auto",
     jobs: Jobs = 2,
     threads: Threads = None,
     out: Out = Path("report"),
@@ -272,10 +265,12 @@ def reproduce(
     command goes on. Example: sparseflow reproduce lenet5-mnist --scale 0.05
     """
     room = Store(store)
-    planned = reproduction(family, room, scale=scale)
+    planned = reproduction(family, room, scale=scale, execution=execution)
     run_sweep([*planned.runs, *planned.groups, *planned.at_start], room, jobs, threads, device)
     evidence = run_studies(planned.studies, room, jobs, threads)
-    title = "the full protocol" if scale == 1 else f"scale {scale:g}"
+    forced = execution != "auto"
+    changed = [f"scale {scale:g}"] * (scale != 1) + [f"execution={execution}"] * forced
+    title = ", ".join(changed) or "the full protocol"
     runs = [room.run(spec) for spec in (*planned.runs, *planned.at_start)]
     report_on(runs, family, title, out, as_json, published=scale == 1, evidence=evidence)
     show_costs([*planned.runs, *planned.groups, *planned.at_start], planned.studies, room)
@@ -312,3 +307,6 @@ def report(
     title = "the full protocol" if not changed else ", ".join(changed)
     runs = matching(makers(names, scale=scale, settings=settings or ()), Store(store))
     report_on(runs, families[0], title, out, as_json, published=not changed)
+
+
+app.command()(export)

@@ -38,6 +38,14 @@ class MeasureError(SparseflowError, ValueError):
     """A measurement that has no meaning for what it was given, or did not converge."""
 
 
+class SparseUnavailable(SparseflowError, RuntimeError):  # noqa: N818  (a state, not a mistake)
+    """Sparse execution is asked for where the C++ core is missing or cannot run."""
+
+
+class KernelError(SparseflowError, ValueError):
+    """A tensor or a topology that the sparse kernels cannot take."""
+
+
 class DivergedError(SparseflowError):
     """Training met a loss that is not finite."""
 

@@ -13,8 +13,8 @@ def need(module: str, *, extra: str) -> Any:
 
     Args:
         module: its full name.
-        extra: ``measure`` (curvature and geometry) or ``report`` (tables,
-            figures and the page; ``measure`` included).
+        extra: ``measure`` (curvature and geometry), ``report`` (tables,
+            figures and the page; ``measure`` included) or ``onnx`` (export).
 
     Raises:
         SparseflowError: if it is not installed, saying how to get it.

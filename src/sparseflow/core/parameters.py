@@ -2,7 +2,8 @@
 
 A :class:`Layer` is one weight together with the layout that says which of its
 entries enter one neuron and which leave one input. Everything above (masks,
-initialisation, topology) meets parameters only through it.
+initialisation, topology) meets dense parameters only through it, and truly
+sparse ones through :class:`SparseWeight`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Int64, Shaped
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
@@ -99,6 +100,74 @@ class Layer:
         rows, columns = self.shape[0] // self.groups, self.shape[1]
         grouped = tensor.reshape(self.groups, columns, rows, -1)
         return grouped.permute(0, 2, 1, 3).reshape(self.shape)
+
+
+@runtime_checkable
+class SparseWeight(Protocol):
+    """A layer that holds the non-zeros of its weight alone.
+
+    Layers name it among their bases: from Python 3.12 on, ``isinstance`` does
+    not see the parameters of a module that merely looks like one.
+
+    Attributes:
+        values: the non-zero weights, in the order of their flat positions.
+        shape: shape of the dense weight, output neurons first.
+        record: None, or a list to which every backward pass appends what the
+            dense weight gradient needs.
+    """
+
+    values: nn.Parameter
+    shape: torch.Size
+    record: list[Any] | None
+
+    def indices(self) -> Int64[Tensor, " nnz"]:
+        """Return the sorted flat positions of the values in the dense weight."""
+        ...
+
+    def set_topology(self, indices: Int64[Tensor, " k"], values: Float[Tensor, " k"]) -> None:
+        """Replace positions and values; the same parameter then holds them, without gradient."""
+        ...
+
+    def weight_gradient(self, rows: slice) -> Float[Tensor, " rows *rest"]:
+        """Return the dense weight gradient of these output rows, summed over ``record``."""
+        ...
+
+
+def sparse_weights(model: nn.Module) -> dict[str, SparseWeight]:
+    """List the truly sparse layers of a model by the name of their weight.
+
+    The weight of a sparse layer keeps the name that it has in the dense model,
+    ``<module>.weight``, so that masks of one fit the other.
+    """
+    return {
+        f"{path}.weight".lstrip("."): module
+        for path, module in model.named_modules()
+        if isinstance(module, SparseWeight)
+    }
+
+
+def named_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """List all parameters of a model; the values of a sparse layer under its weight's name.
+
+    >>> list(named_weights(nn.Linear(2, 2)))
+    ['weight', 'bias']
+    """
+    renamed = {id(layer.values): name for name, layer in sparse_weights(model).items()}
+    return {renamed.get(id(p), name): p for name, p in model.named_parameters()}
+
+
+def replace_data(parameter: nn.Parameter, data: Shaped[Tensor, "*shape"]) -> None:
+    """Give a parameter other data, of another size if need be, and no gradient.
+
+    A graph that is still alive, as that of the last loss in a training loop
+    is, keeps the node that adds up the parameter's gradient, and with it the
+    old size: the next backward pass would be refused. A change of type in
+    between makes autograd forget that node.
+    """
+    other = torch.float32 if parameter.dtype == torch.float64 else torch.float64
+    parameter.grad = None
+    parameter.data = parameter.data.new_empty(0, dtype=other)
+    parameter.data = data
 
 
 def maskable(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 import torch
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 
@@ -24,10 +27,8 @@ def top_k(scores: Shaped[Tensor, "*shape"], k: int) -> Bool[Tensor, "*shape"]:
     [False, True, True, False]
     """
     flat = scores.reshape(-1)
-    if not 0 <= k <= flat.numel():
-        raise ValueError(f"k={k} is not between 0 and the {flat.numel()} scores")
-    if flat.is_floating_point() and torch.isnan(flat).any():
-        raise ValueError("a score is NaN: there is no order to select by")
+    _check_count(k, flat.numel())
+    _refuse_nan(flat)
     if k == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     if k == flat.numel():
@@ -37,3 +38,106 @@ def top_k(scores: Shaped[Tensor, "*shape"], k: int) -> Bool[Tensor, "*shape"]:
     ties = (flat == threshold).nonzero().squeeze(1)
     chosen[ties[: k - int(chosen.sum())]] = True
     return chosen.reshape(scores.shape)
+
+
+def top_k_of_blocks(
+    blocks: Iterable[Float[Tensor, " ..."]], k: int
+) -> tuple[Int64[Tensor, " k"], Float[Tensor, " k"]]:
+    """Find the ``k`` largest scores of a long vector that comes in blocks.
+
+    The same choice as :func:`top_k` makes on the whole, with no more in memory
+    than one block and ``2 k`` scores.
+
+    Args:
+        blocks: consecutive parts, of any shape; no NaN.
+        k: how many, from 1 to the number of all scores.
+
+    Returns:
+        Sorted positions in the whole, counted row by row, and their scores.
+
+    Raises:
+        ValueError: if ``k`` is out of range or a score is NaN.
+
+    >>> blocks = torch.tensor([1.0, 3.0, 3.0, 0.0, 3.0]).split(2)
+    >>> top_k_of_blocks(blocks, 2)[0].tolist()
+    [1, 2]
+    """
+    places: list[Tensor] = []
+    scores: list[Tensor] = []
+    start, held, floor = 0, 0, None
+    for block in blocks:
+        flat = block.reshape(-1)
+        if floor is None:
+            better = top_k(flat, min(k, flat.numel()))
+        else:
+            _refuse_nan(flat)
+            better = flat > floor  # a tie goes to the earlier one
+        new = better.nonzero().squeeze(1)
+        places.append(new + start)
+        scores.append(flat[new])
+        start, held = start + flat.numel(), held + len(new)
+        # Sorting out only once there are 2 k makes for few selections in all.
+        if held >= (k if floor is None else 2 * k):
+            places, scores = _best(places, scores, k)
+            held, floor = k, scores[0].min()
+    _check_count(k, start)
+    (positions,), (found,) = _best(places, scores, k)
+    return positions, found
+
+
+def positions_of(mask: Bool[Tensor, "*shape"]) -> Int64[Tensor, " k"]:
+    """Sorted flat positions of the True entries.
+
+    >>> positions_of(torch.eye(2, dtype=torch.bool)).tolist()
+    [0, 3]
+    """
+    return mask.reshape(-1).nonzero().squeeze(1)
+
+
+def mask_at(positions: Int64[Tensor, " k"], shape: Sequence[int]) -> Bool[Tensor, "*shape"]:
+    """Undo :func:`positions_of`."""
+    mask = torch.zeros(torch.Size(shape).numel(), dtype=torch.bool, device=positions.device)
+    mask[positions] = True
+    return mask.reshape(tuple(shape))
+
+
+def merged(a: Int64[Tensor, " n"], b: Int64[Tensor, " m"]) -> Int64[Tensor, " both"]:
+    """Merge sorted positions: numpy's stable sort takes linear time for two ascending runs.
+
+    >>> merged(torch.tensor([1, 5]), torch.tensor([0, 7])).tolist()
+    [0, 1, 5, 7]
+    """
+    both = np.sort(torch.cat([a, b]).cpu().numpy(), kind="stable")
+    return torch.from_numpy(both).to(a.device)
+
+
+def find(
+    wanted: Int64[Tensor, " k"], among: Int64[Tensor, " n"]
+) -> tuple[Int64[Tensor, " k"], Bool[Tensor, " k"]]:
+    """Look sorted positions up in other sorted ones: where each is, and whether it is there.
+
+    >>> find(torch.tensor([1, 4, 9]), torch.tensor([1, 2, 9]))
+    (tensor([0, 2, 2]), tensor([ True, False,  True]))
+    """
+    if not len(among):
+        return torch.zeros_like(wanted), torch.zeros_like(wanted, dtype=torch.bool)
+    where = torch.searchsorted(among, wanted).clamp_(max=len(among) - 1)
+    return where, among[where] == wanted
+
+
+def _check_count(k: int, n: int) -> None:
+    if not 0 <= k <= n:
+        raise ValueError(f"k={k} is not between 0 and the {n} scores")
+
+
+def _best(places: list[Tensor], scores: list[Tensor], k: int) -> tuple[list[Tensor], list[Tensor]]:
+    positions, found = torch.cat(places), torch.cat(scores)
+    if len(found) > k:
+        chosen = top_k(found, k)
+        positions, found = positions[chosen], found[chosen]
+    return [positions], [found]
+
+
+def _refuse_nan(flat: Tensor) -> None:
+    if flat.is_floating_point() and torch.isnan(flat).any():
+        raise ValueError("a score is NaN: there is no order to select by")

@@ -50,4 +50,4 @@ class Batches:
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of batch ``step``."""
         chosen = self.indices(step).to(self._x.device)
-        return self._x[chosen], self._y[chosen]
+        return self._x.index_select(0, chosen), self._y.index_select(0, chosen)

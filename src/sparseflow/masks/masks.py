@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
 from sparseflow.core.errors import MaskError, StoreError
 from sparseflow.core.files import load_tensors, save_tensors
+from sparseflow.core.parameters import named_weights, sparse_weights
+from sparseflow.core.select import find
+from sparseflow.masks.codec import decode, encode
+from sparseflow.masks.entries import Bits, Entry, Places, lost, same
 
 
 class Masks(Mapping[str, Tensor]):
@@ -19,54 +24,106 @@ class Masks(Mapping[str, Tensor]):
     It validates itself: every entry is a bool tensor. :meth:`check` compares it
     with a model. Do not write into its tensors; make a new one.
 
+    The mask of a truly sparse layer is held by the sorted flat positions of its
+    connections, see :meth:`from_indices`. Then a bool tensor is made when
+    somebody asks for ``masks[name]`` and is not kept; everything else here
+    costs what the connections cost.
+
     Example:
         >>> m = Masks({"fc.weight": torch.eye(2, dtype=torch.bool)})
         >>> m.nnz, m.size, m.density
         (2, 4, 0.5)
+        >>> m.indices("fc.weight")
+        tensor([0, 3])
     """
 
-    def __init__(self, masks: Mapping[str, Tensor]) -> None:
+    def __init__(self, masks: Mapping[str, Tensor | Entry]) -> None:
         """Hold the given tensors.
 
         Raises:
             MaskError: if one of them is not a bool tensor.
         """
+        if isinstance(masks, Masks):
+            masks = masks._entries
+        self._entries: dict[str, Entry] = {}
         for name, mask in masks.items():
-            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            if isinstance(mask, Bits | Places):
+                self._entries[name] = mask
+            elif isinstance(mask, Tensor) and mask.dtype == torch.bool:
+                self._entries[name] = Bits(mask)
+            else:
                 got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
                 raise MaskError(f"mask {name!r} is {got}; a mask is a torch.bool tensor")
-        self._masks = dict(masks)
 
-    def __getitem__(self, name: str) -> Tensor:
+    @classmethod
+    def from_indices(cls, masks: Mapping[str, tuple[Tensor, Sequence[int]]]) -> Masks:
+        """Hold masks by the sorted flat positions (int64) of active weights, with the shape.
+
+        Raises:
+            MaskError: if positions are not ascending or not within the shape.
+
+        Example:
+            >>> Masks.from_indices({"w": (torch.tensor([1, 2]), (2, 2))})["w"].tolist()
+            [[False, True], [True, False]]
+        """
+        entries: dict[str, Entry] = {}
+        for name, (indices, shape) in masks.items():
+            try:
+                entries[name] = Places(indices, torch.Size(shape))
+            except MaskError as error:
+                raise MaskError(f"mask {name!r}: {error}") from error
+        return cls(entries)
+
+    def __getitem__(self, name: str) -> Bool[Tensor, "*w"]:
         """Return the mask of one parameter."""
-        return self._masks[name]
+        return self._entries[name].mask()
+
+    def __contains__(self, name: object) -> bool:
+        """Say whether a parameter has a mask."""
+        return name in self._entries
+
+    def entry(self, name: str) -> Entry:
+        """Return one mask as it is held."""
+        return self._entries[name]
+
+    def indices(self, name: str) -> Int64[Tensor, " k"]:
+        """Sorted flat positions of the active weights of one parameter."""
+        return self._entries[name].indices()
+
+    def shape(self, name: str) -> torch.Size:
+        """Shape of one parameter."""
+        return self._entries[name].shape
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over parameter names, in the model's order."""
-        return iter(self._masks)
+        return iter(self._entries)
 
     def __len__(self) -> int:
         """Return the number of masked parameters."""
-        return len(self._masks)
+        return len(self._entries)
 
     def __eq__(self, other: object) -> bool:
         """Say whether both name the same parameters with the same bits."""
         if not isinstance(other, Mapping):
             return NotImplemented
-        return set(self) == set(other) and all(torch.equal(self[n], other[n]) for n in self)
+        if set(self) != set(other):
+            return False
+        if not isinstance(other, Masks):
+            return all(torch.equal(self[n], other[n]) for n in self)
+        return all(same(entry, other._entries[n]) for n, entry in self._entries.items())
 
     __hash__ = None  # type: ignore[assignment]  (equality is by content)
 
     def __repr__(self) -> str:
         """Say how many weights are active, layer by layer."""
-        rows = [f"  {n}: {int(m.sum()):,} of {m.numel():,}" for n, m in self.items()]
+        rows = [f"  {n}: {k:,} of {self.shape(n).numel():,}" for n, k in self.counts.items()]
         head = f"Masks({self.nnz:,} of {self.size:,} active, density {self.density:.4f}"
         return "\n".join([head, *rows]) + ")"
 
     @property
     def counts(self) -> dict[str, int]:
         """Active weights of each parameter."""
-        return {name: int(mask.sum()) for name, mask in self.items()}
+        return {name: entry.count for name, entry in self._entries.items()}
 
     @property
     def nnz(self) -> int:
@@ -76,7 +133,7 @@ class Masks(Mapping[str, Tensor]):
     @property
     def size(self) -> int:
         """Weights in all, active or not."""
-        return sum(mask.numel() for mask in self.values())
+        return sum(entry.shape.numel() for entry in self._entries.values())
 
     @property
     def density(self) -> float:
@@ -86,67 +143,108 @@ class Masks(Mapping[str, Tensor]):
     @property
     def densities(self) -> dict[str, float]:
         """Share of active weights of each parameter; :func:`sparseflow.make_masks` takes it."""
-        return {name: count / self[name].numel() for name, count in self.counts.items()}
+        return {name: count / self.shape(name).numel() for name, count in self.counts.items()}
 
     def save(self, path: Path | str) -> None:
-        """Write the masks to a safetensors file, atomically.
+        """Write the masks to a safetensors file, atomically, in about as many bits as they hold.
 
         Raises:
             StoreError: if the file cannot be written.
         """
-        save_tensors(Path(path), self._masks, {"masks": list(self)})
+        codes = {f"mask/{n}": encode(self.indices(n), self.shape(n).numel()) for n in self}
+        shapes = {name: list(self.shape(name)) for name in self}
+        save_tensors(Path(path), codes, {"masks": shapes, "counts": self.counts})
 
     @classmethod
     def load(cls, path: Path | str) -> Masks:
-        """Read masks written by :meth:`save`.
+        """Read masks written by :meth:`save`; they are held by positions.
 
         Raises:
             StoreError: if the file is missing, damaged or holds no masks.
         """
         tensors, meta = load_tensors(Path(path))
-        if "masks" not in meta:
+        shapes, counts = meta.get("masks"), meta.get("counts")
+        if isinstance(shapes, list):  # written by version 0.1, as bool tensors
+            return cls({name: tensors[name] for name in shapes})
+        if not (isinstance(shapes, dict) and isinstance(counts, dict)):
             raise StoreError(f"{path} holds no masks written by sparseflow")
-        return cls({name: tensors[name] for name in meta["masks"]})
+        try:
+            sizes = {name: torch.Size(shape) for name, shape in shapes.items()}
+            found = {
+                name: (decode(tensors[f"mask/{name}"], size.numel(), counts[name], name), size)
+                for name, size in sizes.items()
+            }
+        except (StoreError, KeyError, TypeError) as error:
+            raise StoreError(f"{path} is damaged: {error}") from error
+        return cls.from_indices(found)
 
     def digest(self) -> str:
         """SHA-256 over names, shapes and bits: equal masks, equal digests."""
         sha = hashlib.sha256()
         for name in sorted(self):
-            mask = self[name].detach().cpu().contiguous()
-            sha.update(f"{name}{tuple(mask.shape)}".encode())
-            sha.update(mask.numpy().tobytes())
+            entry = self._entries[name]
+            sha.update(f"{name}{tuple(entry.shape)}".encode())
+            for block in entry.blocks():
+                sha.update(block)
         return sha.hexdigest()
 
     def to(self, device: torch.device | str) -> Masks:
         """Return the same masks on a device."""
-        return Masks({name: mask.to(device) for name, mask in self.items()})
+        return Masks({name: entry.to(device) for name, entry in self._entries.items()})
 
     def check(self, model: nn.Module) -> None:
         """Compare with a model's parameters.
 
         Raises:
-            MaskError: if a parameter is missing or has another shape.
+            MaskError: if a parameter is missing or has another shape, or a mask
+                has connections that a truly sparse layer lacks.
         """
-        parameters = dict(model.named_parameters())
-        for name, mask in self.items():
-            if name not in parameters:
+        weights, layers = named_weights(model), sparse_weights(model)
+        for name, entry in self._entries.items():
+            if name not in weights:
                 raise MaskError(f"mask {name!r} names no parameter of {type(model).__name__}")
-            if mask.shape != parameters[name].shape:
+            layer = layers.get(name)
+            shape = weights[name].shape if layer is None else layer.shape
+            if entry.shape != shape:
                 raise MaskError(
-                    f"mask {name!r} has shape {tuple(mask.shape)}; the parameter has "
-                    f"{tuple(parameters[name].shape)}"
+                    f"mask {name!r} has shape {tuple(entry.shape)}; the parameter has "
+                    f"{tuple(shape)}"
                 )
+            if layer is not None:
+                self.within(name, layer.indices())
+
+    def within(self, name: str, indices: Int64[Tensor, " n"]) -> Int64[Tensor, " k"]:
+        """Return where the active weights stand among the ``indices`` that a sparse layer holds.
+
+        Raises:
+            MaskError: if it lacks one of them.
+        """
+        where, there = find(self.indices(name).to(indices.device), indices)
+        if missing := int((~there).sum()):
+            raise MaskError(
+                f"mask {name!r} has {missing:,} connections that the sparse layer lacks: "
+                f"it holds {len(indices):,}"
+            )
+        return where
 
     @torch.no_grad()
     def apply(self, model: nn.Module) -> None:
         """Set every inactive weight of the model to exactly zero.
 
+        A truly sparse layer drops the connections that are off its mask.
+
         Raises:
             MaskError: if the masks do not fit the model.
         """
         self.check(model)
-        for name, parameter in model.named_parameters():
-            if name in self:
+        layers = sparse_weights(model)
+        for name, parameter in named_weights(model).items():
+            if name in layers and name in self:
+                indices = layers[name].indices()
+                where = self.within(name, indices)
+                if len(where) < len(indices):
+                    layers[name].set_topology(indices[where], parameter[where])
+            elif name in self:
                 parameter.masked_fill_(~self[name].to(parameter.device), 0)
 
 
@@ -159,5 +257,5 @@ def churn(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
     """
     if set(before) != set(after):
         raise MaskError("the two sets of masks name different parameters")
-    lost = sum(int((before[n] & ~after[n]).sum()) for n in before)
-    return lost / max(sum(int(m.sum()) for m in before.values()), 1)
+    a, b = Masks(before), Masks(after)
+    return sum(lost(a.entry(n), b.entry(n)) for n in a) / max(a.nnz, 1)

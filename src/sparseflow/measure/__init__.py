@@ -29,7 +29,14 @@ from sparseflow.measure.operators import Curvature, gauss_newton, hessian
 from sparseflow.measure.path import Path, interpolate
 from sparseflow.measure.plane import Plane, plane
 from sparseflow.measure.signal import Signal, signal
-from sparseflow.measure.spectrum import Eigenvalues, Spectrum, eigenvalues, spectrum, trace
+from sparseflow.measure.spectrum import (
+    Eigenvalues,
+    Spectrum,
+    Trace,
+    eigenvalues,
+    spectrum,
+    trace,
+)
 from sparseflow.measure.statistics import (
     Estimate,
     mean_interval,
@@ -58,6 +65,7 @@ __all__ = [
     "Signal",
     "SpectralDensity",
     "Spectrum",
+    "Trace",
     "align",
     "calibration",
     "disagreement",

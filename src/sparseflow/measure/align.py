@@ -14,7 +14,7 @@ from sparseflow.core.extra import need
 from sparseflow.core.random import generator
 from sparseflow.masks import Masks
 from sparseflow.measure.channels import Axis, Channels, channels
-from sparseflow.measure.distance import check_fits, check_same, distance
+from sparseflow.measure.distance import check_finite, check_fits, check_same, distance
 
 Order = Int64[Tensor, "_"]
 
@@ -87,8 +87,9 @@ def align(
         max_sweeps: passes over all groups in one descent, at most.
 
     Raises:
-        MeasureError: if a state does not fit the model, or its hidden units
-            cannot be followed through an operation.
+        MeasureError: if a state does not fit the model or holds a parameter
+            that is not finite, or its hidden units cannot be followed through
+            an operation.
         SparseflowError: if SciPy is not installed.
 
     Example:
@@ -105,8 +106,9 @@ def align(
     check_same({"a": a, "b": b})
     if starts < 1 or max_sweeps < 1:
         raise MeasureError(f"starts={starts} and max_sweeps={max_sweeps} must be 1 or more")
-    groups = channels(model)
     names = [name for name, _ in model.named_parameters()]
+    check_finite({"a": a, "b": b}, names)
+    groups = channels(model)
     matching = _Matching(groups, {n: a[n] for n in names}, {n: b[n] for n in names})
     best, sweeps, similarity = matching.identity(), 0, matching.similarity(matching.identity())
     for start in range(starts):

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from sparseflow.core.errors import MeasureError
-from sparseflow.measure.graph import SUPPORTED, call_action, module_action, title
+from sparseflow.core.graph import SUPPORTED, call_action, module_action, title
 
 
 @dataclass(frozen=True)

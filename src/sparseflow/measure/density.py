@@ -13,7 +13,7 @@ from torch import Tensor
 from sparseflow.core.errors import MeasureError
 from sparseflow.core.extra import need
 from sparseflow.measure.lanczos import Operator, lanczos, rows_of, signs
-from sparseflow.measure.spectrum import NEGATIVE, Estimate, estimate
+from sparseflow.measure.spectrum import NEGATIVE, Trace, average
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,9 +130,9 @@ class SpectralDensity:
         return float(min(self.probes, key=lambda p: float(p.nodes[0])).residuals[0])
 
     @property
-    def trace(self) -> Estimate:
+    def trace(self) -> Trace:
         """Sum of the eigenvalues."""
-        return estimate([self.size * float(p.weights @ p.nodes) for p in self.probes])
+        return Trace(*average([self.size * float(p.weights @ p.nodes) for p in self.probes]))
 
     @property
     def negative_share(self) -> Share:
@@ -149,12 +149,12 @@ class SpectralDensity:
         bounds together, more probes the spread.
         """
         brackets = [p.bracket(threshold) for p in self.probes]
-        middle = estimate([(low + high) / 2 for low, high in brackets])
-        lower = estimate([low for low, _ in brackets])
-        upper = estimate([high for _, high in brackets])
+        middle, error = average([(low + high) / 2 for low, high in brackets])
+        lower, lower_error = average([low for low, _ in brackets])
+        upper, upper_error = average([high for _, high in brackets])
         t = float(need("scipy.special", extra="measure").stdtrit(len(brackets) - 1, 0.975))
-        low, high = lower.value - t * lower.error, upper.value + t * upper.error
-        return Share(middle.value, middle.error, max(low, 0.0), min(high, 1.0))
+        low, high = lower - t * lower_error, upper + t * upper_error
+        return Share(middle, error, max(low, 0.0), min(high, 1.0))
 
     def density(self, grid: Tensor | None = None, sigma: float | None = None) -> Curve:
         """Smooth the nodes with a Gaussian.

@@ -56,7 +56,8 @@ def distance(a: State, b: State, *, only: Iterable[str] | None = None) -> Distan
     """L2 and cosine distance between two states with the same names and shapes.
 
     Tensors that are not floating point (counters such as
-    ``num_batches_tracked``) are no weights and are left out.
+    ``num_batches_tracked``) are no weights and are left out. A weight that is
+    not finite makes both NaN, so that a training that diverged can be recorded.
 
     Args:
         a: one state: name -> tensor.
@@ -69,8 +70,9 @@ def distance(a: State, b: State, *, only: Iterable[str] | None = None) -> Distan
     >>> distance({"w": torch.tensor([3.0, 0.0])}, {"w": torch.tensor([0.0, 4.0])})
     Distance(l2=5.0, cosine=1.0)
     """
-    found = distances({"the first": a, "the second": b}, only=only)
-    return Distance(float(found.l2[0, 1]), float(found.cosine[0, 1]))
+    named = _comparable({"the first": a, "the second": b}, only)
+    l2, cosine = _weight_distances(named, _weights(named))
+    return Distance(float(l2[0, 1]), float(cosine[0, 1]))
 
 
 @torch.no_grad()
@@ -98,8 +100,8 @@ def distances(
 
     Raises:
         MeasureError: if there are fewer than two states, if two have different
-            architectures (the first tensor that differs is named), or the masks
-            do not go with the states.
+            architectures (the first tensor that differs is named), if a weight is
+            not finite, or the masks do not go with the states.
 
     Example:
         >>> states = {"a": {"w": torch.zeros(2)}, "b": {"w": torch.tensor([3.0, 4.0])}}
@@ -111,13 +113,34 @@ def distances(
     named = _labelled(states)
     if len(named) < 2:
         raise MeasureError(f"a distance needs two states or more, not {len(named)}")
+    named = _comparable(named, only)
+    weights = _weights(named)
+    check_finite(named, weights)
+    l2, cosine = _weight_distances(named, weights)
+    hamming, jaccard = _mask_distances(named, masks) if masks is not None else (None, None)
+    return Distances(tuple(named), l2, cosine, hamming, jaccard)
+
+
+def _comparable(named: dict[str, State], only: Iterable[str] | None) -> dict[str, State]:
+    """The states cut down to the names asked for, all of one architecture."""
     if only is not None:
         named = _restricted(named, list(only))
     check_same(named)
+    return named
+
+
+def _weights(named: Mapping[str, State]) -> list[str]:
     first, *_ = named.values()
-    weights = [name for name, tensor in first.items() if tensor.is_floating_point()]
-    if not weights:
+    names = [name for name, tensor in first.items() if tensor.is_floating_point()]
+    if not names:
         raise MeasureError("the states hold no floating-point tensor to compare")
+    return names
+
+
+@torch.no_grad()
+def _weight_distances(named: Mapping[str, State], weights: list[str]) -> tuple[Square, Square]:
+    """L2 and cosine distances."""
+    first, *_ = named.values()
     n, device = len(named), first[weights[0]].device
     squares = torch.zeros(n, n, dtype=torch.float64, device=device)
     norms = torch.zeros(n, dtype=torch.float64, device=device)
@@ -129,8 +152,7 @@ def distances(
     product = lengths[:, None] * lengths
     cosine = (squares - (lengths[:, None] - lengths).square()) / (2 * product)
     cosine = torch.where(product > 0, cosine.clamp(0, 2), float("nan")).fill_diagonal_(0)
-    hamming, jaccard = _mask_distances(named, masks) if masks is not None else (None, None)
-    return Distances(tuple(named), _array(squares.sqrt()), _array(cosine), hamming, jaccard)
+    return _array(squares.sqrt()), _array(cosine)
 
 
 def check_same(states: Mapping[str, State]) -> None:
@@ -149,6 +171,22 @@ def check_same(states: Mapping[str, State]) -> None:
                 raise MeasureError(
                     f"{label} and {other} hold tensors of different shapes under one name: "
                     f"{name!r} is {tuple(tensor.shape)} and {tuple(state[name].shape)}"
+                )
+
+
+def check_finite(states: Mapping[str, State], names: Iterable[str]) -> None:
+    """Refuse NaN and infinite weights.
+
+    Raises:
+        MeasureError: naming the state and the first tensor that holds one.
+    """
+    for name in names:
+        for label, state in states.items():
+            bad = state[name].detach()[~state[name].isfinite()]
+            if len(bad):
+                raise MeasureError(
+                    f"{name!r} of {label} holds weights that are not finite: {len(bad)} of "
+                    f"{state[name].numel()}, the first {float(bad[0])}"
                 )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseflow.core.functional import Loss, batch_size, gradient, split, undisturbed
+from sparseflow.core.parameters import named_weights, sparse_weights
 from sparseflow.masks import Masks
 
 DEFAULT_CHUNK = 250
@@ -23,10 +25,12 @@ class Flow:
         loss: mean loss on the probe, without weight decay.
         total: norm over the active parameters: masked weights and everything
             that has no mask (Evci et al. 2022).
-        kernels: the same over weights alone (parameters of two or more axes).
+        kernels: the same over weights alone (parameters of two or more axes,
+            values of truly sparse layers).
         biases: the same over the others. Biases dominate ``total`` in badly
             initialised sparse networks, so the two are told apart.
-        dense: norm of the dense gradient, inactive weights included.
+        dense: norm of the dense gradient, inactive weights included; NaN if a
+            layer is truly sparse, whose dense gradient is never made here.
         effective: mean over parameter tensors of their norms, which layers of
             different size enter equally (effective gradient flow, Tessera et
             al. 2021, arXiv 2102.01670).
@@ -76,27 +80,44 @@ def gradient_flow(
         >>> flow.total <= flow.dense
         True
     """
-    values = masks if isinstance(masks, Masks) else Masks(masks or {})
+    values = Masks(masks or {})
     values.check(model)
     value, grads = gradient(model, loss, split(batch, chunk))
-    return flow_of(float(value), grads, values)
+    active = _active(model, grads, values)
+    return _flow(float(value), grads, active, sparse_weights(model))
 
 
-def flow_of(loss: float, grads: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Flow:
-    """Reduce a dense gradient to a :class:`Flow`."""
-    names = list(grads)
-    active = [g * masks[n] if n in masks else g for n, g in grads.items()]
-    norms = torch.stack(torch._foreach_norm(active)).double()
+def _active(model: nn.Module, grads: Mapping[str, Tensor], masks: Masks) -> dict[str, Tensor]:
+    """The gradient where masks are on: zero elsewhere, or of sparse layers left out."""
+    layers, active = sparse_weights(model), dict(grads)
+    for name in (n for n in masks if n in grads):
+        if name not in layers:
+            active[name] = grads[name] * masks[name]
+        elif masks.entry(name).count < len(grads[name]):
+            where = masks.within(name, layers[name].indices())
+            active[name] = torch.zeros_like(grads[name]).index_copy_(0, where, grads[name][where])
+    return active
+
+
+def _flow(
+    loss: float,
+    grads: Mapping[str, Tensor],
+    active: Mapping[str, Tensor],
+    sparse: Container[str],
+) -> Flow:
+    norms = torch.stack(torch._foreach_norm(list(active.values()))).double()
     full = torch.stack(torch._foreach_norm(list(grads.values()))).double()
-    is_kernel = torch.tensor([g.ndim > 1 for g in active], device=norms.device)
+    is_kernel = torch.tensor(
+        [g.ndim > 1 or name in sparse for name, g in grads.items()], device=norms.device
+    )
     return Flow(
         loss=loss,
         total=float(norms.norm()),
         kernels=float(norms[is_kernel].norm()),
         biases=float(norms[~is_kernel].norm()),
-        dense=float(full.norm()),
+        dense=math.nan if any(name in sparse for name in grads) else float(full.norm()),
         effective=float(norms.mean()),
-        per_layer=dict(zip(names, norms.tolist(), strict=True)),
+        per_layer=dict(zip(active, norms.tolist(), strict=True)),
     )
 
 
@@ -137,22 +158,22 @@ def step_decrease(
     Raises:
         MaskError: if the masks do not fit the model.
     """
-    values = masks if isinstance(masks, Masks) else Masks(masks)
+    values = Masks(masks)
     values.check(model)
     chunks = split(batch, chunk)
     before, grads = gradient(model, loss, chunks)
-    flow = flow_of(float(before), grads, masks)
-    named = {n: p for n, p in model.named_parameters() if n in grads}
+    active = _active(model, grads, values)
+    total = _flow(float(before), grads, active, sparse_weights(model)).total
+    named = {n: p for n, p in named_weights(model).items() if n in grads}
     saved = {n: p.detach().clone() for n, p in named.items()}
     try:
         for name, parameter in named.items():
-            step = grads[name] * masks[name] if name in masks else grads[name]
-            parameter.sub_(step, alpha=lr)
+            parameter.sub_(active[name], alpha=lr)
         after = mean_loss(model, loss, chunks)
     finally:
         for name, parameter in named.items():
             parameter.copy_(saved[name])
-    return Decrease(flow.loss - after, lr * flow.total**2)
+    return Decrease(float(before) - after, lr * total**2)
 
 
 @torch.no_grad()

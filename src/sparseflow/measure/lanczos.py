@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -65,16 +64,12 @@ class Krylov:
         diagonal: of T.
         beside: next to the diagonal of T.
         rest: what couples the space to the remaining one; 0 if it is invariant.
-        ends: how often the space was invariant, and another vector was added.
-        dropped: the largest coupling taken for zero at such an end.
     """
 
     basis: Float[Tensor, " m n"]
     diagonal: Float[Tensor, " m"]
     beside: Float[Tensor, " m-1"]
     rest: float
-    ends: int = 0
-    dropped: float = 0.0
 
     @property
     def tridiagonal(self) -> Float[Tensor, " m m"]:
@@ -94,7 +89,8 @@ def lanczos(operator: Operator, starts: Float[Tensor, " n probes"], steps: int) 
     basis = starts.new_zeros(probes, steps, n)
     diagonal, beside = starts.new_zeros(probes, steps), starts.new_zeros(probes, steps)
     length, alive = [steps] * probes, torch.ones(probes, dtype=torch.bool)
-    rounding, scale = _rounding(operator), 0.0
+    # A coupling below this share of the operator's norm counts as none.
+    rounding, scale = 10 * torch.finfo(operator.dtype).eps, 0.0
     q = starts / starts.norm(dim=0)
     for j in range(steps):
         basis[:, j] = q.T
@@ -118,44 +114,8 @@ def lanczos(operator: Operator, starts: Float[Tensor, " n probes"], steps: int) 
     ]
 
 
-def growing(operator: Operator, steps: int, stream: torch.Generator) -> Iterator[Krylov]:
-    """Grow one space up to a number of steps, and show it now and then.
-
-    Where it becomes invariant it goes on with a random vector orthogonal to
-    it: after k such ends every eigenvalue is there as often as it occurs, up
-    to k times.
-    """
-    n = operator.shape[0]
-    rows = torch.zeros(min(steps, 32), n, dtype=torch.float64, device=operator.device)
-    diagonal, beside = torch.zeros(2, steps, dtype=torch.float64, device=operator.device)
-    ends, dropped, scale = 0, 0.0, 0.0
-    w = torch.randn(n, generator=stream, dtype=torch.float64).to(operator.device)
-    for j in range(steps):
-        if j == len(rows):
-            rows = torch.cat([rows, torch.zeros_like(rows)])
-        rows[j] = w / w.norm()
-        product = multiply(operator, rows[j])
-        diagonal[j], scale = rows[j] @ product, max(scale, float(product.norm()))
-        w = _orthogonal(product[None], rows[None, : j + 1])[0]
-        rest = float(w.norm())
-        ended = j + 1 == n or rest <= _rounding(operator) * scale
-        if ended:
-            ends, dropped, rest = ends + 1, max(dropped, rest), 0.0
-        beside[j] = rest
-        if ended or j + 1 == steps or (j + 1) % (1 + j // 25) == 0:
-            yield Krylov(rows[: j + 1], diagonal[: j + 1], beside[:j], rest, ends, dropped)
-        if ended:
-            fresh = torch.randn(n, generator=stream, dtype=torch.float64).to(operator.device)
-            w = _orthogonal(fresh[None], rows[None, : j + 1])[0]
-
-
 def _orthogonal(w: Tensor, known: Tensor) -> Tensor:
     """Take from each vector what lies in the span of its known rows, twice."""
     for _ in range(2):
         w = w - (known.mT @ (known @ w[..., None]))[..., 0]
     return w
-
-
-def _rounding(operator: Operator) -> float:
-    """A coupling below this share of the operator's norm counts as none."""
-    return 10 * torch.finfo(operator.dtype).eps

@@ -52,7 +52,10 @@ class Landscape:
 
     Batch norm's running statistics belong to the weights that they were
     gathered with. At every point they are gathered anew: one pass in training
-    mode over ``batch_norm_data``, each chunk weighted by its examples.
+    mode over ``batch_norm_data``. The mean and variance are those of all values
+    that enter a layer, within and between chunks; for the first one they are
+    those of one big batch. A later one sees what the layers before it make of
+    each chunk with the chunk's own statistics, as in training.
     """
 
     def __init__(
@@ -115,21 +118,25 @@ class Landscape:
             return
         for name, module in self._norms.items():
             for buffer, value in module.named_buffers(recurse=False):
-                fresh = torch.ones_like if buffer == "running_var" else torch.zeros_like
-                tensors[f"{name}.{buffer}" if name else buffer] = fresh(value)
-        momenta = [(module, module.momentum) for module in self._norms.values()]
-        seen = 0
+                tensors[_joined(name, buffer)] = value.clone()
+        seen = {name: _Moments() for name in self._norms}
+        hooks = [
+            module.register_forward_pre_hook(seen[name].add, with_kwargs=True)
+            for name, module in self._norms.items()
+        ]
         try:
+            for module in self._norms.values():
+                module.train()
             for chunk in self._norm_chunks:
-                seen += batch_size(chunk)
-                for module in self._norms.values():
-                    module.train()
-                    module.momentum = batch_size(chunk) / seen
                 self._run(tensors, chunk)
         finally:
-            for module, momentum in momenta:
-                module.momentum = momentum
+            for hook, module in zip(hooks, self._norms.values(), strict=True):
+                hook.remove()
                 module.eval()
+        for name, moments in seen.items():
+            for buffer, value in moments.buffers().items():
+                where = _joined(name, buffer)
+                tensors[where] = value.to(tensors[where])
 
     def _run(self, tensors: dict[str, Tensor], chunk: Any) -> Tensor | Mapping[str, Tensor]:
         lent = {f"model.{name}": tensor for name, tensor in tensors.items()}
@@ -146,6 +153,41 @@ class Landscape:
                     f"{name} has shape {tuple(value.shape)}; it must be one number, the mean"
                 )
         return {name: float(value) for name, value in values.items()}
+
+
+class _Moments:
+    """Mean and variance of each channel over all that a batch-norm layer is given.
+
+    Parts are joined by the law of total variance (Chan, Golub and LeVeque 1983).
+    """
+
+    def __init__(self) -> None:
+        zero = torch.zeros((), dtype=torch.float64)
+        self._count, self._mean, self._squares = 0, zero, zero
+
+    def add(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Join the input of one forward pass; a forward pre-hook."""
+        x = args[0] if args else kwargs["input"]
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        var, mean = (moment.double() for moment in torch.var_mean(x, axes, correction=0))
+        count = x.numel() // x.shape[1]
+        total, apart = self._count + count, mean - self._mean
+        between = apart.square() * (self._count / total)
+        self._squares = self._squares + count * (var + between)
+        self._mean = self._mean + apart * (count / total)
+        self._count = total
+
+    def buffers(self) -> dict[str, Tensor]:
+        """What batch norm keeps of it; nothing if no forward pass came by."""
+        if not self._count:
+            return {}
+        # The variance is the unbiased one, as in training.
+        variance = self._squares / max(self._count - 1, 1)
+        return {"running_mean": self._mean, "running_var": variance}
+
+
+def _joined(module: str, name: str) -> str:
+    return f"{module}.{name}" if module else name
 
 
 def mix(states: tuple[Mapping[str, Tensor], ...], shares: tuple[float, ...]) -> dict[str, Tensor]:

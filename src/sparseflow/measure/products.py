@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -213,23 +214,33 @@ def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 def mean_value(parts: Sequence[Chunk], at: State) -> float:
     """Mean loss over all chunks.
 
+    The first chunk is evaluated once more at the end, when every random stream
+    has moved on, to notice what draws at random without being a module.
+
     Raises:
-        MeasureError: if the loss is not a finite scalar.
+        MeasureError: if the loss is not a finite scalar, or not the same twice.
     """
-    total = 0.0
-    for index, part in enumerate(parts):
-        value = part.value(at)
-        if not isinstance(value, Tensor) or value.ndim:
-            kind = type(value).__name__
-            what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else kind
-            raise MeasureError(f"the loss returns {what}; it should be a scalar tensor")
-        if not bool(value.isfinite()):
-            raise MeasureError(
-                f"the loss is {float(value)} on chunk {index + 1} of {len(parts)}: "
-                "curvature needs a finite loss"
-            )
-        total += part.share * float(value)
-    return total
+    values = [
+        _finite(part.value(at), f"chunk {index + 1} of {len(parts)}")
+        for index, part in enumerate(parts)
+    ]
+    again = float(parts[0].value(at))
+    digits = torch.finfo(next(iter(at.values())).dtype).eps ** 0.5
+    if not math.isclose(again, values[0], rel_tol=digits):
+        raise MeasureError(
+            f"the loss is {values[0]:.6g} and then {again:.6g} on the same examples: something "
+            "drops or draws at random; call model.eval() first"
+        )
+    return sum(part.share * value for part, value in zip(parts, values, strict=True))
+
+
+def _finite(value: Any, where: str) -> float:
+    if not isinstance(value, Tensor) or value.ndim:
+        what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise MeasureError(f"the loss returns {what}; it should be a scalar tensor")
+    if not bool(value.isfinite()):
+        raise MeasureError(f"the loss is {float(value)} on {where}: curvature needs a finite loss")
+    return float(value)
 
 
 def refuse_noise(model: nn.Module) -> None:

@@ -10,23 +10,28 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sparseflow.core.errors import MeasureError
+from sparseflow.core.extra import need
 from sparseflow.core.random import generator
-from sparseflow.measure.lanczos import Operator, dense, growing, multiply, rows_of, signs
+from sparseflow.measure.lanczos import Operator, dense, lanczos, multiply, rows_of, signs
 
 NEGATIVE = 1e-3
 """An eigenvalue counts as negative below −NEGATIVE · λ_max."""
 
 LIMIT = 10_000
 SMALL = 64
-STEPS = 500
-CONFIRM = 10
+RESTARTS = 100
+FIRST_STEPS = 5
+
+# ARPACK's error is relative to each eigenvalue, but to this number for one that is smaller.
+_FLOOR = float(np.finfo(np.float64).eps ** (2 / 3))
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,18 +56,15 @@ def eigenvalues(
     which: Literal["LA", "SA", "LM"] = "LA",
     *,
     tol: float = 1e-4,
-    maxiter: int = STEPS,
+    maxiter: int = RESTARTS,
     seed: int = 0,
 ) -> Eigenvalues:
-    """Compute k extreme eigenvalues by Lanczos iterations from one random vector.
+    """Compute k extreme eigenvalues by restarted Lanczos iterations (ARPACK, through SciPy).
 
-    The basis is kept whole and orthogonal, so that residuals are known without
-    further products and mean the same for every eigenvalue; it takes memory
-    for ``steps · n`` numbers. Because a start vector may by chance hide an
-    eigenvalue for a while, the result has to stand for ten more steps. An
-    eigenvalue that occurs several times is found as often where the space of
-    the start vector ends; else perhaps once. Operators of up to 64 rows, and
-    ``k`` of half of the rows or more, are solved whole.
+    The residual of each result is that of a product of its own, not what the
+    iteration makes of it. An eigenvalue that occurs several times may be found
+    fewer times than it occurs. Operators of up to 64 rows, and ``k`` of half of
+    the rows or more, are solved whole.
 
     Args:
         operator: what :func:`sparseflow.hessian` gives, or a symmetric matrix.
@@ -70,12 +72,13 @@ def eigenvalues(
         which: ``LA`` largest, ``SA`` smallest, ``LM`` largest by magnitude.
         tol: residual to reach, ‖Hv − λv‖ ≤ tol · max|λ|. The error of λ is
             smaller still, about the square of it over the gap.
-        maxiter: steps at most; each is one product.
+        maxiter: restarts at most, each of 20 products, or k + 1 if that is more.
         seed: of the start vector.
 
     Raises:
         MeasureError: if ``k`` or ``which`` is impossible, or the iteration does
             not converge: it says how far it came.
+        SparseflowError: if SciPy is not installed.
 
     Example:
         >>> eigenvalues(torch.diag(torch.tensor([3.0, -1.0, 2.0])), 2).values
@@ -85,28 +88,22 @@ def eigenvalues(
     _check_request(operator, k, which, tol)
     if n <= SMALL or 2 * k >= n:
         values, vectors = torch.linalg.eigh(dense(operator))
-        chosen = _wanted(values, which)[:k]
-        errors = (
-            multiply(operator, vectors[:, chosen]) - values[chosen] * vectors[:, chosen]
-        ).norm(dim=0)
-        return _sorted(values, chosen, errors, vectors[:, chosen])
-    good, worst, before, since = 0, math.inf, None, 0
-    for space in growing(operator, min(maxiter, n), generator(seed, "eigenvalues", "start")):
-        values, vectors = torch.linalg.eigh(space.tridiagonal)
-        chosen = _wanted(values, which)[:k]
-        errors = space.rest * vectors[-1, chosen].abs() + space.dropped
-        scale = float(values.abs().max())
-        good, worst = int((errors <= tol * scale).sum()), float(errors.max()) / (scale or 1.0)
-        steps, found = len(values), values[chosen]
-        if good < k or before is None or float((found - before).abs().max()) > 2 * tol * scale:
-            before, since = (found, steps) if good == k else (None, 0)
-        settled = steps - since >= CONFIRM if not space.ends else space.ends >= k
-        if good == k and (settled or steps == n):
-            return _sorted(values, chosen, errors, space.basis.T @ vectors[:, chosen])
-    raise MeasureError(
-        f"Lanczos did not converge in {maxiter} steps: {good} of {k} eigenvalues reached a "
-        f"residual of {tol:g} · max|λ|, the worst has {worst:.1e}; raise maxiter or tol"
-    )
+        chosen = {"LA": -values, "SA": values, "LM": -values.abs()}[which].argsort()[:k]
+        return _measured(operator, values[chosen], vectors[:, chosen], float(values.abs().max()))
+    scale, start = _reach(operator, which, seed)
+    if scale:
+        values, vectors = _arpack(operator, k, which, scale, start, tol, maxiter)
+    else:
+        values, vectors = start.new_zeros(k), torch.eye(n, k).to(start)
+    found = _measured(operator, values, vectors, scale)
+    if not bool((found.residuals <= tol).all()):
+        reached, worst = int((found.residuals <= tol).sum()), float(found.residuals.max())
+        raise MeasureError(
+            f"{reached} of {k} eigenvalues have a residual within {tol:g} · max|λ|, the worst "
+            f"{worst:.1e}: products in {operator.dtype} are not exact enough; raise tol, or "
+            "compute in float64"
+        )
+    return found
 
 
 def _check_request(operator: Operator, k: int, which: str, tol: float) -> None:
@@ -122,15 +119,59 @@ def _check_request(operator: Operator, k: int, which: str, tol: float) -> None:
         )
 
 
-def _wanted(values: Tensor, which: str) -> Tensor:
-    """Indices from the most wanted eigenvalue on."""
-    return {"LA": -values, "SA": values, "LM": -values.abs()}[which].argsort()
+def _reach(operator: Operator, which: str, seed: int) -> tuple[float, Tensor]:
+    """Estimate of max|λ|, and a start vector that leans to the wanted end."""
+    stream = generator(seed, "eigenvalues", "start")
+    start = torch.randn(operator.shape[0], 1, generator=stream, dtype=torch.float64)
+    run = lanczos(operator, start.to(operator.device), FIRST_STEPS)[0]
+    values, vectors = torch.linalg.eigh(run.tridiagonal)
+    weights = {"LA": values - values[0], "SA": values[-1] - values, "LM": values.abs()}[which]
+    leaning = weights * vectors[0] if bool(weights.any()) else vectors[0]
+    return float(values.abs().max()), run.basis.T @ (vectors @ leaning)
 
 
-def _sorted(values: Tensor, chosen: Tensor, errors: Tensor, vectors: Tensor) -> Eigenvalues:
-    order = values[chosen].argsort(descending=True)
-    scale = float(values.abs().max()) or 1.0
-    return Eigenvalues(values[chosen][order], errors[order] / scale, vectors[:, order])
+def _arpack(
+    operator: Operator, k: int, which: str, scale: float, start: Tensor, tol: float, maxiter: int
+) -> tuple[Tensor, Tensor]:
+    """Eigenvalues of H · floor / max|λ|, so that one tolerance holds for all, near zero too."""
+    linalg = need("scipy.sparse.linalg", extra="measure")
+    n, products = operator.shape[0], FIRST_STEPS
+
+    def matvec(v: Any) -> Any:
+        nonlocal products
+        products += 1
+        x = torch.from_numpy(v).reshape(n).to(operator.device)
+        return multiply(operator, x).mul(_FLOOR / scale).cpu().numpy()
+
+    try:
+        values, vectors = linalg.eigsh(
+            linalg.LinearOperator((n, n), matvec=matvec, dtype="float64"),
+            k,
+            which=which,
+            v0=start.cpu().numpy(),
+            tol=tol / 2,
+            maxiter=maxiter,
+            ncv=min(n, max(2 * k + 1, k + 20)),
+        )
+    except linalg.ArpackNoConvergence as error:
+        raise MeasureError(
+            f"Lanczos did not converge: {len(error.eigenvalues)} of {k} eigenvalues reached a "
+            f"residual of {tol:g} · max|λ| in {products} products ({maxiter} restarts); raise "
+            "maxiter or tol"
+            + ("" if operator.dtype == torch.float64 else ", or compute in float64")
+        ) from error
+    except linalg.ArpackError as error:
+        raise MeasureError(f"Lanczos failed after {products} products: {error}") from error
+    found = torch.from_numpy(values) * (scale / _FLOOR)
+    return found.to(operator.device), torch.from_numpy(vectors).to(operator.device)
+
+
+def _measured(operator: Operator, values: Tensor, vectors: Tensor, scale: float) -> Eigenvalues:
+    """Largest first, each with the residual of one product."""
+    order = values.argsort(descending=True)
+    values, vectors = values[order], vectors[:, order]
+    errors = (multiply(operator, vectors) - values * vectors).norm(dim=0)
+    return Eigenvalues(values, errors / (max(scale, float(values.abs().max())) or 1.0), vectors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,8 +230,8 @@ def spectrum(operator: Operator, *, limit: int = LIMIT) -> Spectrum:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A mean over random probes.
+class Trace:
+    """The sum of the eigenvalues, a mean over random probes.
 
     Attributes:
         value: the mean.
@@ -201,12 +242,12 @@ class Estimate:
     error: float
 
 
-def estimate(samples: Sequence[float]) -> Estimate:
-    """Mean and standard error of at least two samples."""
-    return Estimate(fmean(samples), stdev(samples) / math.sqrt(len(samples)))
+def average(samples: Sequence[float]) -> tuple[float, float]:
+    """Mean of at least two samples, and its standard error."""
+    return fmean(samples), stdev(samples) / math.sqrt(len(samples))
 
 
-def trace(operator: Operator, probes: int = 32, seed: int = 0) -> Estimate:
+def trace(operator: Operator, probes: int = 32, seed: int = 0) -> Trace:
     """Estimate the sum of the eigenvalues as the mean of zᵀHz over vectors z of ±1.
 
     Exact for a diagonal matrix (Hutchinson 1989). ``operator.dense().trace()`` is
@@ -217,10 +258,10 @@ def trace(operator: Operator, probes: int = 32, seed: int = 0) -> Estimate:
 
     Example:
         >>> trace(torch.diag(torch.tensor([3.0, -1.0, 2.0])))
-        Estimate(value=4.0, error=0.0)
+        Trace(value=4.0, error=0.0)
     """
     n = rows_of(operator)
     if probes < 2:
         raise MeasureError(f"probes is {probes}; an error bar needs at least 2")
     z = signs(n, probes, seed, "trace").to(operator.device)
-    return estimate((z * multiply(operator, z)).sum(0).tolist())
+    return Trace(*average((z * multiply(operator, z)).sum(0).tolist()))

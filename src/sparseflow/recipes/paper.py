@@ -8,7 +8,7 @@ from sparseflow.core.errors import SpecError
 from sparseflow.recipes.make import make_spec
 from sparseflow.recipes.mnist import AT_START, GROUPS, LENET5, TRAINED
 from sparseflow.runs import RunSpec, Store
-from sparseflow.runs.spec import RigLMethod
+from sparseflow.runs.spec import Execution, RigLMethod
 from sparseflow.studies import (
     AgreementStudy,
     DistanceStudy,
@@ -89,7 +89,9 @@ class Reproduction:
     studies: tuple[Study, ...]
 
 
-def reproduction(family: str, store: Store, *, scale: float = 1.0) -> Reproduction:
+def reproduction(
+    family: str, store: Store, *, scale: float = 1.0, execution: Execution = "auto"
+) -> Reproduction:
     """Plan the paper's MNIST evidence.
 
     Args:
@@ -97,6 +99,7 @@ def reproduction(family: str, store: Store, *, scale: float = 1.0) -> Reproducti
         store: where the runs are or will be.
         scale: multiplies the steps and all schedules; below 1 the studies look
             at less, too.
+        execution: of all runs.
 
     Raises:
         SpecError: for another family, for which the paper has no such table.
@@ -105,7 +108,9 @@ def reproduction(family: str, store: Store, *, scale: float = 1.0) -> Reproducti
         raise SpecError(f"the paper's table is of {LENET5.name}, not of {family!r}")
     specs = {
         name: tuple(
-            make_spec(f"{family}/{name}", seed=seed, scale=scale)
+            make_spec(
+                f"{family}/{name}", seed=seed, scale=scale, settings=[f"execution={execution}"]
+            )
             for seed in range(SEEDS.get(name, 3))
         )
         for name in (*TRAINED, *AT_START, *GROUPS)

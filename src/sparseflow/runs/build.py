@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from sparseflow.core.schedules import Fraction, constant, cosine, every, lr_prop
 from sparseflow.data import Batches, Dataset, load_mnist
 from sparseflow.init import Init, initialise
 from sparseflow.masks import Masks, full_masks, make_masks, shuffle_masks
+from sparseflow.runs.beginning import at_beginning
+from sparseflow.runs.resolve import Resolved, resolve
 from sparseflow.runs.spec import (
     FullMask,
     InitSpec,
@@ -31,6 +34,7 @@ from sparseflow.runs.spec import (
     generation,
 )
 from sparseflow.runs.store import Store
+from sparseflow.sparse.convert import to_sparse
 from sparseflow.topology import (
     SET,
     GradualPruning,
@@ -55,10 +59,17 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Assembly:
-    """Everything that a run trains and measures with."""
+    """Everything that a run trains and measures with.
 
+    Attributes:
+        execution: whether the model's masked layers are masked dense or truly sparse.
+        beginning: what was measured of the network at initialisation.
+        probe: the batch that gradients are measured on.
+    """
+
+    execution: Resolved
     model: nn.Module
-    layers: Mapping[str, Layer]
+    beginning: Mapping[str, Any]
     masks: Masks
     method: Method
     optimizer: torch.optim.Optimizer
@@ -70,27 +81,48 @@ class Assembly:
     probe: Batch
 
 
-def assemble(spec: RunSpec, store: Store, device: str = "cpu") -> Assembly:
+def assemble(
+    spec: RunSpec, store: Store, device: str = "cpu", execution: Resolved | None = None
+) -> Assembly:
     """Build a run as it stands before its first step.
 
+    Args:
+        spec: the run.
+        store: where its parents are.
+        device: where to train.
+        execution: of a run that goes on; None is what :func:`resolve` chooses.
+
     Raises:
+        SpecError: if sparse execution is asked for on another device than the CPU.
+        SparseUnavailable: if the compiled core that it needs is missing.
         StoreError: if a parent's checkpoint is missing.
         DataError: if the data set is damaged.
     """
     dataset = load_data(spec).to(device)
+    probes = [probe_batch(dataset, spec.data.probe, i) for i in (0, 1)]
     model = make_model(spec).to(device)
     layers = maskable(model)
     masks = _masks(spec, layers, store).to(device)
     _set_weights(spec, model, layers, masks, store)
-    probes = [probe_batch(dataset, spec.data.probe, i) for i in (0, 1)]
+    beginning = at_beginning(model, layers, masks, probes[0][0], spec.seeds.data)
+    execution = execution or resolve(spec, masks, device)
+    if execution == "sparse":
+        # Small layers too: a border between the two executions would cost more than they do.
+        model = to_sparse(model, masks, dataset.train_x[: spec.train.batch], force=True)
     o = spec.optimizer
     optimizer = make_optimizer(
-        o.kind, model, o.lr, momentum=o.momentum, weight_decay=o.weight_decay
+        o.kind,
+        model,
+        o.lr,
+        momentum=o.momentum,
+        weight_decay=o.weight_decay,
+        fused=execution == "sparse",
     )
     rate, inner = make_rate(spec), o.momentum if o.inner_momentum else None
     return Assembly(
+        execution=execution,
         model=model,
-        layers=layers,
+        beginning=beginning,
         masks=masks,
         method=make_method(spec, model, probes[1]),
         optimizer=optimizer,

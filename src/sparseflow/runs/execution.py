@@ -12,23 +12,32 @@ from typing import Any
 import filelock
 import torch
 
-from sparseflow.core.errors import DivergedError, StoreError
+from sparseflow.core.errors import DivergedError, SparseUnavailable, SpecError, StoreError
 from sparseflow.core.files import write_atomic
 from sparseflow.core.functional import split
+from sparseflow.core.parameters import named_weights
 from sparseflow.masks import Masks
 from sparseflow.measure.flow import DEFAULT_CHUNK, mean_loss
-from sparseflow.models import parameters
 from sparseflow.runs.build import Assembly, assemble
 from sparseflow.runs.record import Recorder
-from sparseflow.runs.spec import RunSpec, parents
+from sparseflow.runs.resolve import Resolved, check_execution
+from sparseflow.runs.spec import RunSpec, ancestors, parents
 from sparseflow.runs.store import Run, Store
 from sparseflow.runs.validate import check
 from sparseflow.topology import Topology, attach
 from sparseflow.train import evaluate, fit
-from sparseflow.train.checkpoint import load_resume, load_weights, save_resume, save_weights
+from sparseflow.train.checkpoint import (
+    load_resume,
+    load_state,
+    resume_extra,
+    save_resume,
+    save_weights,
+)
 
 RESUME_EVERY = 500
 """Steps between the checkpoints that an interrupted run resumes from."""
+
+RESTART = "remove it to start this run from the beginning"
 
 Progress = Callable[[Run, int, float], None]
 
@@ -53,14 +62,21 @@ def execute(
         progress: called with (run, steps taken, last test accuracy).
 
     Raises:
-        SpecError: if the specification makes no sense.
+        SpecError: if the specification makes no sense, or asks for sparse
+            execution on another device than the CPU; nothing is written then.
+        SparseUnavailable: if it asks for sparse execution and the compiled core
+            is missing; nothing is written then.
         StoreError: if the store is damaged or cannot be written.
         DivergedError: if the loss is not finite; the last checkpoint stays.
     """
     check(spec)
-    run = store.create(spec)
+    run = store.run(spec)
     if run.finished:
         return run
+    for each in (*ancestors(spec), spec):
+        if not store.run(each).finished:
+            check_execution(each.execution, device)
+    store.create(spec)
     for parent in parents(spec):
         execute(parent, store, device=device, progress=progress)
     with filelock.FileLock(run.path / ".lock"):
@@ -71,7 +87,7 @@ def execute(
 
 def _train(run: Run, store: Store, device: str, progress: Progress | None) -> None:
     began = time.monotonic()
-    spec, parts = run.spec, assemble(run.spec, store, device)
+    spec, parts = run.spec, assemble(run.spec, store, device, _begun(run, device))
     recorder = Recorder(spec, parts, run.path / "metrics.jsonl")
     topology = attach(
         parts.model,
@@ -106,7 +122,7 @@ def _train(run: Run, store: Store, device: str, progress: Progress | None) -> No
         kept = f"the last checkpoint is that of step {run.kept[-1]}" if run.kept else "none is kept"
         raise DivergedError(f"{run.label}: {error}; {kept}") from error
     topology.detach()
-    environment = _environment(device, time.monotonic() - began, start)
+    environment = _environment(parts, device, time.monotonic() - began, start)
     write_atomic(run.path / "environment.json", json.dumps(environment, indent=1) + "\n")
     result = _result(parts, topology.masks)
     write_atomic(run.path / "result.json", json.dumps(result, indent=1) + "\n")
@@ -131,21 +147,48 @@ def _save(run: Run, parts: Assembly, topology: Topology, recorder: Recorder, ste
     if step % run.spec.train.keep == 0 or step == run.spec.train.steps:
         save_weights(run.checkpoint_path(step), parts.model, topology.masks, run.id, step)
     if step % RESUME_EVERY == 0 and step:
-        extra = {"step": step, "metrics": recorder.size, "accuracy": recorder.accuracy}
+        extra = {
+            "step": step,
+            "metrics": recorder.size,
+            "accuracy": recorder.accuracy,
+            "execution": parts.execution,
+        }
         path = run.path / "resume.safetensors"
         save_resume(path, parts.model, parts.optimizer, topology, run.id, extra)
 
 
-def _environment(device: str, seconds: float, start: int) -> dict[str, Any]:
+def _environment(parts: Assembly, device: str, seconds: float, start: int) -> dict[str, Any]:
     return {
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "device": device,
+        "execution": parts.execution,
         "threads": torch.get_num_threads(),
         "seconds": round(seconds, 1),
         "resumed_at": start,
     }
+
+
+def _begun(run: Run, device: str) -> Resolved | None:
+    """Execution that an interrupted run goes on in; None for a clean start.
+
+    Raises:
+        StoreError: if the resume checkpoint is damaged.
+        SpecError: if it was sparse, and the device is not the CPU.
+        SparseUnavailable: if it was sparse, and the compiled core is missing.
+    """
+    path = run.path / "resume.safetensors"
+    if not path.is_file():
+        return None
+    try:
+        begun = resume_extra(path, run.id).get("execution", "dense")
+        check_execution(begun, device)
+    except StoreError as error:
+        raise StoreError(f"{error}; {RESTART}") from error
+    except (SpecError, SparseUnavailable) as error:
+        raise type(error)(f"{path} is of a sparse run: {error}; {RESTART}") from error
+    return begun
 
 
 def _resume(run: Run, parts: Assembly, topology: Topology, recorder: Recorder) -> int:
@@ -157,19 +200,19 @@ def _resume(run: Run, parts: Assembly, topology: Topology, recorder: Recorder) -
     try:
         extra = load_resume(path, parts.model, parts.optimizer, topology, run.id)
     except StoreError as error:
-        raise StoreError(f"{error}; remove it to start this run from the beginning") from error
+        raise StoreError(f"{error}; {RESTART}") from error
     if recorder.size < extra["metrics"]:
         raise StoreError(
             f"{run.path}: metrics.jsonl is shorter than its checkpoint: remove the run"
         )
     recorder.rewind(extra["metrics"])
-    recorder.start_from(load_weights(run.checkpoint_path(0), run.id)[0])
+    recorder.start_from(load_state(run.checkpoint_path(0), run.id))
     recorder.accuracy = extra["accuracy"]
     return int(extra["step"])
 
 
 def _result(parts: Assembly, masks: Masks) -> dict[str, Any]:
-    data = parts.dataset
+    data, weights = parts.dataset, named_weights(parts.model)
     test_accuracy, test_loss = evaluate(parts.model, data.test_x, data.test_y)
     train_accuracy, train_loss = evaluate(parts.model, data.train_x, data.train_y)
     return {
@@ -178,7 +221,7 @@ def _result(parts: Assembly, masks: Masks) -> dict[str, Any]:
         "train_accuracy": train_accuracy,
         "train_loss": train_loss,
         "active_weights": masks.nnz,
-        "other_parameters": parameters(parts.model) - masks.size,
+        "other_parameters": sum(p.numel() for n, p in weights.items() if n not in masks),
         "density": masks.density,
         "masks": masks.digest(),
     }

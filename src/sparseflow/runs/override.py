@@ -12,7 +12,7 @@ import msgspec
 from sparseflow.core.errors import SpecError, unknown
 from sparseflow.runs.spec import ParentWeights, PruneMethod, RunSpec, Seeds, StaticMethod
 
-SHARED = ("data", "model")
+SHARED = ("data", "model", "execution")
 """Parts that a run shares with its parents: setting them sets the parents' too."""
 
 
@@ -21,8 +21,8 @@ def with_overrides(spec: RunSpec, settings: Sequence[str]) -> RunSpec:
 
     Values are JSON or plain words. A part with a ``kind`` may be set by its
     kind alone: ``mask=erk`` is ``mask.kind=erk``, and fields that both kinds
-    have are kept. ``data.*`` and ``model.*`` reach the parents as well; other
-    fields of a parent are reached by path (``mask.run.train.steps``).
+    have are kept. ``data.*``, ``model.*`` and ``execution`` reach the parents as
+    well; other fields of a parent are reached by path (``mask.run.train.steps``).
 
     Raises:
         SpecError: for an unknown field (with a suggestion) or an impossible value.
@@ -150,6 +150,9 @@ def _switch(current: Any, union: Any, kind: str, shown: str) -> Any:
 
 
 def _convert(value: Any, kind: Any, shown: str) -> Any:
+    words = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else (value,)
+    if value not in words:
+        raise SpecError(unknown(shown, str(value), words))
     try:
         return msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError as error:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
-from sparseflow.core.random import generator
+from sparseflow.core.parameters import named_weights, sparse_weights
+from sparseflow.core.select import find
 from sparseflow.masks import churn
-from sparseflow.measure import Flow, distance, gradient_flow, signal, step_decrease
+from sparseflow.masks.state import NonZeros, State
+from sparseflow.measure import Distance, Flow, distance, gradient_flow, step_decrease
 from sparseflow.runs.build import Assembly
 from sparseflow.runs.spec import RunSpec
 from sparseflow.topology import Topology
 from sparseflow.train import evaluate
 
-NOISE = 500
-"""Examples of N(0, 1) noise for the signal at initialisation (the paper's figure 1)."""
+Weights = dict[str, Tensor | NonZeros]
+"""Copies of all parameters; those of truly sparse layers with their positions."""
 
 
 class Recorder:
@@ -29,7 +31,9 @@ class Recorder:
 
     Events: ``signal`` (step 0), ``flow`` (at the cadence), ``update`` (just
     before and just after a mask update), ``eval``. Nothing that depends on the
-    clock or the machine's load is written, so equal runs write equal bytes.
+    clock or the machine's load is written, so equal runs write equal bytes. A
+    number that is not finite, or not known as the dense gradient's norm of a
+    truly sparse network, is null.
     """
 
     def __init__(self, spec: RunSpec, parts: Assembly, path: Path) -> None:
@@ -49,16 +53,21 @@ class Recorder:
         """Bytes written so far."""
         return self._path.stat().st_size if self._path.exists() else 0
 
-    def start_from(self, weights: dict[str, Tensor]) -> None:
+    def start_from(self, state: State) -> None:
         """Measure distances from these weights (a resumed run's own beginning)."""
-        device = next(iter(self._start.values())).device
-        self._start = {n: weights[n].to(device) for n in self._start}
+        for name, weight in self._start.items():
+            if isinstance(weight, NonZeros):
+                self._start[name] = state.masked[name]
+                continue
+            kept = state.masked.get(name)
+            start = state.others[name] if kept is None else kept.dense()
+            self._start[name] = start.to(weight.device)
 
     def observe(self, topology: Topology, step: int) -> None:
         """Measure what is due after ``step`` steps."""
         measure, last = self._spec.measure, step == self._spec.train.steps
         if step == 0:
-            self._write({"event": "signal", "step": 0, **self._signal()})
+            self._write({"event": "signal", "step": 0, **self._parts.beginning})
         if step % measure.every == 0 or last:
             self._write({"event": "flow", "step": step, **self._flow_record(topology, step)})
         if step % measure.evaluate == 0 or last:
@@ -102,29 +111,43 @@ class Recorder:
             **asdict(flow),
             "lr": lr,
             "decrease": asdict(drop),
-            "distance": asdict(distance(self._start, self._weights())),
+            "distance": asdict(_moved(self._start, self._weights())),
         }
 
-    def _signal(self) -> dict[str, Any]:
-        parts = self._parts
-        images = parts.probe[0]
-        stream = generator(self._spec.seeds.data, "noise")
-        noise = torch.randn(NOISE, *images.shape[1:], generator=stream).to(images.device)
-        layers = parts.layers
-        dead = sum(int((~layers[n].neurons(m).any(1)).sum()) for n, m in parts.masks.items())
-        return {
-            "images": asdict(signal(parts.model, images, layers)),
-            "noise": asdict(signal(parts.model, noise, layers)),
-            "neurons_without_input": dead,
-            "active": parts.masks.counts,
-        }
-
-    def _weights(self) -> dict[str, Tensor]:
-        return {n: p.detach().clone() for n, p in self._parts.model.named_parameters()}
+    def _weights(self) -> Weights:
+        model = self._parts.model
+        found: Weights = {n: p.detach().clone() for n, p in named_weights(model).items()}
+        for name, layer in sparse_weights(model).items():
+            values = layer.values.detach().clone()
+            found[name] = NonZeros(layer.indices(), values, layer.shape)
+        return found
 
     def _write(self, record: dict[str, Any]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        with self._path.open("ab") as file:
+            file.write(msgspec.json.encode(record) + b"\n")  # NaN becomes null
+
+
+def _moved(before: Weights, after: Weights) -> Distance:
+    """Distance between two states of one model; of sparse layers over all places active in either.
+
+    Everywhere else both are zero: the dense weights have the same distance.
+    """
+    a, b = {}, {}
+    for name, was in before.items():
+        now = after[name]
+        if isinstance(was, NonZeros) and isinstance(now, NonZeros):
+            places = torch.cat([was.indices, now.indices]).unique()
+            a[name], b[name] = _at(places, was), _at(places, now)
+        else:
+            a[name], b[name] = was, now
+    return distance(a, b)
+
+
+def _at(places: Tensor, weight: NonZeros) -> Tensor:
+    """Values at these places, of which the active ones are some."""
+    values = weight.values.new_zeros(len(places))
+    values[find(weight.indices, places)[0]] = weight.values
+    return values
 
 
 def _brief(flow: Flow) -> dict[str, float]:

@@ -16,6 +16,9 @@ NUMERICS = 1
 """Raise it when a mended bug changes results: old runs are then not reused."""
 
 
+Execution = Literal["auto", "dense", "sparse"]
+
+
 class _Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Base of every part."""
 
@@ -174,7 +177,10 @@ class Measure(_Spec, frozen=True):
 
 
 class RunSpec(_Spec, frozen=True):
-    """One run. Every field can be set from the command line with ``--set``."""
+    """One run. Every field can be set from the command line with ``--set``.
+
+    ``execution`` is masked dense, truly sparse, or chosen when the run starts.
+    """
 
     recipe: str = ""
     density: float = 0.05
@@ -188,6 +194,7 @@ class RunSpec(_Spec, frozen=True):
     train: Train = Train()
     measure: Measure = Measure()
     seeds: Seeds = Seeds()
+    execution: Execution = "auto"
 
 
 def parents(spec: RunSpec) -> list[RunSpec]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from torch import Tensor
@@ -14,8 +15,9 @@ from torch import Tensor
 from sparseflow.core.errors import StoreError
 from sparseflow.core.files import write_atomic
 from sparseflow.masks import Masks
+from sparseflow.masks.state import State
 from sparseflow.runs.spec import NUMERICS, RunSpec, identity
-from sparseflow.train.checkpoint import load_weights
+from sparseflow.train.checkpoint import load_state
 
 SCHEMA = 1
 """Layout of a run folder; a folder of a newer one is refused."""
@@ -26,8 +28,8 @@ class Run:
 
     Files: ``spec.json``, ``metrics.jsonl``, ``checkpoints/step-*.safetensors``,
     ``resume.safetensors`` while it is under way, ``result.json`` once finished,
-    ``environment.json`` (versions, threads, seconds: what may differ between
-    two runs of equal results).
+    ``environment.json`` (versions, execution, threads, seconds: what may differ
+    between two runs of equal results).
     """
 
     def __init__(self, path: Path, spec: RunSpec) -> None:
@@ -61,11 +63,23 @@ class Run:
         Raises:
             StoreError: if the run is not finished, or the file is damaged.
         """
-        found = read_json(self.path / "environment.json", f"run {self.id} ({self.spec.recipe})")
-        return float(found["seconds"])
+        return float(self._environment["seconds"])
+
+    @property
+    def execution(self) -> Literal["dense", "sparse"]:
+        """How the run was executed: masked dense, or truly sparse.
+
+        Raises:
+            StoreError: if the run is not finished, or the file is damaged.
+        """
+        return self._environment.get("execution", "dense")
+
+    @property
+    def _environment(self) -> dict[str, Any]:
+        return read_json(self.path / "environment.json", f"run {self.id} ({self.spec.recipe})")
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """Records in the order they were written.
+        """Records in the order they were written; what was not finite is NaN.
 
         Raises:
             StoreError: if a line is damaged.
@@ -76,7 +90,7 @@ class Run:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    yield json.loads(line)
+                    yield _with_nan(json.loads(line))
                 except json.JSONDecodeError as error:
                     raise StoreError(f"{path}, line {number} is damaged: {error}") from error
 
@@ -91,7 +105,15 @@ class Run:
         return self.path / "checkpoints" / f"step-{step:08d}.safetensors"
 
     def checkpoint(self, step: int) -> tuple[dict[str, Tensor], Masks]:
-        """Weights and masks at a kept step.
+        """Weights, dense, and masks at a kept step.
+
+        Raises:
+            StoreError: if that step was not kept, or the file is damaged.
+        """
+        return self.state(step).dense()
+
+    def state(self, step: int) -> State:
+        """Weights and masks at a kept step, masked weights by their non-zeros.
 
         Raises:
             StoreError: if that step was not kept, or the file is damaged.
@@ -102,7 +124,7 @@ class Run:
                 f"run {self.id} ({self.spec.recipe}) has no checkpoint at step {step}; kept: {kept}"
             )
         try:
-            return load_weights(self.checkpoint_path(step), self.id)
+            return load_state(self.checkpoint_path(step), self.id)
         except StoreError as error:
             raise StoreError(f"{error}; remove {self.path} to run it again") from error
 
@@ -189,6 +211,13 @@ class Store:
         if content.get("numerics") == NUMERICS and identity(spec) != path.name:
             raise StoreError(f"run folder {path} holds the specification of {identity(spec)}")
         return Run(path, spec)
+
+
+def _with_nan(value: Any) -> Any:
+    """Read null, which stands for a number that is not finite, as NaN."""
+    if isinstance(value, dict):
+        return {k: _with_nan(v) for k, v in value.items()}
+    return math.nan if value is None else value
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:

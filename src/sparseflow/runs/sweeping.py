@@ -17,6 +17,7 @@ import torch
 
 from sparseflow.core.errors import SparseflowError
 from sparseflow.runs.execution import execute
+from sparseflow.runs.resolve import check_execution
 from sparseflow.runs.spec import RunSpec, ancestors, identity, parents
 from sparseflow.runs.store import Run, Store
 from sparseflow.runs.validate import check
@@ -76,7 +77,14 @@ def sweep(
         threads: CPU threads of each process.
         device: where to train.
         changed: called when a job changed its state, and now and then with None.
+
+    Raises:
+        SpecError: if a job asks for sparse execution on another device than the CPU.
+        SparseUnavailable: if a job asks for it and the compiled core is missing.
     """
+    for job in jobs.values():
+        if job.state == "waiting":
+            check_execution(job.spec.execution, device)
     share = threads or max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
     news: SimpleQueue = context.SimpleQueue()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sparseflow.core.errors import MeasureError
 from sparseflow.core.schedules import Moment
 from sparseflow.masks import Masks, churn
+from sparseflow.masks.state import State
 from sparseflow.measure import flow
 from sparseflow.measure.density import spectral_density
 from sparseflow.measure.operators import Curvature, hessian
@@ -23,7 +24,14 @@ from sparseflow.measure.spectrum import NEGATIVE
 from sparseflow.measure.spectrum import Spectrum as Exact
 from sparseflow.measure.spectrum import spectrum as exact_spectrum
 from sparseflow.runs import Run, Store
-from sparseflow.runs.build import Assembly, Batch, assemble, make_method, probe_batch
+from sparseflow.runs.build import (
+    Assembly,
+    Batch,
+    assemble,
+    make_method,
+    make_model,
+    probe_batch,
+)
 from sparseflow.runs.spec import RigLInvertedMethod, RigLMethod, SetMethod
 from sparseflow.studies.figures import Number, Spectrum, Trial, Updates, rounded
 from sparseflow.studies.load import examples, load_all
@@ -70,8 +78,8 @@ def updates(study: UpdateStudy, store: Store) -> Updates:
     """
     run = store.find(study.at.run)
     spec, step = run.spec, study.at.step
-    parts, masks, moment = _just_before(run, store, step)
-    model, state = parts.model, {n: t.clone() for n, t in parts.model.state_dict().items()}
+    parts, model, masks, moment = _just_before(run, store, step)
+    state = {n: t.clone() for n, t in model.state_dict().items()}
     batch = examples(parts.dataset, study.examples)
     probe = probe_batch(parts.dataset, spec.data.probe, 1)
     before, values = _measured_exactly(model, masks, batch)
@@ -91,16 +99,23 @@ def updates(study: UpdateStudy, store: Store) -> Updates:
     return Updates(study.at.label, step, rounded(fraction), before, tuple(after))
 
 
-def _just_before(run: Run, store: Store, step: int) -> tuple[Assembly, Masks, Moment]:
-    """Train a run again up to its update at a step, and stop in the middle of it."""
-    parts = assemble(run.spec, store)
-    seen: list[tuple[dict[str, Tensor], Masks, Moment]] = []
+def _just_before(run: Run, store: Store, step: int) -> tuple[Assembly, nn.Module, Masks, Moment]:
+    """Train a run again, as it was executed, up to its update at a step; stop in its middle.
+
+    Returns:
+        What it trained with, and just before the update its network, dense and
+        in evaluation mode, the masks and the moment.
+    """
+    parts = assemble(run.spec, store, execution=run.execution)
+    model = make_model(run.spec).eval()
+    seen: list[tuple[Masks, Moment]] = []
 
     @contextmanager
     def around(topology: Topology) -> Iterator[None]:
         if topology.step == step:
-            state = {n: t.clone() for n, t in parts.model.state_dict().items()}
-            seen.append((state, topology.masks, topology.moment))
+            state, masks = State.of(parts.model, topology.masks).dense()
+            model.load_state_dict(state)
+            seen.append((masks, topology.moment))
         yield
 
     seed = run.spec.seeds.mask
@@ -123,10 +138,7 @@ def _just_before(run: Run, store: Store, step: int) -> tuple[Assembly, Masks, Mo
         set_rate=parts.set_rate,
     )
     topology.detach()
-    state, masks, moment = seen[-1]
-    parts.model.load_state_dict(state)
-    parts.model.eval()
-    return parts, masks, moment
+    return parts, model, *seen[-1]
 
 
 def _rule(rule: str, run: Run, model: nn.Module, probe: Batch) -> Method:

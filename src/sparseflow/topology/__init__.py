@@ -8,14 +8,15 @@ from sparseflow.topology.methods import (
     RigL,
     RigLInverted,
     Static,
-    View,
     probe_gradient,
 )
 from sparseflow.topology.propose import propose
-from sparseflow.topology.update import drop_and_grow, prune_to
+from sparseflow.topology.update import drop_and_grow, prune_to, pruned, regrown
+from sparseflow.topology.view import Connections, View
 
 __all__ = [
     "SET",
+    "Connections",
     "GradualPruning",
     "Method",
     "RigL",
@@ -28,4 +29,6 @@ __all__ = [
     "probe_gradient",
     "propose",
     "prune_to",
+    "pruned",
+    "regrown",
 ]

@@ -5,13 +5,14 @@ backward pass has filled it, so clipping, accumulation and closures see the
 sparse gradient; before a step that updates the masks it first adds the dense
 gradient to a buffer. A step-post-hook then projects weights and optimiser
 state, and runs the update. Post-accumulate hooks do not fire under
-``torch.autograd.grad``: measurements stay clean.
+``torch.autograd.grad``: measurements stay clean. A truly sparse layer has
+nothing to mask or to project; before an update its passes are recorded.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -19,10 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from sparseflow.core.errors import MaskError, TopologyError
+from sparseflow.core.functional import RowGradient
+from sparseflow.core.parameters import named_weights
 from sparseflow.core.schedules import Moment
 from sparseflow.masks import Masks
+from sparseflow.masks.entries import Entry, Places
 from sparseflow.topology.methods import Method
-from sparseflow.topology.propose import updated, with_zeros
+from sparseflow.topology.propose import updated
+from sparseflow.topology.view import NotFiniteError
+from sparseflow.topology.weights import Slots, SparseValues, Weight, held, weights_under
 
 _ATTACHED: weakref.WeakKeyDictionary[torch.optim.Optimizer, set[int]] = weakref.WeakKeyDictionary()
 """Parameters of each optimiser that a topology looks after."""
@@ -51,26 +57,20 @@ class Topology:
     ) -> None:
         """See :func:`attach`."""
         _check(model, optimizer, masks, method)
-        named = dict(model.named_parameters())
         self.method = method
         self.step = 0
         self.updates = 0
         self._seed = seed
         self._around = around or (lambda topology: nullcontext())
         self._optimizer = optimizer
-        self._parameters = {name: named[name] for name in masks}
+        self._weights = weights_under(model, masks)
         self._initial_lr = _learning_rate(optimizer, "initial_lr")
         self._deferred = False
-        self._dense_grads: dict[str, Tensor] = {}
-        self._collected: dict[str, weakref.ref[Tensor]] = {}
-        self._ids = {id(p) for p in self._parameters.values()}
+        self._ids = {id(w.parameter) for w in self._weights.values()}
         _ATTACHED.setdefault(optimizer, set()).update(self._ids)
-        self._install(masks)
-        self._handles = [
-            p.register_post_accumulate_grad_hook(self._grad_hook(name))
-            for name, p in self._parameters.items()
-        ]
-        self._handles.append(optimizer.register_step_post_hook(self._after_step))
+        self._install(held(self._weights, masks))
+        self._collect()
+        self._handles = list(self._hooks())
 
     @property
     def moment(self) -> Moment:
@@ -83,16 +83,21 @@ class Topology:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        for weight in self._weights.values():
+            weight.collect(False)
         _ATTACHED.get(self._optimizer, set()).difference_update(self._ids)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return masks and counters, for a checkpoint between two steps."""
+        """Return masks and counters, for a checkpoint between two steps.
+
+        Masks of truly sparse layers are sorted flat positions, int64.
+        """
         return {
             "step": self.step,
             "updates": self.updates,
             "deferred": self._deferred,
             "initial_lr": self._initial_lr,
-            "masks": dict(self.masks),
+            "masks": {n: _tensor(self.masks.entry(n)) for n in self.masks},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -100,107 +105,91 @@ class Topology:
 
         Raises:
             TopologyError: if a key is missing or the masks name other parameters.
-            MaskError: if a mask has another shape.
+            MaskError: if a mask has another shape, or connections that a truly
+                sparse layer lacks: load the state of model and optimiser first.
         """
         missing = {"step", "updates", "deferred", "initial_lr", "masks"} - set(state)
         if missing:
             raise TopologyError(f"topology state lacks {', '.join(sorted(missing))}")
-        masks = Masks(state["masks"])
-        if set(masks) != set(self._parameters):
-            odd = ", ".join(sorted(set(masks) ^ set(self._parameters)))
+        given = state["masks"]
+        if set(given) != set(self._weights):
+            odd = ", ".join(sorted(set(given) ^ set(self._weights)))
             raise TopologyError(f"topology state and masks differ in: {odd}")
-        for name, mask in masks.items():
-            if mask.shape != self._parameters[name].shape:
-                own = tuple(self._parameters[name].shape)
-                raise MaskError(f"mask {name!r} has shape {tuple(mask.shape)}, not {own}")
+        masks = self._masks(given)
         self.step, self.updates = int(state["step"]), int(state["updates"])
         self._deferred, self._initial_lr = bool(state["deferred"]), float(state["initial_lr"])
-        self._dense_grads = {}
         self._install(masks)
+        self._collect()
 
+    def _masks(self, given: Mapping[str, Tensor]) -> Masks:
+        """Read the masks of a state, held either way."""
+        masks = Masks({n: _entry(given, n, w.shape) for n, w in self._weights.items()})
+        for name, weight in self._weights.items():
+            if masks.shape(name) != weight.shape:
+                own = tuple(weight.shape)
+                raise MaskError(f"mask {name!r} has shape {tuple(masks.shape(name))}, not {own}")
+            if isinstance(weight, SparseValues):
+                masks.within(name, weight.indices())
+        return held(self._weights, masks)
+
+    def _hooks(self) -> Iterator[Any]:
+        for weight in self._weights.values():
+            if isinstance(weight, SparseValues):
+                yield weight.parameter.register_hook(weight.arriving)
+            yield weight.parameter.register_post_accumulate_grad_hook(weight.accumulated)
+        yield self._optimizer.register_step_post_hook(self._after_step)
+
+    def _state(self, weight: Weight) -> Slots:
+        return self._optimizer.state.get(weight.parameter, {})
+
+    @torch.no_grad()
     def _install(self, masks: Masks) -> None:
-        self.masks = Masks({n: m.to(self._parameters[n].device) for n, m in masks.items()})
-        self._multipliers = {n: m.to(self._parameters[n].dtype) for n, m in self.masks.items()}
-        self._inactive = {n: ~m for n, m in self.masks.items()}
-        self._collecting = self._collects_next()
+        self.masks = masks
+        for name, weight in self._weights.items():
+            weight.install(masks.entry(name), self._state(weight))
         self._project()
 
-    def _collects_next(self) -> bool:
+    def _collect(self) -> None:
+        """Collect dense gradients from now on if the next step needs them."""
         due = self._deferred or self.method.due(self.step + 1)
-        return self.method.growth_gradient == "batch" and due
-
-    def _grad_hook(self, name: str) -> Callable[[Tensor], None]:
-        def hook(parameter: Tensor) -> None:
-            grad = parameter.grad
-            if grad is None:
-                return
-            if grad.layout != torch.strided:
-                raise TopologyError(f"{name} has a {grad.layout} gradient; masks need a dense one")
-            if self._collecting:
-                self._collect(name, grad)
-            grad.masked_fill_(self._inactive[name], 0)
-
-        return hook
-
-    def _collect(self, name: str, grad: Tensor) -> None:
-        """Add up the dense gradient; active entries of ``.grad`` are already sums.
-
-        A ``.grad`` that is another tensor than at the last pass is not its
-        continuation: that pass was thrown away (by ``zero_grad`` after a step
-        that GradScaler skipped, say), and its gradient with it.
-        """
-        if name in self._dense_grads and self._collected[name]() is grad:
-            self._dense_grads[name].masked_fill_(self.masks[name], 0).add_(grad)
-        else:
-            self._dense_grads[name] = grad.detach().clone()
-            self._collected[name] = weakref.ref(grad)
+        for weight in self._weights.values():
+            weight.collect(self.method.growth_gradient == "batch" and due)
 
     def _after_step(self, *_: object) -> None:
         self.step += 1
         self._project()
         if self._deferred or self.method.due(self.step):
             self._update()
-        self._dense_grads = {}
-        self._collecting = self._collects_next()
+        self._collect()
 
     @torch.no_grad()
     def _update(self) -> None:
         gradients = self._growth_gradients()
-        self._deferred = gradients is not None and not all(
-            bool(torch.isfinite(g).all()) for g in gradients.values()
-        )
-        if self._deferred:
-            return
-        moment = self.moment
-        with self._around(self):
-            self._install(
-                updated(self.method, self._parameters, self.masks, gradients, moment, self._seed)
+        try:
+            masks = updated(
+                self.method, self._weights, self.masks, gradients, self.moment, self._seed
             )
+        except NotFiniteError:
+            self._deferred = True
+            return
+        self._deferred = False
+        with self._around(self):
+            self._install(masks)
             self.updates += 1
-            for name, parameter in self._parameters.items():
-                if parameter.grad is not None:
-                    parameter.grad.masked_fill_(self._inactive[name], 0)
 
-    def _growth_gradients(self) -> Mapping[str, Tensor] | None:
+    def _growth_gradients(self) -> Mapping[str, Tensor | RowGradient] | None:
         source = self.method.growth_gradient
-        if source is None:
-            return None
-        found = self._dense_grads if source == "batch" else source()
-        return with_zeros(found, self._parameters)
+        if source != "batch":
+            return None if source is None else source()
+        found = {name: weight.collected() for name, weight in self._weights.items()}
+        return {name: gradient for name, gradient in found.items() if gradient is not None}
 
     @torch.no_grad()
     def _project(self) -> None:
         """Zero weights and optimiser state wherever a mask is off."""
-        tensors: list[Tensor] = []
-        multipliers: list[Tensor] = []
-        for name, parameter in self._parameters.items():
-            multiplier = self._multipliers[name]
-            state = self._optimizer.state.get(parameter, {})
-            for tensor in (parameter, *state.values()):
-                if isinstance(tensor, Tensor) and tensor.shape == parameter.shape:
-                    tensors.append(tensor)
-                    multipliers.append(multiplier.to(tensor.dtype))
-        if tensors:
+        pairs = [p for w in self._weights.values() for p in w.products(self._state(w))]
+        if pairs:
+            tensors, multipliers = zip(*pairs, strict=True)
             torch._foreach_mul_(tensors, multipliers)
 
 
@@ -257,8 +246,7 @@ def attach(
         >>> topology.updates, topology.masks.nnz, int(net.weight.count_nonzero()) <= 20
         (1, 20, True)
     """
-    values = masks if isinstance(masks, Masks) else Masks(masks)
-    return Topology(model, optimizer, values, method, seed, around)
+    return Topology(model, optimizer, Masks(masks), method, seed, around)
 
 
 def _check(
@@ -273,9 +261,9 @@ def _check(
         hint = ": make an instance of it" if isinstance(method, type) else ""
         raise TopologyError(f"{method!r} is no method (due, update, growth_gradient){hint}")
     masks.check(model)
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    named = dict(model.named_parameters())
-    missing = [name for name in masks if id(named[name]) not in held]
+    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    named = named_weights(model)
+    missing = [name for name in masks if id(named[name]) not in owned]
     if missing:
         raise TopologyError(f"the optimiser does not hold the masked {', '.join(missing)}")
     frozen = [name for name in masks if not named[name].requires_grad]
@@ -289,3 +277,15 @@ def _check(
 def _learning_rate(optimizer: torch.optim.Optimizer, key: str) -> float:
     group = optimizer.param_groups[0]
     return float(group.get(key, group["lr"]))
+
+
+def _tensor(entry: Entry) -> Tensor:
+    return entry.positions if isinstance(entry, Places) else entry.mask()
+
+
+def _entry(masks: Mapping[str, Tensor], name: str, shape: torch.Size) -> Entry | Tensor:
+    if isinstance(masks, Masks):
+        return masks.entry(name)
+    if masks[name].dtype == torch.int64:
+        return Masks.from_indices({name: (masks[name], shape)}).entry(name)
+    return masks[name]

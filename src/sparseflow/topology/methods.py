@@ -16,37 +16,20 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from sparseflow.core.errors import TopologyError
-from sparseflow.core.functional import Loss, gradient, split
-from sparseflow.core.schedules import Fraction, Moment, When, constant, cubic, every
+from sparseflow.core.functional import Loss, RowGradient, dense_gradient, split
+from sparseflow.core.schedules import Fraction, When, constant, cubic, every
 from sparseflow.masks.allocation import check_density
-from sparseflow.topology.update import drop_and_grow, prune_to
+from sparseflow.topology.update import pruned, regrown
+from sparseflow.topology.view import Connections, View
 
-GrowthGradient = Literal["batch"] | Callable[[], Mapping[str, Tensor]] | None
+Source = Callable[[], Mapping[str, Tensor | RowGradient]]
+"""Gives dense gradients by name; of a truly sparse layer by rows, so that it is never whole."""
 
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """What a method sees of one layer at an update.
-
-    Attributes:
-        name: the parameter's name.
-        weight: its values, zero where inactive.
-        mask: its active connections.
-        gradient: the dense gradient, if the method asks for one, else None.
-        moment: step and learning-rate ratio.
-        generator: the random stream of this layer and update (on the CPU).
-    """
-
-    name: str
-    weight: Float[Tensor, "*w"]
-    mask: Bool[Tensor, "*w"]
-    gradient: Float[Tensor, "*w"] | None
-    moment: Moment
-    generator: torch.Generator
+GrowthGradient = Literal["batch"] | Source | None
 
 
 @runtime_checkable
@@ -62,8 +45,8 @@ class Method(Protocol):
         """Say whether the masks change after this optimiser step (1 is the first)."""
         ...
 
-    def update(self, view: View) -> Bool[Tensor, "*w"]:
-        """Return the layer's new mask."""
+    def update(self, connections: Connections) -> Int64[Tensor, " k"]:
+        """Return the sorted flat positions of the weight's new connections."""
         ...
 
 
@@ -77,9 +60,9 @@ class Static:
         """Never."""
         return False
 
-    def update(self, view: View) -> Bool[Tensor, "*w"]:
-        """Return the mask as it is."""
-        return view.mask
+    def update(self, connections: Connections) -> Int64[Tensor, " k"]:
+        """Return the connections as they are."""
+        return connections.indices
 
 
 @dataclass(frozen=True)
@@ -108,23 +91,24 @@ class SET:
         return self.when(step)
 
     def drop_score(self, view: View) -> Float[Tensor, "*w"]:
-        """Score active connections: the lowest are dropped."""
+        """Score connections, of which all are active: the lowest are dropped."""
         return view.weight.abs()
 
     def grow_score(self, view: View) -> Float[Tensor, "*w"]:
-        """Score inactive connections: the highest are grown."""
+        """Score a block of places: the highest inactive ones are grown."""
         scores = torch.rand(view.mask.shape, generator=view.generator)
         return scores.to(view.mask.device)
 
-    def update(self, view: View) -> Bool[Tensor, "*w"]:
+    def update(self, connections: Connections) -> Int64[Tensor, " k"]:
         """Drop and grow one layer."""
-        fraction = self.drop(view.moment)
+        moment, active = connections.moment, connections.active
+        fraction = self.drop(moment)
         if not 0 <= fraction <= 1:
-            raise TopologyError(
-                f"drop fraction {fraction} at step {view.moment.step} is not in [0, 1]"
-            )
-        k = math.floor(fraction * int(view.mask.sum()))
-        return drop_and_grow(view.mask, self.drop_score(view), self.grow_score(view), k)
+            raise TopologyError(f"drop fraction {fraction} at step {moment.step} is not in [0, 1]")
+        k = math.floor(fraction * len(connections.indices))
+        drop = _fitting("drop_score", self.drop_score(active), active)
+        grow = (_fitting("grow_score", self.grow_score(v), v) for v in connections.blocks())
+        return regrown(connections.indices, drop, grow, k)
 
 
 @dataclass(frozen=True)
@@ -141,7 +125,7 @@ class RigL(SET):
             dense gradients by name, see :func:`sparseflow.probe_gradient`.
     """
 
-    grow_from: Literal["batch"] | Callable[[], Mapping[str, Tensor]] = "batch"
+    grow_from: Literal["batch"] | Source = "batch"
 
     @property
     def growth_gradient(self) -> GrowthGradient:
@@ -150,7 +134,7 @@ class RigL(SET):
 
     def grow_score(self, view: View) -> Float[Tensor, "*w"]:
         """Magnitude of the dense gradient."""
-        return needed(view).abs()
+        return view.gradient.abs()
 
 
 @dataclass(frozen=True)
@@ -159,7 +143,7 @@ class RigLInverted(RigL):
 
     def grow_score(self, view: View) -> Float[Tensor, "*w"]:
         """Minus the magnitude of the dense gradient."""
-        return -needed(view).abs()
+        return -view.gradient.abs()
 
 
 @dataclass(frozen=True)
@@ -201,20 +185,19 @@ class GradualPruning:
         """Every ``interval`` steps from ``start`` to ``stop``."""
         return every(self.interval, start=self.start, stop=self.stop)(step)
 
-    def update(self, view: View) -> Bool[Tensor, "*w"]:
+    def update(self, connections: Connections) -> Int64[Tensor, " k"]:
         """Keep the largest weights that the schedule allows at this step."""
         final = self.density
         if isinstance(final, Mapping):
-            if view.name not in final:
-                raise TopologyError(f"no final density for {view.name!r}")
-            final = final[view.name]
-        density = cubic(final, self.start, self.stop, self.power)(view.moment.step)
-        return prune_to(view.mask, view.weight.abs(), round(density * view.mask.numel()))
+            if connections.name not in final:
+                raise TopologyError(f"no final density for {connections.name!r}")
+            final = final[connections.name]
+        density = cubic(final, self.start, self.stop, self.power)(connections.moment.step)
+        kept = round(density * connections.size)
+        return pruned(connections.indices, connections.values.abs(), kept)
 
 
-def probe_gradient(
-    model: nn.Module, loss: Loss, probe: object, chunk: int = 250
-) -> Callable[[], dict[str, Tensor]]:
+def probe_gradient(model: nn.Module, loss: Loss, probe: object, chunk: int = 250) -> Source:
     """Grow from a fixed probe batch: the paper's MNIST runs use 1,000 training examples.
 
     Args:
@@ -224,15 +207,13 @@ def probe_gradient(
         chunk: examples at a time.
     """
     chunks = split(probe, chunk)
-    return lambda: gradient(model, loss, chunks)[1]
+    return lambda: dense_gradient(model, loss, chunks)
 
 
-def needed(view: View) -> Float[Tensor, "*w"]:
-    """Return the dense gradient of a view.
-
-    Raises:
-        TopologyError: if the method named no source for it.
-    """
-    if view.gradient is None:
-        raise TopologyError(f"no gradient for {view.name}: the method's growth_gradient is None")
-    return view.gradient
+def _fitting(what: str, score: Tensor, view: View) -> Tensor:
+    if score.shape != view.mask.shape:
+        raise TopologyError(
+            f"{what} of {view.name} has shape {tuple(score.shape)}: "
+            f"it is to be that of the view, {tuple(view.mask.shape)}"
+        )
+    return score

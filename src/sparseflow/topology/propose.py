@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from sparseflow.core.errors import TopologyError
+from sparseflow.core.functional import RowGradient
 from sparseflow.core.random import generator
 from sparseflow.core.schedules import Moment
 from sparseflow.masks import Masks
-from sparseflow.topology.methods import Method, View
+from sparseflow.topology.methods import Method
+from sparseflow.topology.view import Connections, NotFiniteError
+from sparseflow.topology.weights import Weight, by_rows, held, weights_under
 
 
 @torch.no_grad()
@@ -47,43 +50,46 @@ def propose(
         >>> after.nnz == masks.nnz, after == masks
         (True, False)
     """
-    values = masks if isinstance(masks, Masks) else Masks(masks)
-    values.check(model)
+    values = Masks(masks)
+    weights = weights_under(model, values)
     source = method.growth_gradient
     if source == "batch":
         raise TopologyError(
             f"{type(method).__name__} grows from the training batch, and there is none: "
             "give it grow_from=sf.probe_gradient(model, loss, batch)"
         )
-    named = dict(model.named_parameters())
-    parameters = {name: named[name] for name in values}
-    gradients = None if source is None else with_zeros(source(), parameters)
-    bad = [n for n, g in (gradients or {}).items() if not bool(torch.isfinite(g).all())]
-    if bad:
-        raise TopologyError(f"the growth gradient of {', '.join(bad)} is not finite")
-    return updated(method, parameters, values, gradients, moment, seed)
+    gradients = None if source is None else source()
+    try:
+        return updated(method, weights, held(weights, values), gradients, moment, seed)
+    except NotFiniteError as error:
+        raise TopologyError(str(error)) from error
 
 
 def updated(
     method: Method,
-    parameters: Mapping[str, Tensor],
-    masks: Mapping[str, Tensor],
-    gradients: Mapping[str, Tensor] | None,
+    weights: Mapping[str, Weight],
+    masks: Masks,
+    gradients: Mapping[str, Tensor | RowGradient] | None,
     moment: Moment,
     seed: int,
 ) -> Masks:
-    """Ask the method for the mask of every layer."""
+    """Ask the method for the mask of every layer.
+
+    Raises:
+        NotFiniteError: if a growth gradient is not finite.
+        MaskError: if the method returns what are no sorted positions.
+    """
     after = {}
-    for name, parameter in parameters.items():
-        stream = generator(seed, "update", moment.step, name)
-        grad = None if gradients is None else gradients[name]
-        view = View(name, parameter.detach(), masks[name], grad, moment, stream)
-        after[name] = method.update(view)
-    return Masks(after)
-
-
-def with_zeros(
-    gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Gradients of these parameters, zero where the loss does not depend on one."""
-    return {n: gradients.get(n, torch.zeros_like(p)) for n, p in parameters.items()}
+    for name, weight in weights.items():
+        connections = Connections(
+            name,
+            weight.shape,
+            moment=moment,
+            generator=generator(seed, "update", moment.step, name),
+            rows_gradient=None if gradients is None else by_rows(weight, gradients.get(name)),
+            **weight.connections(masks.entry(name)),
+        )
+        indices = method.update(connections)
+        connections.check_gradient()
+        after[name] = (indices, weight.shape)
+    return held(weights, Masks.from_indices(after))

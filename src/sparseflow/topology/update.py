@@ -1,13 +1,66 @@
-"""The pure drop-and-grow: it knows masks and scores, no optimiser and no method."""
+"""The pure drop-and-grow: it knows connections and scores, no optimiser and no method.
+
+Connections are sorted flat positions, and growth scores come in blocks of
+rows, so that nothing of the weight's size is needed. A bool mask goes through
+the same code, as one block.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from sparseflow.core.errors import TopologyError
-from sparseflow.core.select import top_k
+from sparseflow.core.select import mask_at, merged, positions_of, top_k, top_k_of_blocks
+
+
+def regrown(
+    active: Int64[Tensor, " n"],
+    drop_score: Float[Tensor, " n"],
+    grow_scores: Iterable[Float[Tensor, " ..."]],
+    k: int,
+) -> Int64[Tensor, " n"]:
+    """Drop the ``k`` active connections of lowest score, then grow the ``k`` highest.
+
+    Growth chooses among all connections that are inactive after the drop, so
+    one just dropped may come back at once (it then keeps its value and its
+    optimiser state). The number of active connections never changes. Equal
+    scores are taken in index order.
+
+    Args:
+        active: sorted flat positions of the active connections.
+        drop_score: their scores: the lowest go.
+        grow_scores: scores of all places of the weight, in consecutive blocks:
+            the highest among inactive ones come, others are ignored.
+        k: how many, from 0 to the number of active connections.
+
+    Returns:
+        Sorted flat positions of the new connections.
+
+    Raises:
+        TopologyError: if ``k`` is out of range or a score that counts is NaN.
+
+    Example:
+        >>> active, grow = torch.tensor([0, 1]), torch.tensor([0.0, 0.0, 1.0, 2.0])
+        >>> regrown(active, torch.tensor([0.1, 0.9]), grow.split(2), 1).tolist()
+        [1, 3]
+    """
+    if not 0 <= k <= len(active):
+        raise TopologyError(f"cannot drop k={k} of {len(active)} active connections")
+    if k == 0:
+        return active
+    try:
+        stays = top_k(drop_score, len(active) - k)
+        kept = active[stays]
+        grown, scores = top_k_of_blocks(_outside(kept, grow_scores), k)
+    except ValueError as error:
+        raise TopologyError(f"cannot update a mask: {error}") from error
+    if bool(torch.isneginf(drop_score[stays]).any()) or bool(torch.isneginf(scores).any()):
+        raise TopologyError("a score is infinite: drop and growth scores must be finite")
+    return merged(kept, grown)
 
 
 def drop_and_grow(
@@ -18,9 +71,8 @@ def drop_and_grow(
 ) -> Bool[Tensor, "*w"]:
     """Drop the ``k`` active connections of lowest score, then grow the ``k`` highest.
 
-    Growth chooses among all connections that are inactive after the drop, so
-    one just dropped may come back at once (it then keeps its value and its
-    optimiser state). The number of active connections never changes.
+    :func:`regrown` for a bool mask: its growth may bring back at once what was
+    just dropped.
 
     Args:
         mask: the active connections.
@@ -38,19 +90,28 @@ def drop_and_grow(
         >>> drop_and_grow(mask, drop, grow, 1).tolist()
         [False, True, False, True]
     """
-    active = int(mask.sum())
-    if not 0 <= k <= active:
-        raise TopologyError(f"cannot drop k={k} of {active} active connections")
-    if k == 0:
-        return mask.clone()
+    active = positions_of(mask)
+    after = regrown(active, drop_score.reshape(-1)[active], [grow_score], k)
+    return mask_at(after, mask.shape)
+
+
+def pruned(
+    active: Int64[Tensor, " n"], score: Float[Tensor, " n"], k: int
+) -> Int64[Tensor, " kept"]:
+    """Keep the ``k`` active connections of highest score, or all if they are fewer.
+
+    Raises:
+        TopologyError: if ``k`` is negative or a score is NaN.
+
+    >>> pruned(torch.tensor([2, 5, 7]), torch.tensor([1.0, 3.0, 3.0]), 1).tolist()
+    [5]
+    """
+    if k < 0:
+        raise TopologyError(f"cannot keep k={k} connections")
     try:
-        kept = top_k(drop_score.masked_fill(~mask, -torch.inf), active - k) & mask
-        updated = kept | top_k(grow_score.masked_fill(kept, -torch.inf), k)
+        return active[top_k(score, min(k, len(active)))]
     except ValueError as error:
-        raise TopologyError(f"cannot update a mask: {error}") from error
-    if int(updated.sum()) != active:
-        raise TopologyError("a score is infinite: drop and growth scores must be finite")
-    return updated
+        raise TopologyError(f"cannot prune a mask: {error}") from error
 
 
 def prune_to(mask: Bool[Tensor, "*w"], score: Float[Tensor, "*w"], k: int) -> Bool[Tensor, "*w"]:
@@ -59,9 +120,19 @@ def prune_to(mask: Bool[Tensor, "*w"], score: Float[Tensor, "*w"], k: int) -> Bo
     Raises:
         TopologyError: if ``k`` is negative or a score that counts is NaN.
     """
-    if k < 0:
-        raise TopologyError(f"cannot keep k={k} connections")
-    try:
-        return top_k(score.masked_fill(~mask, -torch.inf), min(k, int(mask.sum()))) & mask
-    except ValueError as error:
-        raise TopologyError(f"cannot prune a mask: {error}") from error
+    active = positions_of(mask)
+    return mask_at(pruned(active, score.reshape(-1)[active], k), mask.shape)
+
+
+def _outside(
+    kept: Int64[Tensor, " n"], blocks: Iterable[Float[Tensor, " ..."]]
+) -> Iterator[Float[Tensor, " block"]]:
+    """Lower the scores of kept connections below all others."""
+    start = 0
+    for block in blocks:
+        scores = block.reshape(-1).clone()
+        stop = start + len(scores)
+        cuts = torch.searchsorted(kept, torch.tensor([start, stop], device=kept.device)).tolist()
+        scores[kept[cuts[0] : cuts[1]] - start] = -torch.inf
+        start = stop
+        yield scores

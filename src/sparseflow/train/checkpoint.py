@@ -1,4 +1,9 @@
-"""Checkpoints without pickle: weights, masks and optimiser state in safetensors."""
+"""Checkpoints without pickle: weights, masks and optimiser state in safetensors.
+
+A masked weight takes the room of its non-zeros, and so does the state that an
+optimiser keeps for it. The file does not say whether execution was masked dense
+or sparse: equal networks give equal bytes.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +16,42 @@ from torch import Tensor, nn
 
 from sparseflow.core.errors import StoreError
 from sparseflow.core.files import load_tensors, save_tensors
+from sparseflow.core.parameters import named_weights
 from sparseflow.masks import Masks
+from sparseflow.masks.state import NonZeros, State, under, without_sign_of_zero
 from sparseflow.topology import Topology
 
-FORMAT = "sparseflow-1"
+FORMAT = "sparseflow-2"
+DENSE_FORMAT = "sparseflow-1"
+"""Of version 0.1: dense weights, bool masks, no checksum. Still read."""
 
 
 def save_weights(path: Path, model: nn.Module, masks: Masks, run: str, step: int) -> None:
-    """Write the model's state and its masks at one step."""
-    tensors = {f"weights/{n}": t for n, t in model.state_dict().items()}
-    tensors |= {f"masks/{n}": m for n, m in masks.items()}
-    save_tensors(path, tensors, {"format": FORMAT, "run": run, "step": step})
+    """Write the model's state and its masks at one step.
+
+    Raises:
+        MaskError: if the masks do not fit, or an inactive weight is not zero.
+    """
+    tensors, shapes = State.of(model, masks).tensors()
+    save_tensors(path, tensors, {"format": FORMAT, "run": run, "step": step, "shapes": shapes})
 
 
-def load_weights(path: Path, run: str) -> tuple[dict[str, Tensor], Masks]:
-    """Read the model's state and its masks.
+def load_state(path: Path, run: str) -> State:
+    """Read the model's state; nothing of a masked weight's dense size is made.
 
     Raises:
         StoreError: if the file is missing, damaged, or of another run.
     """
-    tensors, meta = load_tensors(path)
-    _check(path, meta, run)
-    return _under(tensors, "weights/"), Masks(_under(tensors, "masks/"))
+    return _state(path, *_load(path, run))
+
+
+def load_weights(path: Path, run: str) -> tuple[dict[str, Tensor], Masks]:
+    """Read the model's state, dense, and its masks.
+
+    Raises:
+        StoreError: if the file is missing, damaged, or of another run.
+    """
+    return load_state(path, run).dense()
 
 
 def save_resume(
@@ -43,22 +62,30 @@ def save_resume(
     run: str,
     extra: Mapping[str, Any],
 ) -> None:
-    """Write all that the next step depends on, and ``extra`` as JSON."""
-    state = topology.state_dict()
-    tensors = {f"weights/{n}": t for n, t in model.state_dict().items()}
-    tensors |= {f"masks/{n}": m for n, m in state.pop("masks").items()}
+    """Write all that the next step depends on, and ``extra`` as JSON.
+
+    Raises:
+        MaskError: if an inactive weight is not zero.
+    """
+    progress = {k: v for k, v in topology.state_dict().items() if k != "masks"}
+    state = State.of(model, topology.masks)
+    tensors, shapes = state.tensors()
+    masked = _masked(model, optimizer, state)
     numbers: dict[str, dict[str, Any]] = {}
     packed = optimizer.state_dict()
     for index, slots in packed["state"].items():
         for key, value in slots.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer/{index}/{key}"] = value
-            else:
+            if not isinstance(value, Tensor):
                 numbers.setdefault(str(index), {})[key] = value
+                continue
+            active = _active(value, masked.get(index))
+            kind = "optimizer" if active is None else "active"
+            tensors[f"{kind}/{index}/{key}"] = value if active is None else active
     meta = {
         "format": FORMAT,
         "run": run,
-        "topology": state,
+        "shapes": shapes,
+        "topology": progress,
         "optimizer": {"groups": packed["param_groups"], "numbers": numbers},
         "extra": dict(extra),
     }
@@ -74,31 +101,82 @@ def load_resume(
 ) -> dict[str, Any]:
     """Restore :func:`save_resume` into fresh objects of the same kind; return ``extra``.
 
+    The file may have been written under the other execution, masked dense or sparse.
+
     Raises:
         StoreError: if the file is missing, damaged, of another run, or holds
             weights alone.
     """
-    tensors, meta = load_tensors(path)
-    _check(path, meta, run)
+    tensors, meta = _load(path, run)
     if "optimizer" not in meta:
         raise StoreError(f"checkpoint {path} holds no optimiser state: it cannot be resumed")
+    state = _state(path, tensors, meta)
     packed = meta["optimizer"]
-    state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in packed["numbers"].items()}
-    for name, tensor in _under(tensors, "optimizer/").items():
+    slots: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in packed["numbers"].items()}
+    sizes = dict(enumerate(p.shape for p in _parameters(optimizer)))
+    state.restore(model)
+    masked = _masked(model, optimizer, state)
+    for name, tensor in under(tensors, "optimizer/").items():
         index, key = name.split("/", 1)
-        state.setdefault(int(index), {})[key] = tensor
-    model.load_state_dict(_under(tensors, "weights/"))
-    optimizer.load_state_dict({"state": state, "param_groups": packed["groups"]})
-    topology.load_state_dict(meta["topology"] | {"masks": _under(tensors, "masks/")})
+        slots.setdefault(int(index), {})[key] = tensor
+    for name, tensor in under(tensors, "active/").items():
+        index, key = name.split("/", 1)
+        kept = masked[int(index)]
+        spread = sizes[int(index)] == kept.shape
+        slots.setdefault(int(index), {})[key] = kept.spread(tensor) if spread else tensor
+    optimizer.load_state_dict({"state": slots, "param_groups": packed["groups"]})
+    topology.load_state_dict(meta["topology"] | {"masks": state.masks()})
     return meta["extra"]
 
 
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+def resume_extra(path: Path, run: str) -> dict[str, Any]:
+    """Read the ``extra`` of :func:`save_resume` alone; empty for a file of weights.
+
+    Raises:
+        StoreError: if the file is missing, damaged, or of another run.
+    """
+    return _load(path, run)[1].get("extra", {})
 
 
-def _check(path: Path, meta: Mapping[str, Any], run: str) -> None:
-    if meta.get("format") != FORMAT:
+def _load(path: Path, run: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors, meta = load_tensors(path)
+    if meta.get("format") not in (FORMAT, DENSE_FORMAT):
         raise StoreError(f"checkpoint {path} is not one of sparseflow's (no {FORMAT!r} mark)")
     if meta.get("run") != run:
         raise StoreError(f"checkpoint {path} belongs to run {meta.get('run')}, not to {run}")
+    return tensors, meta
+
+
+def _state(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> State:
+    if meta["format"] == DENSE_FORMAT:
+        return State.of_dense(under(tensors, "weights/"), Masks(under(tensors, "masks/")))
+    try:
+        return State.read(tensors, meta.get("shapes"))
+    except StoreError as error:
+        raise StoreError(f"checkpoint {path}: {error}") from error
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _masked(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: State
+) -> dict[int, NonZeros]:
+    """Masked weights by the index that the optimiser's state has for them."""
+    names = {id(p): name for name, p in named_weights(model).items()}
+    found = {
+        i: state.masked.get(names.get(id(p), "")) for i, p in enumerate(_parameters(optimizer))
+    }
+    return {index: kept for index, kept in found.items() if kept is not None}
+
+
+def _active(value: Tensor, kept: NonZeros | None) -> Tensor | None:
+    """State of the active connections, if it is all there is; None for any other."""
+    if kept is None or value.shape not in (kept.shape, kept.values.shape):
+        return None
+    if value.shape == kept.values.shape:
+        return without_sign_of_zero(value)
+    active = value.reshape(-1)[kept.indices.to(value.device)]
+    whole = value.count_nonzero() == active.count_nonzero()
+    return without_sign_of_zero(active) if whole else None

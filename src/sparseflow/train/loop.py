@@ -77,7 +77,7 @@ def fit(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, x: Tensor, y: Tensor, size: int = 1000) -> tuple[float, float]:
+def evaluate(model: nn.Module, x: Tensor, y: Tensor, size: int = 250) -> tuple[float, float]:
     """Accuracy in % and mean cross-entropy over a data set, in evaluation mode."""
     mode = model.training
     model.eval()

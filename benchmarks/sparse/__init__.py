@@ -1,0 +1,1 @@
+"""Benchmarks of truly sparse execution: layers, whole steps, inference, memory, the roofline."""

@@ -1,0 +1,256 @@
+// How the work of a convolution is cut into bands and tiles.
+#pragma once
+
+#include "conv_axis.hpp"
+
+namespace SF_LEVEL {
+
+// Vectors of 16 that a tile keeps in registers, and columns of the widest tile.
+#if defined(__AVX512F__)
+constexpr int64_t TILE = 16, TILE_COLUMNS = 8;
+#elif defined(__AVX__)
+constexpr int64_t TILE = 7, TILE_COLUMNS = 7;
+#else
+constexpr int64_t TILE = 3, TILE_COLUMNS = 3;
+#endif
+
+static SF_INLINE Piece take(const float *p) { return *reinterpret_cast<const PieceAnywhere *>(p); }
+static SF_INLINE void put(float *p, Piece v) { *reinterpret_cast<PieceAnywhere *>(p) = v; }
+static SF_INLINE Piece all(float a) { return a - Piece{}; }  // not +: -0 stays -0
+
+// Vectors of the source that a band may take: half of a common second-level cache. The
+// weight gradient may take more if it would else add up its sums too often.
+constexpr int64_t BAND = (480 << 10) / 64, LARGE_BAND = (1280 << 10) / 64;
+
+// Bands are rectangles of the target whose sources stay in the second-level cache. Without
+// a stride, taps read the source in place. With one, a band's sources are first packed:
+// the positions of each residue side by side, with the zeros of the padding around.
+struct Plan {
+    Axis h, w;
+    int64_t channels, blocks;  // of the source
+    bool packed, by_block;     // by_block: the lines of a tile are batch blocks, not rows
+    int64_t block_parts, row_parts, column_parts, items;
+    int64_t pitch, area, plane, volume;  // vectors per line, residue, channel, batch block
+    int64_t columns;                     // most columns of a tile
+};
+
+// The part of the target that an item computes.
+struct Band {
+    int64_t block, blocks, row, rows, column, columns;
+};
+
+static Band band_of(const Plan &p, int64_t item) {
+    const int64_t c = item % p.column_parts, r = item / p.column_parts % p.row_parts,
+                  b = item / (p.column_parts * p.row_parts);
+    const int64_t block = b * p.blocks / p.block_parts, row = r * p.h.count / p.row_parts,
+                  column = c * p.w.count / p.column_parts;
+    return {block,  (b + 1) * p.blocks / p.block_parts - block,
+            row,    (r + 1) * p.h.count / p.row_parts - row,
+            column, (c + 1) * p.w.count / p.column_parts - column};
+}
+
+// Cuts the target into bands that fit the cache: of whole lines, or if packed, with the
+// least overlap of their sources.
+static void choose_bands(Plan &p, int64_t budget) {
+    const int64_t planes = p.channels * p.h.residues * p.w.residues;
+    const int64_t high = p.h.high - p.h.low, wide = p.w.high - p.w.low;
+    const int64_t most = maximum(1, p.w.count / 8);
+    p.row_parts = p.h.count;
+    p.column_parts = most;
+    double best = 1e300;
+    for (int64_t parts = 1; parts <= most; parts++) {
+        const int64_t columns = parts_of(p.w.count, parts);
+        const int64_t fit = budget / maximum(1, planes * (columns + wide)) - high;
+        if (fit < 1) continue;
+        const int64_t row_parts = parts_of(p.h.count, fit);
+        const int64_t rows = parts_of(p.h.count, row_parts);
+        const double cost = double((rows + high) * (columns + wide)) / double(rows * columns);
+        if (cost >= best) continue;
+        best = cost;
+        p.row_parts = row_parts;
+        p.column_parts = parts;
+        if (!p.packed) break;  // whole lines
+    }
+}
+
+static int64_t tile_begin(int64_t columns, int64_t most, int64_t tile) {
+    return columns * tile / parts_of(columns, most);
+}
+
+// Kernels lack a source on one side of a tile, at fewer than EDGE columns: where tiles would
+// lack more, they must be narrower.
+constexpr int64_t EDGE = 5;
+static bool one_sided(const Plan &p, const Band &band, int64_t most) {
+    for (int64_t t = 0; t < parts_of(band.columns, most); t++) {
+        const int64_t begin = tile_begin(band.columns, most, t);
+        const int64_t size = tile_begin(band.columns, most, t + 1) - begin;
+        for (int64_t k = 0; k < p.w.kernel; k++) {
+            const Range range = inside(p.w, k, band.column + begin, size);
+            if (range.begin >= range.end) continue;
+            if (range.begin > 0 && range.end < size) return false;
+            if (range.begin >= EDGE || size - range.end >= EDGE) return false;
+        }
+    }
+    return true;
+}
+
+static Plan make_plan(const Axis &h, const Axis &w, int64_t channels, int64_t blocks,
+                      int64_t budget = BAND) {
+    Plan p = {};
+    p.h = h, p.w = w, p.channels = channels, p.blocks = p.block_parts = blocks;
+    p.packed = h.stride > 1 || w.stride > 1;
+    if (!h.count || !w.count || !blocks) return p;
+    choose_bands(p, p.packed ? BAND : budget);
+    p.pitch = w.source;
+    p.area = w.source * h.source;
+    if (p.packed) {
+        p.pitch = parts_of(w.count, p.column_parts) + w.high - w.low;
+        p.area = p.pitch * (parts_of(h.count, p.row_parts) + h.high - h.low);
+    }
+    p.plane = p.area * h.residues * w.residues;
+    p.volume = p.plane * channels;
+    p.by_block = h.count * w.count < TILE;
+    if (p.by_block) {
+        const int64_t fit = maximum(1, BAND / maximum(1, p.volume));
+        p.block_parts = parts_of(blocks, minimum(TILE / minimum(TILE_COLUMNS, w.count), fit));
+    }
+    p.items = p.block_parts * p.row_parts * p.column_parts;
+    p.columns = TILE_COLUMNS;
+    for (int64_t part = 0; part < p.column_parts && !p.packed; part++)
+        while (!one_sided(p, band_of(p, part), p.columns)) p.columns--;
+    return p;
+}
+
+// Vectors from the first source of a target to what a kernel position reads.
+static int64_t place_of(const Plan &p, int64_t kh, int64_t kw) {
+    return (p.h.use[kh] * p.w.residues + p.w.use[kw]) * p.area +
+           (p.h.shift[kh] - (p.packed ? p.h.low : 0)) * p.pitch + p.w.shift[kw] -
+           (p.packed ? p.w.low : 0);
+}
+
+// ---- Packing
+
+static SF_INLINE void fill_zero(float *to, int64_t vectors) {
+    for (int64_t i = 0; i < vectors * PIECES; i++) put(to + i * PIECE, Piece{});
+}
+
+// One line of a residue, from source position first * stride + residue.
+static SF_INLINE void pack_line(const Axis &w, int64_t residue, int64_t first, int64_t size,
+                                const float *from, float *to) {
+    const int64_t begin = minimum(size, maximum(0, -first));
+    const int64_t last = floor_divide(w.source - 1 - residue, w.stride) + 1 - first;
+    const int64_t end = maximum(begin, minimum(size, last));
+    fill_zero(to, begin);
+    for (int64_t j = begin; j < end; j++) {
+        const float *x = from + ((first + j) * w.stride + residue) * LANES;
+        SF_UNROLL
+        for (int i = 0; i < PIECES; i++) put(to + j * LANES + i * PIECE, take(x + i * PIECE));
+    }
+    fill_zero(to + end * LANES, size - end);
+}
+
+static void pack(const Plan &p, const Band &band, const float *x, float *to) {
+    const int64_t rows = band.rows + p.h.high - p.h.low;
+    const int64_t columns = band.columns + p.w.high - p.w.low;
+    const int64_t row = band.row + p.h.low, column = band.column + p.w.low;
+    for (int64_t c = 0; c < band.blocks * p.channels; c++) {
+        const float *image =
+            x + (band.block * p.channels + c) * p.h.source * p.w.source * LANES;
+        float *plane = to + c * p.plane * LANES;
+        for (int64_t i = 0; i < p.h.residues * p.w.residues; i++, plane += p.area * LANES)
+            for (int64_t r = 0; r < rows; r++) {
+                const int64_t at = (row + r) * p.h.stride + p.h.residue[i / p.w.residues];
+                float *line = plane + r * p.pitch * LANES;
+                if (at < 0 || at >= p.h.source) fill_zero(line, columns);
+                else pack_line(p.w, p.w.residue[i % p.w.residues], column, columns,
+                               image + at * p.w.source * LANES, line);
+            }
+    }
+}
+
+// ---- Taps
+
+// The non-zeros of each row of the target, by kernel column, then kernel row, then channel
+// of the source; those of one row and kernel position begin at starts.
+struct Taps {
+    const int32_t *starts;  // (rows * kernel positions + 1)
+    const int32_t *place;   // vectors from the first source of a target
+    const int32_t *order;   // the non-zero's place in the caller's arrays
+};
+
+// Sorts by counting; entry(k, row) -> the group of a non-zero and its place.
+struct Entry {
+    int64_t group, place;
+};
+template <class Get>
+static void sort_taps(int64_t rows, const int32_t *pointers, int64_t groups, int32_t *starts,
+                      int32_t *place, int32_t *order, Get entry) {
+    memset(starts, 0, (groups + 1) * sizeof(int32_t));
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t k = pointers[row]; k < pointers[row + 1]; k++)
+            starts[entry(k, row).group + 1]++;
+    for (int64_t g = 0; g < groups; g++) starts[g + 1] += starts[g];
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t k = pointers[row]; k < pointers[row + 1]; k++) {
+            const Entry e = entry(k, row);
+            const int32_t at = starts[e.group]++;
+            place[at] = static_cast<int32_t>(e.place);
+            order[at] = static_cast<int32_t>(k);
+        }
+    // Each start has moved on to the next one's place.
+    memmove(starts + 1, starts, groups * sizeof(int32_t));
+    starts[0] = 0;
+}
+
+// Of a kernel position: its group within a row, its place without a channel, and the
+// distance of channels.
+struct Position {
+    int64_t group, place, plane;
+};
+
+static Plan forward_plan(const Shape &s, int64_t budget = BAND) {
+    return make_plan(forward_axis(s.h), forward_axis(s.w), s.in, s.blocks, budget);
+}
+
+// The input positions (i, j) plus multiples of the stride.
+static Plan backward_plan(const Shape &s, int64_t i, int64_t j) {
+    return make_plan(backward_axis(s.h, i), backward_axis(s.w, j), s.out, s.blocks);
+}
+
+// Taps by a table of the kernel positions; rows: output channels, else input channels.
+static void sort_by(const Shape &s, const Position *of, bool outputs, int64_t groups,
+                    const int32_t *pointers, const int32_t *columns, int32_t *starts,
+                    int32_t *place, int32_t *order) {
+    const uint32_t kernel = static_cast<uint32_t>(s.h.kernel * s.w.kernel);
+    const int64_t per_group = s.in / s.groups, group = s.out / s.groups;
+    sort_taps(s.out, pointers, groups, starts, place, order, [=](int64_t k, int64_t out) {
+        const uint32_t column = static_cast<uint32_t>(columns[k]), c = column / kernel;
+        const Position &at = of[column - c * kernel];
+        const int64_t in = out / group * per_group + c;
+        return Entry{at.group + (outputs ? out : in) * kernel,
+                     at.place + (outputs ? in : out) * at.plane};
+    });
+}
+
+// The taps of the forward pass and the weight gradient; of the input gradient, one residue
+// of the stride after the other.
+static int conv_taps(const int64_t *shape, int64_t backward, const int32_t *pointers,
+                     const int32_t *columns, int32_t *starts, int32_t *place, int32_t *order) {
+    const Shape s = *reinterpret_cast<const Shape *>(shape);
+    const int64_t rows = s.h.stride, columns_of = s.w.stride,
+                  each = s.in * s.h.kernel * s.w.kernel;
+    Position of[MAX_KERNEL * MAX_KERNEL] = {};
+    for (int64_t i = 0; i < (backward ? rows * columns_of : 1); i++) {
+        const Plan p = backward ? backward_plan(s, i / columns_of, i % columns_of) : forward_plan(s);
+        for (int64_t kh = 0; kh < s.h.kernel; kh++)
+            for (int64_t kw = 0; kw < s.w.kernel; kw++)
+                if (p.h.use[kh] >= 0 && p.w.use[kw] >= 0)
+                    of[kh * s.w.kernel + kw] = {i * each + kw * s.h.kernel + kh,
+                                                place_of(p, kh, kw), p.plane};
+    }
+    const int64_t groups = backward ? rows * columns_of * each : s.out * s.h.kernel * s.w.kernel;
+    sort_by(s, of, !backward, groups, pointers, columns, starts, place, order);
+    return 0;
+}
+
+}  // namespace SF_LEVEL

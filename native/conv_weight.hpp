@@ -1,0 +1,209 @@
+// The gradient by the non-zero weights and by the bias.
+#pragma once
+
+#include "conv_tiles.hpp"
+
+namespace SF_LEVEL {
+
+struct Sums {
+    const int32_t *place;
+    const float *source;
+    int64_t source_line, target_line;  // floats
+    float *to, *bias;                  // (taps, 16), (16)
+};
+typedef void (*Summing)(const Sums &, const Tiles &, const int32_t *starts,
+                        const float *gradient);
+
+// Bytes of the sums of 16 that may be kept over all bands.
+constexpr int64_t KEEP = 1 << 20;
+// Sums that a tap's products are dealt to, so that none waits for the last.
+constexpr int64_t CHAINS = PIECES > 1 ? PIECES : 2;
+
+// Adds to each tap's 16 sums the products of the gradient with what the tap reads.
+template <int ROWS, int COLUMNS, int LOW, int HIGH>
+static SF_INLINE void add_products(const Piece (&d)[ROWS * COLUMNS * PIECES], const Sums &job,
+                                   int64_t begin, int64_t end, const float *source) {
+    for (int64_t k = begin; k < end; k++) {
+        const float *x = source + static_cast<int64_t>(job.place[k]) * LANES;
+        float *to = job.to + k * LANES;
+        Piece sum[CHAINS];
+        SF_UNROLL
+        for (int i = 0; i < CHAINS; i++) sum[i] = i < PIECES ? take(to + i * PIECE) : Piece{};
+        SF_UNROLL
+        for (int r = 0; r < ROWS; r++) {
+            SF_UNROLL
+            for (int i = LOW * PIECES; i < HIGH * PIECES; i++)
+                sum[i % CHAINS] +=
+                    d[r * COLUMNS * PIECES + i] * take(x + r * job.source_line + i * PIECE);
+        }
+        SF_UNROLL
+        for (int i = PIECES; i < CHAINS; i++) sum[i % PIECES] += sum[i];
+        SF_UNROLL
+        for (int i = 0; i < PIECES; i++) put(to + i * PIECE, sum[i]);
+    }
+}
+
+template <int ROWS, int COLUMNS>
+static void sum_products(const Sums &job, const Tiles &group, const int32_t *starts,
+                         const float *plane) {
+    constexpr int N = ROWS * COLUMNS * PIECES;
+    Piece own[PIECES];
+    SF_UNROLL
+    for (int i = 0; i < PIECES; i++) own[i] = take(job.bias + i * PIECE);
+    for (int64_t t = 0; t < group.count; t++) {
+        const float *source = job.source + group.tiles[t].source;
+        const float *gradient = plane + group.tiles[t].target;
+        Piece d[N];
+        SF_UNROLL
+        for (int i = 0; i < N; i++) {
+            d[i] = take(gradient + i / (COLUMNS * PIECES) * job.target_line +
+                        i % (COLUMNS * PIECES) * PIECE);
+            own[i % PIECES] += d[i];
+        }
+        for (int64_t s = 0; s < group.segment_count; s++) {
+            const Segment segment = group.segments[s];
+            const int64_t begin = starts[segment.begin], end = starts[segment.end];
+            if (begin == end) continue;
+#define SF_CASE(C)                                                                  \
+    case C:                                                                         \
+        if constexpr (C < COLUMNS)                                                  \
+            add_products<ROWS, COLUMNS, C, COLUMNS>(d, job, begin, end, source);    \
+        break;                                                                      \
+    case EDGE + C:                                                               \
+        if constexpr (C + 1 < COLUMNS)                                              \
+            add_products<ROWS, COLUMNS, 0, COLUMNS - 1 - C>(d, job, begin, end, source);      \
+        break;
+            switch (segment.columns) {
+                SF_CASE(0) SF_CASE(1) SF_CASE(2) SF_CASE(3) SF_CASE(4)
+            }
+#undef SF_CASE
+        }
+    }
+    SF_UNROLL
+    for (int i = 0; i < PIECES; i++) put(job.bias + i * PIECE, own[i]);
+}
+
+template <int KIND = KINDS - 1>
+static void find_kernels(Summing *kernels) {
+    constexpr int R = KIND / TILE_COLUMNS + 1, C = KIND % TILE_COLUMNS + 1;
+    if constexpr (R * C <= TILE) kernels[KIND] = sum_products<R, C>;
+    if constexpr (KIND > 0) find_kernels<KIND - 1>(kernels);
+}
+
+// Adds the sums of one output channel's bias and taps.
+static void add_up(const float *kept, int64_t taps, float *dvalues, float *dbias) {
+    *dbias += total(load(kept));
+    const float *tap = kept + LANES;
+    int64_t k = 0;
+    for (; k + 4 <= taps; k += 4, tap += 4 * LANES) {
+        const quad four = sums(load(tap), load(tap + LANES), load(tap + 2 * LANES),
+                                           load(tap + 3 * LANES));
+        for (int i = 0; i < 4; i++) dvalues[k + i] += four[i];
+    }
+    for (; k < taps; k++, tap += LANES) dvalues[k] += total(load(tap));
+}
+
+struct Gradient {
+    Taps taps;
+    const float *x, *dy;
+};
+
+// One band's share for output channels [first, last). The taps' 16 sums are kept in `room`
+// until the last band, or if that takes too much memory, added up after each.
+static void sum_band(const Plan &p, const Summing *kernels, int64_t item, const Target &t,
+                     const Gradient &g, Work &work, float *room, bool keep, int64_t first,
+                     int64_t last, float *dvalues, float *dbias) {
+    const Band band = band_of(p, item);
+    const Ahead ahead = look_ahead(p, t, g.x, item);
+    const float *source = g.x + band.block * p.volume * LANES;
+    if (p.packed) {
+        pack(p, band, g.x, work.packed);
+        source = work.packed;
+    }
+    make_tiles(p, band, t, work);
+    const int64_t line = t.width * LANES, plane = t.height * line;
+    const int64_t positions = p.h.kernel * p.w.kernel;
+    for (int64_t o = first; o < last; o++) {
+        const float *gradient = g.dy + (band.block * t.channels + o) * plane;
+        ask_for(ahead, o - first, last - first, gradient + plane + band.row * line);
+        const int32_t *starts = g.taps.starts + o * positions;
+        const int64_t row = starts[0], taps = starts[positions] - row;
+        float *to = room + (keep ? row + o : 0) * LANES;
+        if (!keep) memset(to, 0, (taps + 1) * LANES * sizeof(float));
+        const Sums job = {g.taps.place, source, (p.by_block ? p.volume : p.pitch) * LANES,
+                          p.by_block ? t.channels * plane : line, to + (1 - row) * LANES, to};
+        for (int64_t i = 0; i < work.group_count; i++)
+            kernels[work.groups[i].kind](job, work.groups[i], starts, gradient);
+        if (!keep) add_up(to, taps, dvalues + row, dbias + o);
+    }
+}
+
+// Bands are dealt to chunks, whose number depends on the shapes alone; each has sums of its
+// own, and these are added in order.
+static int sum_all(const Plan &p, const Target &t, const Gradient &g, float *dvalues, float *dbias,
+                   bool keep, int64_t threads) {
+    const int64_t positions = p.h.kernel * p.w.kernel, nnz = g.taps.starts[t.channels * positions];
+    const int64_t length = nnz + t.channels;
+    const int64_t chunks =
+        maximum(1, minimum(minimum(p.items, 16), (1 << 24) / maximum(1, length)));
+    const int64_t splits = minimum(maximum(1, t.channels), parts_of(threads, chunks));
+    const bool alone = threads <= 1;
+    int64_t most = 0;  // taps of one output channel
+    for (int64_t o = 0; o < t.channels; o++)
+        most = maximum(most, g.taps.starts[(o + 1) * positions] - g.taps.starts[o * positions]);
+    const int64_t room = (keep ? length : most + 1) * 64;
+    const int64_t bytes = room + work_bytes(p, nullptr, nullptr);
+    char *memory = static_cast<char *>(aligned_alloc(64, (alone ? 1 : chunks * splits) * bytes));
+    float *partial =
+        static_cast<float *>(calloc((alone ? 1 : chunks) * length + 1, sizeof(float)));
+    const auto add = [&](float *sums) {
+        for (int64_t k = 0; k < nnz; k++) dvalues[g.taps.order[k]] += sums[k];
+        for (int64_t o = 0; o < t.channels; o++) dbias[o] += sums[nnz + o];
+    };
+    Summing kernels[KINDS];
+    find_kernels(kernels);
+    if (memory && partial)
+        parallel(threads, chunks * splits, [&](int64_t part) {
+            const int64_t chunk = part / splits, of = part % splits;
+            char *mine = memory + (alone ? 0 : part) * bytes;
+            Work work;
+            work_bytes(p, &work, mine + room);
+            float *sums = partial + (alone ? 0 : chunk) * length;
+            float *kept = reinterpret_cast<float *>(mine);
+            const int64_t first = t.channels * of / splits, last = t.channels * (of + 1) / splits;
+            if (keep) memset(kept, 0, room);
+            for (int64_t i = p.items * chunk / chunks; i < p.items * (chunk + 1) / chunks; i++)
+                sum_band(p, kernels, i, t, g, work, kept, keep, first, last, sums,
+                         sums + nnz);
+            for (int64_t o = first; keep && o < last; o++) {
+                const int32_t *starts = g.taps.starts + o * positions;
+                add_up(kept + (starts[0] + o) * LANES, starts[positions] - starts[0],
+                       sums + starts[0], sums + nnz + o);
+            }
+            if (!alone) return;
+            add(sums);
+            memset(sums, 0, length * sizeof(float));
+        });
+    for (int64_t chunk = 0; chunk < chunks && partial && !alone; chunk++)
+        add(partial + chunk * length);
+    const int failed = !memory || !partial;
+    free(partial);
+    free(memory);
+    return failed;
+}
+
+static int conv_weight_gradient(const int64_t *shape, const int32_t *starts,
+                                const int32_t *place, const int32_t *order, const float *x,
+                                const float *dy, float *dvalues, float *dbias,
+                                int64_t threads) {
+    const Shape s = *reinterpret_cast<const Shape *>(shape);
+    const int64_t nnz = starts[s.out * s.h.kernel * s.w.kernel];
+    for (int64_t k = 0; k < nnz; k++) dvalues[k] = 0;
+    for (int64_t o = 0; o < s.out; o++) dbias[o] = 0;
+    if (!s.blocks || !s.out) return 0;
+    const bool keep = (nnz + s.out) * 64 <= KEEP;
+    return sum_all(forward_plan(s, keep ? BAND : LARGE_BAND), {s.out, s.h.out, s.w.out},
+                   {{starts, place, order}, x, dy}, dvalues, dbias, keep, threads);
+}
+
+}  // namespace SF_LEVEL

@@ -1,0 +1,12 @@
+// The kernels of one level, as a table of functions.
+#pragma once
+
+#include "sparseflow.h"
+
+struct Table {
+#define SF_MEMBER(name, parameters, arguments) int (*name) parameters;
+    SF_KERNELS(SF_MEMBER)
+#undef SF_MEMBER
+};
+
+extern sf_fork_function sf_fork;

@@ -1,0 +1,46 @@
+"""A run's network in one file, for use without the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from sparseflow.runs.build import load_data, make_model
+from sparseflow.runs.store import Run
+from sparseflow.sparse.onnx import export_onnx
+from sparseflow.sparse.storage import write
+
+Format = Literal["sparse", "onnx"]
+
+
+def export(run: Run, step: int, path: Path, kind: Format = "sparse") -> None:
+    """Write the network of a kept checkpoint.
+
+    Args:
+        run: the run.
+        step: one of its kept steps.
+        path: of the file.
+        kind: ``sparse`` for :func:`sparseflow.load`; ``onnx`` for the dense
+            equivalent.
+
+    Raises:
+        StoreError: if that step was not kept, or a file is damaged or cannot be
+            written.
+        SparseflowError: if ``onnx`` is asked for and the extra is not installed.
+    """
+    state = run.state(step)
+    example = load_data(run.spec).train_x[: run.spec.train.batch]
+    if kind == "onnx":
+        model = make_model(run.spec)
+        state.restore(model)
+        export_onnx(path, model, example_input=example)
+    else:
+        write(path, _structure(run), state, example)
+
+
+def _structure(run: Run) -> nn.Module:
+    with torch.device("meta"):
+        return make_model(run.spec)

@@ -1,0 +1,329 @@
+"""A run of sparse layers as one step of autograd, in the blocked layout throughout.
+
+A chain is a tuple of stages. The forward pass keeps what the backward pass
+needs, and the backward pass walks the stages in reverse: per layer autograd
+sees nothing, so small networks are not bound by its bookkeeping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sparseflow.core.errors import KernelError
+from sparseflow.sparse.kernels import (
+    block,
+    max_pool,
+    max_pool_gradient,
+    relu_gradient,
+    unblock,
+)
+
+Record = list[tuple[Tensor, Tensor]]
+"""Blocked inputs and output gradients of the backward passes of one layer."""
+
+
+@runtime_checkable
+class Weighted(Protocol):
+    """What a chain asks of a sparse layer."""
+
+    values: Any
+    bias: Any
+    record: Record | None
+
+    def blocked(self, values: Tensor, bias: Tensor | None, x: Tensor, *, relu: bool) -> Tensor:
+        """Output for blocked inputs."""
+        ...
+
+    def one_example(
+        self, values: Tensor, bias: Tensor | None, x: Tensor, *, relu: bool
+    ) -> Tensor | None:
+        """Output for the plain features of one example, if there is a kernel for it."""
+        ...
+
+    def blocked_input_gradient(self, values: Tensor, gradient: Tensor, x: Tensor) -> Tensor:
+        """Gradient by blocked inputs."""
+        ...
+
+    def blocked_weight_gradient(
+        self, x: Tensor, gradient: Tensor, *, bias: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Gradient by values and bias."""
+        ...
+
+
+class Tape:
+    """One pass through a chain, and what it leaves behind for the way back.
+
+    Attributes:
+        n: number of examples.
+        layers: sparse layers, in order.
+        parameters: values and bias of each, flat.
+        kept: stack of tensors.
+        shapes: stack of shapes.
+        gradients: by parameter, filled on the way back.
+        wanted: whether the input, then each parameter, wants a gradient.
+        at: layers passed.
+        owned: whether the gradient under way is the chain's own, to write in.
+    """
+
+    def __init__(self, layers: tuple[Weighted, ...], n: int, parameters: tuple[Any, ...]) -> None:
+        """Start before the first stage."""
+        self.n, self.layers, self.parameters = n, layers, parameters
+        self.kept: list[Tensor] = []
+        self.shapes: list[torch.Size] = []
+        self.gradients: list[Tensor | None] = [None] * len(parameters)
+        self.wanted: tuple[bool, ...] = ()
+        self.at = 0
+        self.owned = False
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """One step of a chain, on the way there and on the way back."""
+
+    def forward(self, x: Tensor, tape: Tape) -> Tensor:
+        """Output of the stage."""
+        ...
+
+    def backward(self, gradient: Tensor, tape: Tape) -> Tensor:
+        """Gradient by its input, from that by its output."""
+        ...
+
+
+@dataclass(frozen=True)
+class Block:
+    """From plain (n, ...) to blocked (n / 16, ..., 16)."""
+
+    def forward(self, x: Tensor, tape: Tape) -> Tensor:
+        """Change the layout."""
+        return block(x)
+
+    def backward(self, gradient: Tensor, tape: Tape) -> Tensor:
+        """Change it back."""
+        return unblock(gradient, tape.n) if tape.wanted[0] else gradient
+
+
+@dataclass(frozen=True)
+class Unblock:
+    """From blocked to the ``n`` plain examples."""
+
+    def forward(self, x: Tensor, tape: Tape) -> Tensor:
+        """Change the layout."""
+        return unblock(x, tape.n)
+
+    def backward(self, gradient: Tensor, tape: Tape) -> Tensor:
+        """Change it back."""
+        tape.owned = True
+        return block(gradient)
+
+
+@dataclass(frozen=True)
+class Flatten:
+    """From blocked images to blocked features; no data move."""
+
+    def forward(self, x: Tensor, tape: Tape) -> Tensor:
+        """Join all but the first and the last dimension."""
+        tape.shapes.append(x.shape)
+        return x.flatten(1, -2)
+
+    def backward(self, gradient: Tensor, tape: Tape) -> Tensor:
+        """Part them."""
+        return gradient.view(tape.shapes.pop())
+
+
+@dataclass(frozen=True)
+class Relu:
+    """ReLU; one that follows a layer is fused into it."""
+
+    def forward(self, x: Tensor, tape: Tape) -> Tensor:
+        """Cut off what is negative."""
+        y = torch.relu(x)
+        tape.kept.append(y)
+        return y
+
+    def backward(self, gradient: Tensor, tape: Tape) -> Tensor:
+        """Pass the gradient where the output is positive."""
+        gradient = relu_gradient(gradient, tape.kept.pop(), tape.owned)
+        tape.owned = True
+        return gradient
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Max-pooling.
+
+    Attributes:
+        kernel: height and width of the window.
+        stride: steps between windows.
+        padding: places added on both sides.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] = (0, 0)
+
+    def forward(self, x: Tensor, tape: Tape) -> Tensor:
+        """Take the largest of each window."""
+        y, index = max_pool(x, self.kernel, self.stride, self.padding)
+        tape.shapes.append(x.shape)
+        tape.kept.append(index)
+        return y
+
+    def backward(self, gradient: Tensor, tape: Tape) -> Tensor:
+        """Hand the gradient to the largest."""
+        height, width = tape.shapes.pop()[2:4]
+        index, tape.owned = tape.kept.pop(), True
+        return max_pool_gradient(
+            gradient, index, (height, width), self.kernel, self.stride, self.padding
+        )
+
+
+@dataclass(frozen=True)
+class Apply:
+    """The next sparse layer, then ReLU and max-pooling if asked.
+
+    ReLU and max-pooling commute, so the gradient passes ReLU on the small
+    pooled tensor.
+    """
+
+    relu: bool = False
+    pool: Pool | None = None
+
+    def forward(self, x: Tensor, tape: Tape) -> Tensor:
+        """Output of the layer, ReLU fused into it."""
+        values, bias = tape.parameters[2 * tape.at : 2 * tape.at + 2]
+        y = tape.layers[tape.at].blocked(values, bias, x, relu=self.relu)
+        tape.at += 1
+        tape.kept.append(x)
+        if self.pool is not None:
+            y = self.pool.forward(y, tape)
+        if self.relu:
+            tape.kept.append(y)
+        return y
+
+    def backward(self, gradient: Tensor, tape: Tape) -> Tensor:
+        """Gradient by the inputs; those by values and bias are noted on the tape."""
+        if self.relu:
+            gradient = relu_gradient(gradient, tape.kept.pop(), tape.owned)
+        if self.pool is not None:
+            gradient = self.pool.backward(gradient, tape)
+        tape.at -= 1
+        x, layer, first = tape.kept.pop(), tape.layers[tape.at], 2 * tape.at
+        if layer.record is not None:
+            layer.record.append((x, gradient))
+        of_values, of_bias = tape.wanted[first + 1 : first + 3]
+        if of_values or of_bias:
+            found = layer.blocked_weight_gradient(x, gradient, bias=of_bias)
+            tape.gradients[first : first + 2] = found
+        tape.owned = True
+        if tape.at == 0 and not tape.wanted[0]:
+            return gradient
+        return layer.blocked_input_gradient(tape.parameters[first], gradient, x)
+
+
+BLOCK, UNBLOCK, FLATTEN, RELU = Block(), Unblock(), Flatten(), Relu()
+
+
+def run(stages: tuple[Stage, ...], layers: tuple[Weighted, ...], n: int, x: Tensor) -> Tensor:
+    """Carry out a chain.
+
+    Args:
+        stages: what to do; each :class:`Apply` takes the next layer.
+        layers: sparse layers in order.
+        n: number of examples.
+        x: plain if the first stage is :class:`Block`, else blocked.
+
+    Raises:
+        KernelError: for anything but float32 (bfloat16 and half are computed
+            in float32) on the CPU, or a shape that does not fit.
+    """
+    return _opaque(stages, layers, n, x)
+
+
+def _run(stages: tuple[Stage, ...], layers: tuple[Weighted, ...], n: int, x: Tensor) -> Tensor:
+    parameters = [_float32(p) for layer in layers for p in (layer.values, layer.bias)]
+    y = None
+    if n == 1 and not torch.is_grad_enabled():
+        y = _one_example(stages, layers, _float32(x), parameters)
+    if y is None:
+        y = _Run.apply(stages, layers, n, _float32(x), *parameters)
+    return y if y.dtype == x.dtype else y.to(x.dtype)
+
+
+_opaque = cast(Callable[..., Tensor], torch.compiler.disable(_run))
+
+
+def _float32(tensor: Any) -> Any:
+    """Widen a narrower kind to float32; refuse any other."""
+    if tensor is None or tensor.dtype == torch.float32:
+        return tensor
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        return tensor.float()
+    raise KernelError(f"sparse layers compute in float32, not {tensor.dtype}: use .float()")
+
+
+def _one_example(
+    stages: tuple[Stage, ...], layers: tuple[Weighted, ...], x: Tensor, parameters: list[Any]
+) -> Tensor | None:
+    """A chain of linear layers on one example, which blocked would be computed 16 times.
+
+    Returns None where the chain does anything else.
+    """
+    first, inner, last = stages[0], stages[1:-1], stages[-1]
+    linear = all(isinstance(s, Apply) and s.pool is None for s in inner)
+    if not (linear and inner and (first, last) == (BLOCK, UNBLOCK)):
+        return None
+    y = x.reshape(-1)
+    for at, (stage, layer) in enumerate(zip(inner, layers, strict=True)):
+        assert isinstance(stage, Apply)
+        values, bias = parameters[2 * at : 2 * at + 2]
+        found = layer.one_example(values, bias, y, relu=stage.relu)
+        if found is None:
+            return None
+        y = found
+    return y.unsqueeze(0)
+
+
+class _Run(torch.autograd.Function):
+    """A whole chain as one node of autograd."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        stages: tuple[Stage, ...],
+        layers: tuple[Weighted, ...],
+        n: int,
+        x: Tensor,
+        *parameters: Any,
+    ) -> Tensor:
+        tape = Tape(layers, n, parameters)
+        for stage in stages:
+            x = stage.forward(x, tape)
+        if any(ctx.needs_input_grad):
+            ctx.stages, ctx.tape = stages, tape
+            ctx.save_for_backward(*parameters, *tape.kept)
+            tape.kept, tape.parameters = [], ()
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Any, ...]:
+        tape = Tape(ctx.tape.layers, ctx.tape.n, ())
+        count = 2 * len(tape.layers)
+        saved = ctx.saved_tensors
+        tape.parameters, tape.kept = saved[:count], list(saved[count:])
+        tape.shapes, tape.at = list(ctx.tape.shapes), len(tape.layers)
+        tape.gradients = [None] * count
+        tape.wanted = ctx.needs_input_grad[3:]
+        gradient = gradient.contiguous()
+        for stage in reversed(ctx.stages):
+            gradient = stage.backward(gradient, tape)
+        return None, None, None, gradient if tape.wanted[0] else None, *tape.gradients

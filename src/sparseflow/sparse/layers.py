@@ -1,0 +1,502 @@
+"""Linear and convolution layers that hold nothing but their non-zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
+
+from sparseflow.core.errors import KernelError, MaskError
+from sparseflow.core.parameters import SparseWeight, replace_data
+from sparseflow.sparse.chain import BLOCK, UNBLOCK, Apply, Record, run
+from sparseflow.sparse.conv import (
+    ConvPattern,
+    conv_forward,
+    conv_input_gradient,
+    conv_weight_gradient,
+)
+from sparseflow.sparse.kernels import (
+    linear_forward,
+    linear_input_gradient,
+    linear_single,
+    linear_weight_gradient,
+    unblock,
+)
+from sparseflow.sparse.pattern import LinearPattern
+
+_ALONE = (BLOCK, Apply(), UNBLOCK)
+
+Dense = TypeVar("Dense", nn.Linear, nn.Conv2d)
+
+
+class SparseLayer(nn.Module, SparseWeight):
+    """What sparse layers share: values, topology, and how both are replaced.
+
+    Attributes:
+        values: the non-zero weights (nnz,), in the order of their flat
+            positions in the dense weight.
+        bias: dense bias (out,) or None.
+        row_pointers: buffer (out + 1,), int32: where each output's values begin.
+        columns: buffer (nnz,), int32: position of each value within its output's
+            row of the dense weight.
+        shape: shape of the dense weight.
+        record: None, or a list to which every backward pass appends what
+            :meth:`weight_gradient` needs.
+    """
+
+    values: nn.Parameter
+    bias: nn.Parameter | None
+    row_pointers: Tensor
+    columns: Tensor
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        indices: Tensor,
+        values: Tensor,
+        bias: Float[Tensor, " out"] | None,
+    ) -> None:
+        """Hold the given connections.
+
+        Raises:
+            KernelError: if they are out of range, unsorted or of another number
+                than the values.
+            SparseUnavailable: if the compiled core is missing.
+        """
+        super().__init__()
+        self.shape = torch.Size(shape)
+        self.record: Record | None = None
+        pointers, columns = _rows(indices, self.shape)
+        _same_length(values, columns)
+        self._pattern: Any = self._make_pattern(pointers, columns)
+        self.register_buffer("row_pointers", pointers)
+        self.register_buffer("columns", columns)
+        self.values = nn.Parameter(values.detach().clone())
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+
+    @property
+    def nnz(self) -> int:
+        """Number of non-zeros."""
+        return self.columns.numel()
+
+    @property
+    def density(self) -> float:
+        """Share of the dense weight that is held."""
+        return self.nnz / max(self.shape.numel(), 1)
+
+    def indices(self) -> Int[Tensor, " nnz"]:
+        """Sorted flat positions of the values in the dense weight."""
+        counts = self.row_pointers.diff().long()
+        width = self.shape[1:].numel()
+        starts = torch.arange(self.shape[0], device=counts.device) * width
+        return starts.repeat_interleave(counts) + self.columns
+
+    @torch.no_grad()
+    def set_topology(self, indices: Tensor, values: Tensor) -> None:
+        """Replace the connections; ``values`` stays the same parameter, without a gradient.
+
+        Args:
+            indices: sorted flat positions in the dense weight (k,), int64.
+            values: their values (k,).
+
+        Raises:
+            KernelError: if they are not valid; the layer is then as before.
+        """
+        pointers, columns = _rows(indices, self.shape)
+        _same_length(values, columns)
+        self._pattern = self._make_pattern(pointers, columns)
+        self.row_pointers, self.columns = pointers, columns
+        replace_data(self.values, values.detach().to(self.values).contiguous())
+
+    @torch.no_grad()
+    def dense_weight(self) -> Float[Tensor, " out *rest"]:
+        """The weight as a dense tensor, zero off the topology."""
+        weight = self.values.new_zeros(self.shape)
+        weight.view(-1)[self.indices()] = self.values
+        return weight
+
+    def weight_gradient(self, rows: slice) -> Float[Tensor, " rows *rest"]:
+        """Dense weight gradient of these outputs, summed over the recorded passes.
+
+        Raises:
+            KernelError: if nothing was recorded.
+        """
+        if not self.record:
+            raise KernelError("no backward pass was recorded: set record = [] before it")
+        start, stop, _ = rows.indices(self.shape[0])
+        total = self.values.new_zeros((stop - start, *self.shape[1:]), dtype=torch.float32)
+        for x, gradient in self.record:
+            self._add_weight_gradient(total, x, gradient, start, stop)
+        return total
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to a plain tensor, as its dense form would."""
+        return run(_ALONE, (self,), x.shape[0], x)
+
+    def extra_repr(self) -> str:
+        """Describe shape and density."""
+        size = "×".join(map(str, self.shape))
+        return f"{size}, nnz={self.nnz}, density={self.density:.4f}, bias={self.bias is not None}"
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Take over another number of non-zeros, after checking the topology."""
+        names = ("values", "row_pointers", "columns")
+        found = [state_dict.get(prefix + name) for name in names]
+        if all(isinstance(t, Tensor) for t in found):
+            values, pointers, columns = (t for t in found if t is not None)
+            try:
+                _same_length(values, columns)
+                pattern = self._make_pattern(
+                    pointers.to("cpu", torch.int32).contiguous(),
+                    columns.to("cpu", torch.int32).contiguous(),
+                )
+            except (KernelError, MaskError) as error:
+                error_msgs.append(f"{prefix.rstrip('.')}: {error}")
+                return
+            self._pattern = pattern
+            if values.shape != self.values.shape:
+                replace_data(self.values, self.values.data.new_empty(values.shape))
+                self.columns = self.columns.new_empty(values.shape)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def to_dense(self) -> nn.Module:
+        """The same layer, dense."""
+        raise NotImplementedError
+
+    # What a chain calls, on blocked tensors.
+
+    def blocked(self, values: Tensor, bias: Tensor | None, x: Tensor, *, relu: bool) -> Tensor:
+        """Output of the layer for blocked inputs."""
+        raise NotImplementedError
+
+    def one_example(
+        self, values: Tensor, bias: Tensor | None, x: Tensor, *, relu: bool
+    ) -> Tensor | None:
+        """Output for the plain features of one example; None if there is no kernel for it."""
+        return None
+
+    def blocked_input_gradient(self, values: Tensor, gradient: Tensor, x: Tensor) -> Tensor:
+        """Gradient by the blocked inputs ``x``."""
+        raise NotImplementedError
+
+    def blocked_weight_gradient(
+        self, x: Tensor, gradient: Tensor, *, bias: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Gradient by values and, if asked, by the bias."""
+        raise NotImplementedError
+
+    def _make_pattern(self, row_pointers: Tensor, columns: Tensor) -> Any:
+        raise NotImplementedError
+
+    def _add_weight_gradient(
+        self, total: Tensor, x: Tensor, gradient: Tensor, start: int, stop: int
+    ) -> None:
+        raise NotImplementedError
+
+
+class SparseLinear(SparseLayer):
+    """``y = x Wᵀ + b`` with a weight held by its non-zeros.
+
+    Takes plain inputs (..., in), like ``nn.Linear``; in a model converted by
+    :func:`sparseflow.to_sparse` activations stay in the blocked layout between
+    layers, which is where the speed is. float32 on the CPU; bfloat16 and half
+    are computed in float32.
+
+    Example:
+        >>> dense = nn.Linear(6, 4)
+        >>> mask = torch.rand(4, 6) < 0.5
+        >>> dense.weight.data[~mask] = 0
+        >>> layer = SparseLinear.from_dense(dense, mask)
+        >>> x = torch.randn(3, 6)
+        >>> bool(torch.allclose(layer(x), dense(x), atol=1e-6))
+        True
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        indices: Tensor,
+        values: Tensor,
+        bias: Float[Tensor, " out"] | None = None,
+    ) -> None:
+        """Hold the connections at the sorted flat positions ``indices`` of (out, in)."""
+        super().__init__((out_features, in_features), indices, values, bias)
+
+    @classmethod
+    def from_dense(cls, layer: nn.Linear, mask: Tensor) -> SparseLinear:
+        """Take a dense layer's active weights.
+
+        Raises:
+            MaskError: if the mask has another shape than the weight.
+        """
+        return cls.of(layer, *active(layer.weight, mask))
+
+    @classmethod
+    def of(cls, layer: nn.Linear, indices: Tensor, values: Tensor) -> SparseLinear:
+        """Take a dense layer's geometry and bias; its weight is not looked at."""
+        return cls(layer.in_features, layer.out_features, indices, values, layer.bias)
+
+    @property
+    def in_features(self) -> int:
+        """Number of inputs."""
+        return self.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Number of outputs."""
+        return self.shape[0]
+
+    def to_dense(self) -> nn.Linear:
+        """The same layer, dense."""
+        layer = nn.Linear(*reversed(self.shape), bias=self.bias is not None, device="meta")
+        return _filled(layer, self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to (..., in); the output is (..., out)."""
+        if x.shape[-1:] != self.shape[1:]:
+            raise KernelError(f"input of shape {tuple(x.shape)} does not end in {self.shape[1]}")
+        flat = x.reshape(-1, self.shape[1])
+        return super().forward(flat).reshape(*x.shape[:-1], self.shape[0])
+
+    def blocked(self, values: Tensor, bias: Tensor | None, x: Tensor, *, relu: bool) -> Tensor:
+        """Output (nb, out, 16) for inputs (nb, in, 16)."""
+        return linear_forward(self._pattern, values, bias, x, relu)
+
+    def one_example(self, values: Tensor, bias: Tensor | None, x: Tensor, *, relu: bool) -> Tensor:
+        """Output (out,) for the features (in,) of one example."""
+        return linear_single(self._pattern, values, bias, x, relu)
+
+    def blocked_input_gradient(self, values: Tensor, gradient: Tensor, x: Tensor) -> Tensor:
+        """Gradient by the inputs (nb, in, 16)."""
+        return linear_input_gradient(self._pattern, values, gradient)
+
+    def blocked_weight_gradient(
+        self, x: Tensor, gradient: Tensor, *, bias: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Gradient by values (nnz,) and bias (out,)."""
+        return linear_weight_gradient(self._pattern, x, gradient, bias)
+
+    def _make_pattern(self, row_pointers: Tensor, columns: Tensor) -> LinearPattern:
+        return LinearPattern(row_pointers, columns, self.shape[1])
+
+    def _add_weight_gradient(
+        self, total: Tensor, x: Tensor, gradient: Tensor, start: int, stop: int
+    ) -> None:
+        outputs = gradient[:, start:stop].transpose(0, 1).flatten(1)
+        inputs = x.transpose(0, 1).flatten(1)
+        total.addmm_(outputs, inputs.t())
+
+
+class SparseConv2d(SparseLayer):
+    """2-D convolution with a weight held by its non-zeros.
+
+    Takes plain inputs (n, channels, height, width), like ``nn.Conv2d`` with zero
+    padding; see :class:`SparseLinear`.
+
+    Example:
+        >>> dense = nn.Conv2d(2, 4, 3, padding=1)
+        >>> mask = torch.rand(4, 2, 3, 3) < 0.5
+        >>> dense.weight.data[~mask] = 0
+        >>> layer = SparseConv2d.from_dense(dense, mask)
+        >>> x = torch.randn(3, 2, 8, 8)
+        >>> bool(torch.allclose(layer(x), dense(x), atol=1e-5))
+        True
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        indices: Tensor,
+        values: Tensor,
+        bias: Float[Tensor, " out"] | None = None,
+        *,
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] = (0, 0),
+        dilation: tuple[int, int] = (1, 1),
+        groups: int = 1,
+    ) -> None:
+        """Hold the connections at sorted flat positions of (out, in / groups, kh, kw)."""
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        self.groups = groups
+        super().__init__(shape, indices, values, bias)
+
+    @classmethod
+    def from_dense(cls, layer: nn.Conv2d, mask: Tensor) -> SparseConv2d:
+        """Take a dense layer's active weights.
+
+        Raises:
+            MaskError: if the mask has another shape than the weight.
+            KernelError: if the padding is not of zeros, or not the same on both sides.
+        """
+        return cls.of(layer, *active(layer.weight, mask))
+
+    @classmethod
+    def of(cls, layer: nn.Conv2d, indices: Tensor, values: Tensor) -> SparseConv2d:
+        """Take a dense layer's geometry and bias; its weight is not looked at.
+
+        Raises:
+            KernelError: if the padding is not of zeros, or not the same on both sides.
+        """
+        shape = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
+        return cls(
+            shape,
+            indices,
+            values,
+            layer.bias,
+            stride=_pair(layer.stride),
+            padding=zero_padding(layer),
+            dilation=_pair(layer.dilation),
+            groups=layer.groups,
+        )
+
+    def to_dense(self) -> nn.Conv2d:
+        """The same layer, dense."""
+        out, per_group, *kernel = self.shape
+        layer = nn.Conv2d(
+            per_group * self.groups,
+            out,
+            (kernel[0], kernel[1]),
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            bias=self.bias is not None,
+            device="meta",
+        )
+        return _filled(layer, self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to (n, channels, h, w); the output is (n, out, oh, ow)."""
+        if x.ndim != 4:
+            raise KernelError(
+                f"input of shape {tuple(x.shape)} is not (n, channels, height, width)"
+            )
+        return super().forward(x)
+
+    def blocked(self, values: Tensor, bias: Tensor | None, x: Tensor, *, relu: bool) -> Tensor:
+        """Output (nb, out, oh, ow, 16) for inputs (nb, in, h, w, 16)."""
+        return conv_forward(self._pattern, values, bias, x, relu)
+
+    def blocked_input_gradient(self, values: Tensor, gradient: Tensor, x: Tensor) -> Tensor:
+        """Gradient by the inputs (nb, in, h, w, 16)."""
+        size = (x.shape[2], x.shape[3])
+        return conv_input_gradient(self._pattern, values, gradient, size)
+
+    def blocked_weight_gradient(
+        self, x: Tensor, gradient: Tensor, *, bias: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Gradient by values (nnz,) and bias (out,)."""
+        return conv_weight_gradient(self._pattern, x, gradient, bias)
+
+    def _make_pattern(self, row_pointers: Tensor, columns: Tensor) -> ConvPattern:
+        return ConvPattern(
+            row_pointers,
+            columns,
+            tuple(self.shape),
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+        )
+
+    def _add_weight_gradient(
+        self, total: Tensor, x: Tensor, gradient: Tensor, start: int, stop: int
+    ) -> None:
+        images = unblock(x, 16 * x.shape[0])
+        outputs = unblock(gradient, 16 * x.shape[0])
+        rows, columns = self.shape[0] // self.groups, self.shape[1]
+        for group in range(start // rows, (stop - 1) // rows + 1) if stop > start else ():
+            low, high = max(start, group * rows), min(stop, (group + 1) * rows)
+            total[low - start : high - start] += conv2d_weight(
+                images[:, group * columns : (group + 1) * columns],
+                [high - low, *self.shape[1:]],
+                outputs[:, low:high],
+                self.stride,  # type: ignore[arg-type]  (pairs are taken, too)
+                self.padding,  # type: ignore[arg-type]
+                self.dilation,  # type: ignore[arg-type]
+            )
+
+
+def active(weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Sorted flat positions and values of a dense weight's active entries.
+
+    Raises:
+        MaskError: if the mask has another shape than the weight.
+    """
+    if mask.shape != weight.shape:
+        raise MaskError(
+            f"a mask of {tuple(mask.shape)} does not fit a weight {tuple(weight.shape)}"
+        )
+    indices = mask.reshape(-1).nonzero().squeeze(1)
+    return indices, weight.detach().reshape(-1)[indices]
+
+
+def zero_padding(layer: nn.Conv2d) -> tuple[int, int]:
+    """Zeros added to both sides in height and width.
+
+    Raises:
+        KernelError: if the padding is of another kind.
+    """
+    if layer.padding_mode != "zeros":
+        raise KernelError(
+            f"padding_mode={layer.padding_mode!r}: sparse convolutions pad with zeros"
+        )
+    if isinstance(layer.padding, tuple):
+        return _pair(layer.padding)
+    if layer.padding == "valid":
+        return 0, 0
+    reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    if any(r % 2 for r in reach):
+        raise KernelError("padding='same' of an even reach is not the same on both sides")
+    return reach[0] // 2, reach[1] // 2
+
+
+def _pair(numbers: tuple[int, ...]) -> tuple[int, int]:
+    height, width = numbers
+    return height, width
+
+
+def _filled(layer: Dense, source: SparseLayer) -> Dense:
+    layer.weight = nn.Parameter(source.dense_weight(), source.values.requires_grad)
+    if source.bias is not None:
+        layer.bias = nn.Parameter(source.bias.detach().clone(), source.bias.requires_grad)
+    return layer.train(source.training)
+
+
+def _rows(indices: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """Row pointers and columns (int32) of sorted flat positions."""
+    if indices.ndim != 1 or indices.dtype != torch.long:
+        raise KernelError(
+            f"indices are {indices.dtype} of {indices.ndim} axes, not a vector of int64"
+        )
+    if indices.numel() and (int(indices[0]) < 0 or int(indices[-1]) >= shape.numel()):
+        raise KernelError(
+            f"indices reach {int(indices[-1])}; a weight {tuple(shape)} has no such place"
+        )
+    if bool((indices[1:] <= indices[:-1]).any()):
+        raise KernelError("indices are not sorted, or name a connection twice")
+    width = max(shape[1:].numel(), 1)
+    edges = torch.arange(shape[0] + 1, device=indices.device) * width
+    pointers = torch.searchsorted(indices, edges).to(torch.int32)
+    return pointers, (indices % width).to(torch.int32)
+
+
+def _same_length(values: Tensor, columns: Tensor) -> None:
+    if values.shape != columns.shape:
+        raise KernelError(f"{tuple(values.shape)} values for {tuple(columns.shape)} connections")

@@ -1,0 +1,237 @@
+"""A weight under a topology: masked dense, or a truly sparse layer; one interface for both."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparseflow.core.errors import TopologyError
+from sparseflow.core.functional import Recorded, RowGradient
+from sparseflow.core.parameters import SparseWeight, named_weights, sparse_weights
+from sparseflow.core.select import find
+from sparseflow.masks import Masks
+from sparseflow.masks.entries import Bits, Entry, Places
+
+Slots = MutableMapping[str, Any]
+"""What an optimiser keeps for one parameter."""
+
+
+class MaskedWeight:
+    """A dense parameter whose inactive entries are held at zero.
+
+    Attributes:
+        name: the parameter's name.
+        parameter: the weight itself.
+        collecting: whether dense gradients of backward passes are added up.
+    """
+
+    def __init__(self, name: str, parameter: nn.Parameter) -> None:
+        """Look after a parameter, without a mask so far."""
+        self.name, self.parameter = name, parameter
+        self.collecting = False
+        self._mask: Tensor
+        self._dense: Tensor | None = None
+        self._last: weakref.ref[Tensor] | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the weight."""
+        return self.parameter.shape
+
+    def held(self, mask: Entry) -> Bits:
+        """Return a mask as this weight needs it."""
+        return Bits(mask.mask().to(self.parameter.device))
+
+    def install(self, mask: Entry, state: Slots) -> None:
+        """Take a new mask; :meth:`products` then make it true of weight and state."""
+        del state
+        self._mask = mask.mask()
+        self._inactive = ~self._mask
+        self._multiplier = self._mask.to(self.parameter.dtype)
+        if self.parameter.grad is not None:
+            self.parameter.grad.masked_fill_(self._inactive, 0)
+
+    def products(self, state: Slots) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield weight and state, each with what it is to be multiplied by after a step."""
+        for tensor in (self.parameter, *state.values()):
+            if isinstance(tensor, Tensor) and tensor.shape == self.shape:
+                yield tensor, self._multiplier.to(tensor.dtype)
+
+    def collect(self, on: bool) -> None:
+        """Start collecting the gradients of the coming passes, or stop; forget the last ones."""
+        self.collecting, self._dense = on, None
+
+    def accumulated(self, parameter: Tensor) -> None:
+        """Mask ``.grad``, which a backward pass has just filled."""
+        grad = parameter.grad
+        if grad is None:
+            return
+        if grad.layout != torch.strided:
+            raise TopologyError(f"{self.name} has a {grad.layout} gradient; masks need a dense one")
+        if self.collecting:
+            self._add(grad)
+        grad.masked_fill_(self._inactive, 0)
+
+    def _add(self, grad: Tensor) -> None:
+        """Add up the dense gradient; active entries of ``.grad`` are already sums.
+
+        A ``.grad`` that is another tensor than at the last pass is not its
+        continuation: that pass was thrown away (by ``zero_grad`` after a step
+        that GradScaler skipped, say), and its gradient with it.
+        """
+        if self._dense is not None and self._last is not None and self._last() is grad:
+            self._dense.masked_fill_(self._mask, 0).add_(grad)
+        else:
+            self._dense = grad.detach().clone()
+            self._last = weakref.ref(grad)
+
+    def collected(self) -> Tensor | None:
+        """The dense gradient of the passes collected, or None if there were none."""
+        return self._dense
+
+    def connections(self, mask: Entry) -> dict[str, Any]:
+        """Positions and values of the active connections, and the dense tensors."""
+        weight, bits = self.parameter.detach(), mask.mask()
+        indices = mask.indices()
+        return {"indices": indices, "values": weight.reshape(-1)[indices], "whole": (weight, bits)}
+
+
+class SparseValues:
+    """The values of a truly sparse layer, which move with their connections.
+
+    Attributes:
+        name: name of the weight in the dense model.
+        parameter: the layer's values.
+    """
+
+    def __init__(self, name: str, layer: SparseWeight) -> None:
+        """Look after a layer."""
+        self.name, self.parameter = name, layer.values
+        self._layer = layer
+        self._recording: list[Any] | None = None
+        self._pass: list[Any] = []
+        self._passes: list[Any] = []
+        self._last: weakref.ref[Tensor] | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the dense weight."""
+        return self._layer.shape
+
+    def indices(self) -> Tensor:
+        """Sorted flat positions of the values that there are."""
+        return self._layer.indices()
+
+    def held(self, mask: Entry) -> Places:
+        """Return a mask as this weight needs it."""
+        return Places(mask.indices().to(self.parameter.device), self.shape)
+
+    def install(self, mask: Entry, state: Slots) -> None:
+        """Take a new topology: values, gradient and state move with their connections.
+
+        Connections that are new start at zero, with clean state.
+        """
+        old, new = self.indices(), mask.indices()
+        if torch.equal(old, new):
+            return
+        where, stays = find(old, new)
+
+        def moved(tensor: Tensor) -> Tensor:
+            after = tensor.new_zeros(len(new))
+            after[where[stays]] = tensor[stays]
+            return after
+
+        grad, values = self.parameter.grad, moved(self.parameter.detach())
+        for key, tensor in state.items():
+            if isinstance(tensor, Tensor) and tensor.shape == old.shape:
+                state[key] = moved(tensor)
+        self._layer.set_topology(new, values)
+        self.parameter.grad = None if grad is None else moved(grad)
+
+    def products(self, state: Slots) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield nothing: there are no inactive values."""
+        del state
+        return iter(())
+
+    def collect(self, on: bool) -> None:
+        """Start recording the coming passes, or stop; forget the last ones."""
+        self._recording = self._layer.record = [] if on else None
+        self._pass, self._passes = [], []
+
+    def arriving(self, gradient: Tensor) -> None:
+        """Set aside what this backward pass recorded, just before ``.grad`` is filled.
+
+        Under ``torch.autograd.grad`` it is not filled, and that pass does not count.
+        """
+        del gradient
+        if self._recording is not None and self._layer.record is self._recording:
+            self._pass = self._recording
+            self._recording = self._layer.record = []
+
+    def accumulated(self, parameter: Tensor) -> None:
+        """Keep what the backward pass that has just filled ``.grad`` recorded.
+
+        It continues the last pass only if ``.grad`` is the same tensor, as in
+        :class:`MaskedWeight`.
+        """
+        grad = parameter.grad
+        if grad is None or self._recording is None:
+            return
+        if self._last is None or self._last() is not grad:
+            self._passes = []
+            self._last = weakref.ref(grad)
+        self._passes += self._pass
+        self._pass = []
+
+    def collected(self) -> RowGradient:
+        """The dense gradient of the passes recorded, by rows."""
+        return Recorded(self._layer, [(None, self._passes)])
+
+    def connections(self, mask: Entry) -> dict[str, Any]:
+        """Positions and values of the active connections."""
+        own, wanted = self.indices(), mask.indices()
+        values = self.parameter.detach()
+        if torch.equal(own, wanted):
+            return {"indices": own, "values": values}
+        return {"indices": wanted, "values": values[find(wanted, own)[0]]}
+
+
+Weight = MaskedWeight | SparseValues
+
+
+def weights_under(model: nn.Module, masks: Masks) -> dict[str, Weight]:
+    """Look after the weights that the masks name.
+
+    Raises:
+        MaskError: if the masks do not fit the model.
+    """
+    masks.check(model)
+    named, layers = named_weights(model), sparse_weights(model)
+    return {
+        name: SparseValues(name, layers[name])
+        if name in layers
+        else MaskedWeight(name, named[name])
+        for name in masks
+    }
+
+
+def held(weights: Mapping[str, Weight], masks: Masks) -> Masks:
+    """Hold every mask as its weight needs it, on its device."""
+    return Masks({name: weight.held(masks.entry(name)) for name, weight in weights.items()})
+
+
+def by_rows(weight: Weight, found: Tensor | RowGradient | None) -> RowGradient:
+    """A dense gradient by rows; zeros if there is none."""
+    if isinstance(found, Tensor):
+        return lambda rows: found[rows]
+    if found is not None:
+        return found
+
+    def zeros(rows: slice) -> Tensor:
+        return weight.parameter.new_zeros((rows.stop - rows.start, *weight.shape[1:]))
+
+    return zeros
