@@ -3,12 +3,13 @@
 #pragma once
 
 #include "conv_tiles.hpp"
+#include "memory.hpp"
 
 namespace SF_LEVEL {
 
 struct Job {
-    const int32_t *place;
-    const float *values;
+    const int32_t *place;  // of each tap
+    const float *values;   // likewise
     bool relu;
     const float *source;
     int64_t source_line, target_line, target_step;  // floats
@@ -16,6 +17,7 @@ struct Job {
 typedef void (*Compute)(const Job &, const Tiles &, const int32_t *starts, float bias,
                         float *target);
 
+// Adds what the taps [begin, end) read, in columns [LOW, HIGH) of a tile.
 template <int ROWS, int COLUMNS, int LOW, int HIGH>
 static SF_INLINE void add_taps(Piece (&sum)[ROWS * COLUMNS * PIECES], const Job &job,
                                int64_t begin, int64_t end, const float *source) {
@@ -45,14 +47,14 @@ static void compute(const Job &job, const Tiles &group, const int32_t *starts, f
             const Segment segment = group.segments[s];
             const int64_t begin = starts[segment.begin], end = starts[segment.end];
             if (begin == end) continue;
-#define SF_CASE(C)                                                                         \
-    case C:                                                                                \
-        if constexpr (C < COLUMNS)                                                         \
-            add_taps<ROWS, COLUMNS, C, COLUMNS>(sum, job, begin, end, source); \
-        break;                                                                             \
-    case EDGE + C:                                                                      \
-        if constexpr (C + 1 < COLUMNS)                                                     \
-            add_taps<ROWS, COLUMNS, 0, COLUMNS - 1 - C>(sum, job, begin, end, source);   \
+#define SF_CASE(C)                                                                     \
+    case C:                                                                            \
+        if constexpr (C < COLUMNS)                                                     \
+            add_taps<ROWS, COLUMNS, C, COLUMNS>(sum, job, begin, end, source);         \
+        break;                                                                         \
+    case EDGE + C:                                                                     \
+        if constexpr (C + 1 < COLUMNS)                                                 \
+            add_taps<ROWS, COLUMNS, 0, COLUMNS - 1 - C>(sum, job, begin, end, source); \
         break;
             switch (segment.columns) {
                 SF_CASE(0) SF_CASE(1) SF_CASE(2) SF_CASE(3) SF_CASE(4)
@@ -99,11 +101,13 @@ static void run_band(const Plan &p, const Compute *kernels, int64_t item, const 
     make_tiles(p, band, t, work);
     const int64_t line = t.width * LANES, plane = t.height * line;
     const int64_t positions = p.h.kernel * p.w.kernel;
-    const Job job = {pass.taps.place, pass.values, pass.relu, source, (p.by_block ? p.volume : p.pitch) * LANES,
+    const Job job = {pass.taps.place, pass.values, pass.relu, source,
+                     (p.by_block ? p.volume : p.pitch) * LANES,
                      p.by_block ? t.channels * plane : line * p.h.step, p.w.step * LANES};
     float *target = pass.target + band.block * t.channels * plane;
     for (int64_t channel = first; channel < last; channel++) {
-        ask_for(ahead, channel - first, last - first, target + (channel + 1) * plane + band.row * line);
+        ask_for(ahead, channel - first, last - first,
+                target + (channel + 1) * plane + band.row * line);
         for (int64_t g = 0; g < work.group_count; g++)
             kernels[work.groups[g].kind](job, work.groups[g],
                                          pass.taps.starts + channel * positions,
@@ -116,7 +120,8 @@ static int run_pass(const Plan &p, const Target &t, const Taps &taps, const floa
                     const float *bias, bool relu, const float *source, float *target,
                     int64_t threads) {
     if (!t.channels || !p.items) return 0;
-    const int64_t first_tap = taps.starts[0], last_tap = taps.starts[t.channels * p.h.kernel * p.w.kernel];
+    const int64_t first_tap = taps.starts[0],
+                  last_tap = taps.starts[t.channels * p.h.kernel * p.w.kernel];
     const int64_t splits = minimum(t.channels, parts_of(threads, p.items));
     const int64_t chunks = minimum(p.items, threads > 1 ? 4 * threads : 1);
     const int64_t bytes = work_bytes(p, nullptr, nullptr);
@@ -149,6 +154,7 @@ static int conv_forward(const int64_t *shape, const int32_t *starts, const int32
                         const float *x, float *y, int64_t relu, int64_t threads) {
     const Shape s = *reinterpret_cast<const Shape *>(shape);
     if (!s.blocks) return 0;
+    expect(y, s.blocks * s.out * s.h.out * s.w.out);
     return run_pass(forward_plan(s), {s.out, s.h.out, s.w.out}, {starts, place, order}, values,
                     bias, relu, x, y, threads);
 }
@@ -158,6 +164,7 @@ static int conv_input_gradient(const int64_t *shape, const int32_t *starts, cons
                                float *dx, int64_t threads) {
     const Shape s = *reinterpret_cast<const Shape *>(shape);
     int failed = 0;
+    expect(dx, s.blocks * s.in * s.h.in * s.w.in);
     for (int64_t i = 0; i < s.h.stride && s.blocks; i++)
         for (int64_t j = 0; j < s.w.stride && !failed; j++) {
             failed = run_pass(backward_plan(s, i, j), {s.in, s.h.in, s.w.in},

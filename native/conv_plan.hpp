@@ -241,7 +241,8 @@ static int conv_taps(const int64_t *shape, int64_t backward, const int32_t *poin
                   each = s.in * s.h.kernel * s.w.kernel;
     Position of[MAX_KERNEL * MAX_KERNEL] = {};
     for (int64_t i = 0; i < (backward ? rows * columns_of : 1); i++) {
-        const Plan p = backward ? backward_plan(s, i / columns_of, i % columns_of) : forward_plan(s);
+        const Plan p =
+            backward ? backward_plan(s, i / columns_of, i % columns_of) : forward_plan(s);
         for (int64_t kh = 0; kh < s.h.kernel; kh++)
             for (int64_t kw = 0; kw < s.w.kernel; kw++)
                 if (p.h.use[kh] >= 0 && p.w.use[kw] >= 0)

@@ -21,8 +21,6 @@ struct Tiles {
     int64_t segment_count, count;
 };
 
-// Passes that touch fewer bytes find them in the caches.
-constexpr int64_t FAR = 1 << 22;
 constexpr int64_t KINDS = TILE * TILE_COLUMNS;
 static int64_t kind_of(int64_t rows, int64_t columns) {
     return (rows - 1) * TILE_COLUMNS + columns - 1;
@@ -47,7 +45,7 @@ static int64_t work_bytes(const Plan &p, Work *work, char *memory) {
     const int64_t blocks = parts_of(p.blocks, p.block_parts),
                   rows = parts_of(p.h.count, p.row_parts),
                   columns = parts_of(p.w.count, p.column_parts);
-    const int64_t groups = 2 * blocks * rows * parts_of(columns, p.columns);
+    const int64_t groups = blocks * rows * parts_of(columns, p.columns);
     const int64_t packed = p.packed ? blocks * p.volume * 64 : 0;
     const int64_t at_tiles = packed + groups * sizeof(Tiles),
                   at_segments = at_tiles + groups * sizeof(Tile);
@@ -66,12 +64,11 @@ static int64_t make_segments(const Plan &p, int64_t column, int64_t size, Range 
         *to = {0, static_cast<int32_t>(high * p.w.kernel), 0};
         return 1;
     }
-    int64_t n = 0;
+    int64_t n = 0;  // neighbours that lack the same are one
     for (int64_t k = 0; k < p.w.kernel; k++) {
         const Range range = inside(p.w, k, column, size);
         if (range.begin >= range.end || rows.begin >= rows.end) continue;
-        const int64_t columns =
-            range.end < size ? EDGE - 1 + size - range.end : range.begin;
+        const int64_t columns = range.end < size ? EDGE - 1 + size - range.end : range.begin;
         const Segment segment = {static_cast<int32_t>(k * high + rows.begin),
                                  static_cast<int32_t>(k * high + rows.end),
                                  static_cast<int32_t>(columns)};
@@ -82,7 +79,8 @@ static int64_t make_segments(const Plan &p, int64_t column, int64_t size, Range 
     return n;
 }
 
-// Adds the tiles of rows [row, row + size) of the band, `size` lines each if not by block.
+// Adds the tiles of rows [row, row + rows) of the band, which lack the same sources above
+// and below; by block, there is one row.
 static void add_tiles(const Plan &p, const Band &band, const Target &t, int64_t row,
                       int64_t rows, Work &work, Tile *&tile, Segment *&segment) {
     const int64_t count = parts_of(band.columns, p.columns);
@@ -136,6 +134,9 @@ static void make_tiles(const Plan &p, const Band &band, const Target &t, Work &w
         add_tiles(p, band, t, row, end - row, work, tile, segment);
     }
 }
+
+// Passes that touch fewer bytes find them in the caches.
+constexpr int64_t FAR = 1 << 22;
 
 // What comes next is asked for in time, a share with each channel: the caches' own
 // prediction sees only the jumps from channel to channel.

@@ -64,14 +64,14 @@ static void sum_products(const Sums &job, const Tiles &group, const int32_t *sta
             const Segment segment = group.segments[s];
             const int64_t begin = starts[segment.begin], end = starts[segment.end];
             if (begin == end) continue;
-#define SF_CASE(C)                                                                  \
-    case C:                                                                         \
-        if constexpr (C < COLUMNS)                                                  \
-            add_products<ROWS, COLUMNS, C, COLUMNS>(d, job, begin, end, source);    \
-        break;                                                                      \
-    case EDGE + C:                                                               \
-        if constexpr (C + 1 < COLUMNS)                                              \
-            add_products<ROWS, COLUMNS, 0, COLUMNS - 1 - C>(d, job, begin, end, source);      \
+#define SF_CASE(C)                                                                       \
+    case C:                                                                              \
+        if constexpr (C < COLUMNS)                                                       \
+            add_products<ROWS, COLUMNS, C, COLUMNS>(d, job, begin, end, source);         \
+        break;                                                                           \
+    case EDGE + C:                                                                       \
+        if constexpr (C + 1 < COLUMNS)                                                   \
+            add_products<ROWS, COLUMNS, 0, COLUMNS - 1 - C>(d, job, begin, end, source); \
         break;
             switch (segment.columns) {
                 SF_CASE(0) SF_CASE(1) SF_CASE(2) SF_CASE(3) SF_CASE(4)
@@ -97,7 +97,7 @@ static void add_up(const float *kept, int64_t taps, float *dvalues, float *dbias
     int64_t k = 0;
     for (; k + 4 <= taps; k += 4, tap += 4 * LANES) {
         const quad four = sums(load(tap), load(tap + LANES), load(tap + 2 * LANES),
-                                           load(tap + 3 * LANES));
+                               load(tap + 3 * LANES));
         for (int i = 0; i < 4; i++) dvalues[k + i] += four[i];
     }
     for (; k < taps; k++, tap += LANES) dvalues[k] += total(load(tap));
@@ -108,11 +108,30 @@ struct Gradient {
     const float *x, *dy;
 };
 
-// One band's share for output channels [first, last). The taps' 16 sums are kept in `room`
-// until the last band, or if that takes too much memory, added up after each.
-static void sum_band(const Plan &p, const Summing *kernels, int64_t item, const Target &t,
-                     const Gradient &g, Work &work, float *room, bool keep, int64_t first,
-                     int64_t last, float *dvalues, float *dbias) {
+// What one pass works on, and how: the taps' 16 sums are kept until the last band, or if
+// that takes too much memory, added up after each.
+struct Sweep {
+    const Plan &plan;
+    const Target &target;
+    const Gradient &g;
+    const Summing *kernels;
+    bool keep;
+    int64_t positions;
+
+    int64_t tap(int64_t channel) const { return g.taps.starts[channel * positions]; }
+    int64_t length() const { return tap(target.channels) + target.channels; }
+};
+
+// A part's output channels [first, last), its room for sums of 16, and its results.
+struct Share {
+    int64_t first, last;
+    float *room, *dvalues, *dbias;
+};
+
+static void sum_band(const Sweep &sweep, int64_t item, const Share &share, Work &work) {
+    const Plan &p = sweep.plan;
+    const Target &t = sweep.target;
+    const Gradient &g = sweep.g;
     const Band band = band_of(p, item);
     const Ahead ahead = look_ahead(p, t, g.x, item);
     const float *source = g.x + band.block * p.volume * LANES;
@@ -122,71 +141,66 @@ static void sum_band(const Plan &p, const Summing *kernels, int64_t item, const 
     }
     make_tiles(p, band, t, work);
     const int64_t line = t.width * LANES, plane = t.height * line;
-    const int64_t positions = p.h.kernel * p.w.kernel;
-    for (int64_t o = first; o < last; o++) {
+    for (int64_t o = share.first; o < share.last; o++) {
         const float *gradient = g.dy + (band.block * t.channels + o) * plane;
-        ask_for(ahead, o - first, last - first, gradient + plane + band.row * line);
-        const int32_t *starts = g.taps.starts + o * positions;
-        const int64_t row = starts[0], taps = starts[positions] - row;
-        float *to = room + (keep ? row + o : 0) * LANES;
-        if (!keep) memset(to, 0, (taps + 1) * LANES * sizeof(float));
+        ask_for(ahead, o - share.first, share.last - share.first,
+                gradient + plane + band.row * line);
+        const int64_t tap = sweep.tap(o), taps = sweep.tap(o + 1) - tap;
+        float *to = share.room + (sweep.keep ? tap + o : 0) * LANES;
+        if (!sweep.keep) memset(to, 0, (taps + 1) * LANES * sizeof(float));
         const Sums job = {g.taps.place, source, (p.by_block ? p.volume : p.pitch) * LANES,
-                          p.by_block ? t.channels * plane : line, to + (1 - row) * LANES, to};
+                          p.by_block ? t.channels * plane : line, to + (1 - tap) * LANES, to};
         for (int64_t i = 0; i < work.group_count; i++)
-            kernels[work.groups[i].kind](job, work.groups[i], starts, gradient);
-        if (!keep) add_up(to, taps, dvalues + row, dbias + o);
+            sweep.kernels[work.groups[i].kind](job, work.groups[i],
+                                               g.taps.starts + o * sweep.positions, gradient);
+        if (!sweep.keep) add_up(to, taps, share.dvalues + tap, share.dbias + o);
     }
 }
 
-// Bands are dealt to chunks, whose number depends on the shapes alone; each has sums of its
-// own, and these are added in order.
-static int sum_all(const Plan &p, const Target &t, const Gradient &g, float *dvalues, float *dbias,
-                   bool keep, int64_t threads) {
-    const int64_t positions = p.h.kernel * p.w.kernel, nnz = g.taps.starts[t.channels * positions];
-    const int64_t length = nnz + t.channels;
-    const int64_t chunks =
-        maximum(1, minimum(minimum(p.items, 16), (1 << 24) / maximum(1, length)));
-    const int64_t splits = minimum(maximum(1, t.channels), parts_of(threads, chunks));
-    const bool alone = threads <= 1;
-    int64_t most = 0;  // taps of one output channel
-    for (int64_t o = 0; o < t.channels; o++)
-        most = maximum(most, g.taps.starts[(o + 1) * positions] - g.taps.starts[o * positions]);
-    const int64_t room = (keep ? length : most + 1) * 64;
+static void sum_bands(const Sweep &sweep, int64_t first, int64_t last, const Share &share,
+                      Work &work) {
+    if (sweep.keep) memset(share.room, 0, sweep.length() * LANES * sizeof(float));
+    for (int64_t item = first; item < last; item++) sum_band(sweep, item, share, work);
+    for (int64_t o = share.first; sweep.keep && o < share.last; o++)
+        add_up(share.room + (sweep.tap(o) + o) * LANES, sweep.tap(o + 1) - sweep.tap(o),
+               share.dvalues + sweep.tap(o), share.dbias + o);
+}
+
+// Bands are dealt to chunks, whose number depends on the shapes alone; each has results of
+// its own, and these are added in order.
+static int sum_all(const Sweep &sweep, float *dvalues, float *dbias, int64_t threads) {
+    const Plan &p = sweep.plan;
+    const int64_t channels = sweep.target.channels, length = sweep.length();
+    const int64_t chunks = maximum(1, minimum(minimum(p.items, 16), (1 << 24) / length));
+    const int64_t splits = minimum(channels, parts_of(threads, chunks));
+    const bool alone = threads <= 1;  // then one room and one result serve all chunks
+    int64_t most = 0;                 // taps of one output channel
+    for (int64_t o = 0; o < channels; o++) most = maximum(most, sweep.tap(o + 1) - sweep.tap(o));
+    const int64_t room = (sweep.keep ? length : most + 1) * 64;
     const int64_t bytes = room + work_bytes(p, nullptr, nullptr);
-    char *memory = static_cast<char *>(aligned_alloc(64, (alone ? 1 : chunks * splits) * bytes));
-    float *partial =
-        static_cast<float *>(calloc((alone ? 1 : chunks) * length + 1, sizeof(float)));
-    const auto add = [&](float *sums) {
-        for (int64_t k = 0; k < nnz; k++) dvalues[g.taps.order[k]] += sums[k];
-        for (int64_t o = 0; o < t.channels; o++) dbias[o] += sums[nnz + o];
+    const int64_t rooms = alone ? 1 : chunks * splits, results = alone ? 1 : chunks;
+    char *memory = static_cast<char *>(aligned_alloc(64, rooms * bytes));
+    float *partial = static_cast<float *>(calloc(results * length, sizeof(float)));
+    const bool failed = !memory || !partial;
+    const auto add = [&](const float *of) {
+        for (int64_t k = 0; k < length - channels; k++) dvalues[sweep.g.taps.order[k]] += of[k];
+        for (int64_t o = 0; o < channels; o++) dbias[o] += of[length - channels + o];
     };
-    Summing kernels[KINDS];
-    find_kernels(kernels);
-    if (memory && partial)
-        parallel(threads, chunks * splits, [&](int64_t part) {
-            const int64_t chunk = part / splits, of = part % splits;
-            char *mine = memory + (alone ? 0 : part) * bytes;
-            Work work;
-            work_bytes(p, &work, mine + room);
-            float *sums = partial + (alone ? 0 : chunk) * length;
-            float *kept = reinterpret_cast<float *>(mine);
-            const int64_t first = t.channels * of / splits, last = t.channels * (of + 1) / splits;
-            if (keep) memset(kept, 0, room);
-            for (int64_t i = p.items * chunk / chunks; i < p.items * (chunk + 1) / chunks; i++)
-                sum_band(p, kernels, i, t, g, work, kept, keep, first, last, sums,
-                         sums + nnz);
-            for (int64_t o = first; keep && o < last; o++) {
-                const int32_t *starts = g.taps.starts + o * positions;
-                add_up(kept + (starts[0] + o) * LANES, starts[positions] - starts[0],
-                       sums + starts[0], sums + nnz + o);
-            }
-            if (!alone) return;
-            add(sums);
-            memset(sums, 0, length * sizeof(float));
-        });
-    for (int64_t chunk = 0; chunk < chunks && partial && !alone; chunk++)
+    parallel(threads, failed ? 0 : chunks * splits, [&](int64_t part) {
+        const int64_t chunk = part / splits, of = part % splits;
+        char *mine = memory + (alone ? 0 : part) * bytes;
+        float *result = partial + (alone ? 0 : chunk) * length;
+        Work work;
+        work_bytes(p, &work, mine + room);
+        const Share share = {channels * of / splits, channels * (of + 1) / splits,
+                             reinterpret_cast<float *>(mine), result, result + length - channels};
+        sum_bands(sweep, p.items * chunk / chunks, p.items * (chunk + 1) / chunks, share, work);
+        if (!alone) return;
+        add(result);
+        memset(result, 0, length * sizeof(float));
+    });
+    for (int64_t chunk = 0; chunk < chunks && !failed && !alone; chunk++)
         add(partial + chunk * length);
-    const int failed = !memory || !partial;
     free(partial);
     free(memory);
     return failed;
@@ -202,8 +216,12 @@ static int conv_weight_gradient(const int64_t *shape, const int32_t *starts,
     for (int64_t o = 0; o < s.out; o++) dbias[o] = 0;
     if (!s.blocks || !s.out) return 0;
     const bool keep = (nnz + s.out) * 64 <= KEEP;
-    return sum_all(forward_plan(s, keep ? BAND : LARGE_BAND), {s.out, s.h.out, s.w.out},
-                   {{starts, place, order}, x, dy}, dvalues, dbias, keep, threads);
+    const Plan p = forward_plan(s, keep ? BAND : LARGE_BAND);
+    const Target t = {s.out, s.h.out, s.w.out};
+    const Gradient g = {{starts, place, order}, x, dy};
+    Summing kernels[KINDS];
+    find_kernels(kernels);
+    return sum_all({p, t, g, kernels, keep, s.h.kernel * s.w.kernel}, dvalues, dbias, threads);
 }
 
 }  // namespace SF_LEVEL

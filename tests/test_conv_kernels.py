@@ -90,6 +90,7 @@ pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 @st.composite
 def cases(draw):
+    """What a case is made of."""
     groups, kernel = draw(st.sampled_from([1, 1, 2, 3])), draw(st.tuples(*[st.integers(1, 5)] * 2))
     padding = draw(st.tuples(st.integers(0, 4), st.integers(0, 4)))
     how = plain(draw(pairs), padding, draw(pairs), groups)
@@ -100,13 +101,13 @@ def cases(draw):
     size = (least[0] + draw(st.integers(0, 12)), least[1] + draw(st.integers(0, 24)))
     shape = (groups * draw(st.integers(1, 4)), draw(st.integers(1, 4)), *kernel)
     density = draw(st.sampled_from([0.0, 0.05, 0.3, 1.0]))
-    return Case(shape, size, draw(st.integers(0, 50)), density, how)
+    return shape, size, draw(st.integers(0, 50)), density, how
 
 
 @options(max_examples=100)
-@given(case=cases())
-def test_kernels_are_right_for_any_convolution(case):
-    case.check()
+@given(parts=cases())
+def test_kernels_are_right_for_any_convolution(parts):
+    Case(*parts).check()
 
 
 @pytest.mark.parametrize(
@@ -116,6 +117,7 @@ def test_kernels_are_right_for_any_convolution(case):
         ((16, 6, 5, 5), (12, 12), 16, 0.1, plain()),
         ((5, 7, 3, 3), (8, 8), 20, 0.2, plain(padding=(1, 1))),
         ((8, 40, 3, 3), (9, 70), 3, 0.05, plain(padding=(1, 1))),  # more than one band
+        ((6, 6, 3, 3), (64, 64), 33, 0.1, plain(padding=(1, 1))),  # beyond the caches
         ((8, 80, 3, 3), (11, 150), 1, 0.05, plain((2, 2), (1, 1))),  # packed, in columns too
         ((4, 3, 7, 7), (40, 40), 17, 0.2, plain((2, 2), (3, 3))),
         ((9, 8, 1, 1), (7, 7), 40, 0.5, plain((2, 2))),
@@ -133,9 +135,9 @@ def test_kernels_are_right_at_every_level(shape, size, n, density, how):
 
 
 @options(max_examples=25)
-@given(case=cases())
-def test_results_do_not_depend_on_the_number_of_threads(case):
-    results = []
+@given(parts=cases())
+def test_results_do_not_depend_on_the_number_of_threads(parts):
+    case, results = Case(*parts), []
     for count in (1, 2, 5):
         with threads(count):
             results.append(case.run())

@@ -38,7 +38,7 @@ class Call:
         work: multiply-adds of one pass.
     """
 
-    numbers: Int64[Tensor, "16"]
+    numbers: Int64[Tensor, " 16"]
     out: tuple[int, int]
     work: int
 
