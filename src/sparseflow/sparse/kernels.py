@@ -60,7 +60,7 @@ def block(x: Float32[Tensor, " n *rest"]) -> Float32[Tensor, "nb *rest 16"]:
         raise KernelError(f"x must be a batch (examples, ...), has shape {tuple(x.shape)}")
     x = checked("x", x, tuple(x.shape))
     n, *rest = x.shape
-    y = torch.empty(-(-n // LANES), *rest, LANES)
+    y = x.new_empty((-(-n // LANES), *rest, LANES))
     if x.numel():
         core().block(x.data_ptr(), n, x.numel() // n, y.data_ptr(), threads_for(x.numel()))
     return y
@@ -76,7 +76,7 @@ def unblock(x: Float32[Tensor, "nb *rest 16"], n: int) -> Float32[Tensor, " n *r
     nb, *rest, _ = x.shape
     if not 0 <= n <= nb * LANES:
         raise KernelError(f"n must lie in 0 to {nb * LANES}, the examples of x, is {n}")
-    y = torch.empty(n, *rest)
+    y = x.new_empty((n, *rest))
     if y.numel():
         core().unblock(x.data_ptr(), n, y.numel() // n, y.data_ptr(), threads_for(x.numel()))
     return y
@@ -113,7 +113,7 @@ def linear_forward(
     values = checked("values", values, (pattern.nnz,))
     if bias is not None:
         bias = checked("bias", bias, (rows,))
-    y = torch.empty(nb, rows, LANES)
+    y = x.new_empty((nb, rows, LANES))
     width, starts = pattern.forward(nb)
     core().linear_forward(
         rows, columns, nb, width, starts.data_ptr(), pattern.columns.data_ptr(),
@@ -144,7 +144,7 @@ def linear_single(
     values = checked("values", values, (pattern.nnz,))
     if bias is not None:
         bias = checked("bias", bias, (rows,))
-    y = torch.empty(rows)
+    y = x.new_empty(rows)
     core().linear_single(
         rows, pattern.row_pointers.data_ptr(), pattern.columns.data_ptr(), values.data_ptr(),
         None if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(), relu,
@@ -168,7 +168,7 @@ def linear_input_gradient(
     nb, rows, columns = dy.shape[0], pattern.out_features, pattern.in_features
     dy = checked("dy", dy, (nb, rows, LANES))
     values = checked("values", values, (pattern.nnz,))
-    dx = torch.empty(nb, columns, LANES)
+    dx = dy.new_empty((nb, columns, LANES))
     starts, index, order = pattern.transposed
     core().linear_input_gradient(
         rows, columns, nb, pattern.transposed_width, starts.data_ptr(), index.data_ptr(),
@@ -196,8 +196,8 @@ def linear_weight_gradient(
     nb, rows, columns = x.shape[0], pattern.out_features, pattern.in_features
     x = checked("x", x, (nb, columns, LANES))
     dy = checked("dy", dy, (nb, rows, LANES))
-    dvalues = torch.empty(pattern.nnz)
-    dbias = torch.empty(rows) if bias else None
+    dvalues = x.new_empty(pattern.nnz)
+    dbias = x.new_empty(rows) if bias else None
     width, starts = pattern.gradient()
     core().linear_weight_gradient(
         rows, columns, nb, width, starts.data_ptr(), pattern.columns.data_ptr(), x.data_ptr(),
@@ -251,8 +251,8 @@ def max_pool(
     x = _blocked("x", x)
     nb, c, h, w, _ = x.shape
     out = _pool_sizes((h, w), kernel, stride, padding)
-    y = torch.empty(nb, c, *out, LANES)
-    index = torch.empty(nb, c, *out, LANES, dtype=torch.uint8)
+    y = x.new_empty((nb, c, *out, LANES))
+    index = torch.empty_like(y, dtype=torch.uint8)
     core().max_pool(
         nb * c, h, w, *kernel, *stride, *padding, x.data_ptr(), y.data_ptr(), index.data_ptr(),
         threads_for(y.numel() * kernel[0] * kernel[1]),
@@ -283,7 +283,7 @@ def max_pool_gradient(
     shape = (*dy.shape[:2], *out, LANES)
     dy = checked("dy", dy, shape)
     index = checked("index", index, shape, torch.uint8)
-    dx = torch.empty(*dy.shape[:2], *size, LANES)
+    dx = dy.new_empty((*dy.shape[:2], *size, LANES))
     core().max_pool_gradient(
         shape[0] * shape[1], *size, *kernel, *stride, *padding, dy.data_ptr(), index.data_ptr(),
         dx.data_ptr(), threads_for(dy.numel() * kernel[0] * kernel[1]),

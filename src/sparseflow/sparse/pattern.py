@@ -114,7 +114,7 @@ class LinearPattern:
     def _blocks(self, width: int) -> tuple[int, Int32[Tensor, "blocks_plus_1 out"]]:
         if width not in self._starts:
             blocks = max(1, -(-self.in_features // width))
-            starts = torch.empty(blocks + 1, self.out_features, dtype=torch.int32)
+            starts = self.columns.new_empty((blocks + 1, self.out_features))
             core().pattern_starts(
                 self.out_features, width, blocks, self.row_pointers.data_ptr(),
                 self.columns.data_ptr(), starts.data_ptr(),
@@ -134,7 +134,7 @@ class LinearPattern:
         """The transposed topology in blocks of rows: starts, rows, places in ``columns``."""
         width, rows, columns = self.transposed_width, self.out_features, self.in_features
         blocks = max(1, -(-rows // width))
-        starts = torch.empty(blocks * columns + 1, dtype=torch.int32)
+        starts = self.columns.new_empty(blocks * columns + 1)
         index, order = torch.empty_like(self.columns), torch.empty_like(self.columns)
         core().pattern_transpose(
             rows, columns, width, blocks, self.row_pointers.data_ptr(), self.columns.data_ptr(),
