@@ -70,6 +70,7 @@ class Tape:
         wanted: whether the input, then each parameter, wants a gradient.
         at: layers passed.
         owned: whether the gradient under way is the chain's own, to write in.
+        done: whether nothing before wants a gradient.
     """
 
     def __init__(self, layers: tuple[Weighted, ...], n: int, parameters: tuple[Any, ...]) -> None:
@@ -80,7 +81,7 @@ class Tape:
         self.gradients: list[Tensor | None] = [None] * len(parameters)
         self.wanted: tuple[bool, ...] = ()
         self.at = 0
-        self.owned = False
+        self.owned = self.done = False
 
 
 @runtime_checkable
@@ -221,9 +222,10 @@ class Apply:
         if of_values or of_bias:
             found = layer.blocked_weight_gradient(x, gradient, bias=of_bias)
             tape.gradients[first : first + 2] = found
-        tape.owned = True
         if tape.at == 0 and not tape.wanted[0]:
+            tape.done = True
             return gradient
+        tape.owned = True
         return layer.blocked_input_gradient(tape.parameters[first], gradient, x)
 
 
@@ -277,7 +279,7 @@ def _one_example(
     """
     first, inner, last = stages[0], stages[1:-1], stages[-1]
     linear = all(isinstance(s, Apply) and s.pool is None for s in inner)
-    if not (linear and inner and (first, last) == (BLOCK, UNBLOCK)):
+    if not (linear and inner and (first, last) == (BLOCK, UNBLOCK)) or x.ndim != 2:
         return None
     y = x.reshape(-1)
     for at, (stage, layer) in enumerate(zip(inner, layers, strict=True)):
@@ -326,4 +328,6 @@ class _Run(torch.autograd.Function):
         gradient = gradient.contiguous()
         for stage in reversed(ctx.stages):
             gradient = stage.backward(gradient, tape)
+            if tape.done:
+                break
         return None, None, None, gradient if tape.wanted[0] else None, *tape.gradients

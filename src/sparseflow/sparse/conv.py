@@ -18,6 +18,7 @@ from sparseflow.sparse.library import core
 from sparseflow.sparse.pattern import check_topology
 
 LARGEST_KERNEL = 15  # positions along an axis
+LARGEST_STEP = 1 << 15
 _LARGEST_PLACE = 2**31 - 1
 
 Taps = tuple[
@@ -81,7 +82,7 @@ class ConvPattern:
         groups: int = 1,
     ) -> None:
         """Check the topology and the numbers."""
-        _check_numbers(weight_shape, stride, padding, dilation, groups)
+        check_numbers(weight_shape, stride, padding, dilation, groups)
         out, per_group, high, wide = weight_shape
         check_topology(row_pointers, columns, per_group * high * wide)
         if len(row_pointers) != out + 1:
@@ -165,13 +166,18 @@ class ConvPattern:
         return places
 
 
-def _check_numbers(
+def check_numbers(
     weight_shape: tuple[int, ...],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
     groups: int,
 ) -> None:
+    """Check that there are kernels for a convolution of these numbers.
+
+    Raises:
+        KernelError: if there are none.
+    """
     if len(weight_shape) != 4 or min(weight_shape) < 1:
         raise KernelError(
             f"weight_shape must be (out, in / groups, kh, kw), is {tuple(weight_shape)}"
@@ -185,6 +191,11 @@ def _check_numbers(
         raise KernelError(
             f"a convolution needs strides and dilations of at least 1 and paddings of at "
             f"least 0, has {stride}, {dilation} and {padding}"
+        )
+    if max(*stride, *padding, *dilation) > LARGEST_STEP:
+        raise KernelError(
+            f"strides, paddings and dilations go up to {LARGEST_STEP}, not {stride}, {padding} "
+            f"and {dilation}"
         )
     if groups < 1 or weight_shape[0] % groups:
         raise KernelError(f"{weight_shape[0]} output channels do not fall into {groups} groups")

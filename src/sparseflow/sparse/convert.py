@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from sparseflow.core.errors import KernelError, MaskError
 from sparseflow.masks import Masks
+from sparseflow.sparse.conv import check_numbers
 from sparseflow.sparse.layers import SparseConv2d, SparseLayer, SparseLinear, active, zero_padding
 from sparseflow.sparse.layout import blocked_graph
 from sparseflow.sparse.library import core
@@ -27,35 +28,48 @@ _TYPES = (nn.Linear, nn.Conv2d)
 class SparseModel(nn.Module):
     """A model whose activations stay blocked between sparse layers.
 
-    It has the submodules of the model it was made from under their names, the
-    sparse layers in place of the dense ones, and takes the same inputs.
-
-    Attributes:
-        graph: what it does, as a graph of torch.fx.
+    It has the submodules and attributes of the model it was made from under
+    their names, the sparse layers in place of the dense ones, and takes the
+    inputs that the example gave.
     """
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, original: nn.Module) -> None:
+    def __init__(
+        self, root: nn.Module, graph: fx.Graph, original: nn.Module, ranks: tuple[int | None, ...]
+    ) -> None:
         """Take over the parts of ``root``; ``original`` is the dense skeleton."""
         super().__init__()
+        own = set(self.__dict__)
+        self.__dict__.update({k: v for k, v in root.__dict__.items() if k not in own})
         for name, parameter in root.named_parameters(recurse=False):
             self.register_parameter(name, parameter)
         for name, buffer in root.named_buffers(recurse=False):
             self.register_buffer(name, buffer, name not in root._non_persistent_buffers_set)
         for name, child in root.named_children():
             self.add_module(name, child)
-        self.graph = graph
         self.training = root.training
-        self._original = (original,)  # in a tuple, so that it is no submodule
-        self._forward = type(fx.GraphModule(root, graph, type(original).__name__)).forward
+        run = type(fx.GraphModule(root, graph, type(original).__name__)).forward
+        # In a tuple, so that the skeleton is no submodule.
+        self._converted = (original, run, ranks)
 
     @property
-    def original(self) -> nn.Module:
+    def dense_skeleton(self) -> nn.Module:
         """The dense model it was made from, without its numbers."""
-        return self._original[0]
+        return self._converted[0]
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the converted graph."""
-        return self._forward(self, *args, **kwargs)  # type: ignore[arg-type]
+    def forward(self, *args: Any) -> Any:
+        """Run the converted graph.
+
+        Raises:
+            KernelError: for an input with another number of axes than the example's.
+        """
+        _, run, ranks = self._converted
+        for at, (given, rank) in enumerate(zip(args, ranks, strict=False)):
+            if rank is not None and isinstance(given, Tensor) and given.ndim != rank:
+                raise KernelError(
+                    f"input {at} has {given.ndim} axes; this model was converted for {rank}: "
+                    "convert it with an example like the inputs"
+                )
+        return run(self, *args)
 
 
 def to_sparse(
@@ -153,10 +167,14 @@ def assemble(model: nn.Module, parts: Connections, example: tuple[Any, ...]) -> 
             stacklevel=3,
         )
         return root
+    for node in traced.nodes:  # tensors made in the forward itself
+        if node.op == "get_attr" and "_tensor_constant" in str(node.target):
+            setattr(root, str(node.target), getattr(original, str(node.target)))
     graph, chains = blocked_graph(root, traced)
     for name, chain in chains.items():
         root.add_module(name, chain)
-    return SparseModel(root, graph, original)
+    ranks = tuple(e.ndim if isinstance(e, Tensor) else None for e in example)
+    return SparseModel(root, graph, original, ranks)
 
 
 def to_dense(model: nn.Module) -> nn.Module:
@@ -185,7 +203,10 @@ def to_dense(model: nn.Module) -> nn.Module:
         return root
     state = dict(model.named_parameters()) | dict(model.named_buffers())
     memo: dict[int, Any] = {}
-    for name, empty in (*model.original.named_parameters(), *model.original.named_buffers()):
+    for name, empty in (
+        *model.dense_skeleton.named_parameters(),
+        *model.dense_skeleton.named_buffers(),
+    ):
         layer = layers.get(name.rpartition(".")[0]) if name.endswith("weight") else None
         source = state[name] if layer is None else layer.values
         filled = source.detach().clone() if layer is None else layer.dense_weight()
@@ -194,13 +215,17 @@ def to_dense(model: nn.Module) -> nn.Module:
             if isinstance(empty, nn.Parameter)
             else filled
         )
-    return copy.deepcopy(model.original, memo).train(model.training)
+    dense = copy.deepcopy(model.dense_skeleton, memo)
+    flags = {name: module.training for name, module in model.named_modules()}
+    for name, module in dense.named_modules():
+        module.training = flags.get(name, model.training)
+    return dense
 
 
 def convertible(model: nn.Module, masks: Masks) -> tuple[list[str], dict[str, str]]:
     """Names of the masked weights that have a sparse form, and why the others have none."""
     owners: dict[int, list[str]] = {}
-    for path, module in model.named_modules():
+    for path, module in model.named_modules(remove_duplicate=False):
         for parameter in module.parameters(recurse=False):
             owners.setdefault(id(parameter), []).append(path)
     chosen, reasons = [], {}
@@ -227,6 +252,9 @@ def _obstacle(module: nn.Module, local: str, weight: Tensor, owners: list[str]) 
     if isinstance(module, nn.Conv2d):
         try:
             zero_padding(module)
+            check_numbers(
+                tuple(weight.shape), module.stride, (0, 0), module.dilation, module.groups
+            )
         except KernelError as error:
             return str(error)
     return ""

@@ -71,8 +71,7 @@ class SparseLayer(nn.Module, SparseWeight):
         self.shape = torch.Size(shape)
         self.record: Record | None = None
         pointers, columns = _rows(indices, self.shape)
-        _same_length(values, columns)
-        self._pattern: Any = self._make_pattern(pointers, columns)
+        self._pattern: Any = self._checked(values, pointers, columns)
         self.register_buffer("row_pointers", pointers)
         self.register_buffer("columns", columns)
         self.values = nn.Parameter(values.detach().clone())
@@ -107,8 +106,7 @@ class SparseLayer(nn.Module, SparseWeight):
             KernelError: if they are not valid; the layer is then as before.
         """
         pointers, columns = _rows(indices, self.shape)
-        _same_length(values, columns)
-        self._pattern = self._make_pattern(pointers, columns)
+        self._pattern = self._checked(values, pointers, columns)
         self.row_pointers, self.columns = pointers, columns
         replace_data(self.values, values.detach().to(self.values).contiguous())
 
@@ -152,26 +150,44 @@ class SparseLayer(nn.Module, SparseWeight):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Take over another number of non-zeros, after checking the topology."""
+        """Take over another number of non-zeros, after checking all that is given."""
         names = ("values", "row_pointers", "columns")
-        found = [state_dict.get(prefix + name) for name in names]
-        if all(isinstance(t, Tensor) for t in found):
-            values, pointers, columns = (t for t in found if t is not None)
+        found = [state_dict[prefix + name] for name in names if prefix + name in state_dict]
+        if found:
             try:
-                _same_length(values, columns)
-                pattern = self._make_pattern(
-                    pointers.to("cpu", torch.int32).contiguous(),
-                    columns.to("cpu", torch.int32).contiguous(),
-                )
-            except (KernelError, MaskError) as error:
-                error_msgs.append(f"{prefix.rstrip('.')}: {error}")
+                self._take(found, state_dict.get(prefix + "bias"))
+            except KernelError as error:
+                error_msgs.append(f"{prefix.rstrip('.') or type(self).__name__}: {error}")
                 return
-            self._pattern = pattern
-            if values.shape != self.values.shape:
-                replace_data(self.values, self.values.data.new_empty(values.shape))
-                self.columns = self.columns.new_empty(values.shape)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _take(self, found: list[Any], bias: Any) -> None:
+        """Make room for what a state dict holds of values and topology."""
+        if len(found) < 3 or not all(isinstance(each, Tensor) for each in found):
+            raise KernelError("values, row_pointers and columns can only be loaded together")
+        if isinstance(bias, Tensor) and (self.bias is None or bias.shape != self.bias.shape):
+            own = None if self.bias is None else tuple(self.bias.shape)
+            raise KernelError(f"a bias of shape {tuple(bias.shape)} does not fit {own}")
+        values, pointers, columns = found
+        if pointers.is_floating_point() or columns.is_floating_point():
+            raise KernelError("row_pointers and columns must be whole numbers")
+        self._pattern = self._checked(values, pointers.int(), columns.int())
+        self.row_pointers, self.columns = pointers.int().clone(), columns.int().clone()
+        if values.shape != self.values.shape:
+            replace_data(self.values, self.values.data.new_empty(values.shape))
+
+    def _checked(self, values: Tensor, row_pointers: Tensor, columns: Tensor) -> Any:
+        """The pattern of a topology, which shares no memory with what anyone may write into."""
+        _same_length(values, columns)
+        if len(row_pointers) != self.shape[0] + 1:
+            raise KernelError(
+                f"{len(row_pointers)} row pointers for {self.shape[0]} outputs; it takes one more"
+            )
+        return self._make_pattern(
+            row_pointers.detach().to("cpu", copy=True).contiguous(),
+            columns.detach().to("cpu", copy=True).contiguous(),
         )
 
     def to_dense(self) -> nn.Module:
@@ -271,7 +287,7 @@ class SparseLinear(SparseLayer):
         """Apply the layer to (..., in); the output is (..., out)."""
         if x.shape[-1:] != self.shape[1:]:
             raise KernelError(f"input of shape {tuple(x.shape)} does not end in {self.shape[1]}")
-        flat = x.reshape(-1, self.shape[1])
+        flat = x.reshape(x.shape[:-1].numel(), self.shape[1])
         return super().forward(flat).reshape(*x.shape[:-1], self.shape[0])
 
     def blocked(self, values: Tensor, bias: Tensor | None, x: Tensor, *, relu: bool) -> Tensor:

@@ -29,13 +29,15 @@ from sparseflow.sparse.chain import (
     Stage,
     run,
 )
+from sparseflow.sparse.kernels import LARGEST_POOL
 from sparseflow.sparse.layers import SparseConv2d, SparseLayer, SparseLinear
 
 _RELUS = {functional.relu, torch.relu, torch.relu_, "relu", "relu_"}
 _MEANS = {torch.mean, "mean"}
 _CATS = {torch.cat, torch.concat}
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-_LARGEST_WINDOW = 225
+_BAD_PADDING = {"div", "div_", "truediv", "itruediv", "pow", "rsqrt", "reciprocal", "log"}
+"""Functions that can make the padding of a batch infinite, and so its gradients NaN."""
 
 
 class Chain(nn.Module):
@@ -73,9 +75,13 @@ class _Rewriter:
     graph: fx.Graph = field(default_factory=fx.Graph)
     values: dict[fx.Node, _Value] = field(default_factory=dict)
     stages: dict[fx.Node, tuple[Stage, ...]] = field(default_factory=dict)
+    batched: set[fx.Node] = field(default_factory=set)
 
     def rewrite(self, old: fx.Graph) -> None:
         for node in old.nodes:
+            # What comes from the inputs has an example in each row; a parameter has none.
+            if node.op == "placeholder" or not self.batched.isdisjoint(node.all_input_nodes):
+                self.batched.add(node)
             made = self._blocked_form(node)
             if made is None:
                 copied = self.graph.node_copy(node, lambda arg: self.plain(self.values[arg]))
@@ -149,7 +155,8 @@ class _Rewriter:
         if node.target in _MEANS:
             keep = _global_mean(node)
             return None if keep is None else self.graph.call_method("mean", (x, (2, 3), keep))
-        return self._copied(node, x) if action in ("keep", "slope") else None
+        alone = node.all_input_nodes == list(node.args[:1]) and not _divides(node)
+        return self._copied(node, x) if action in ("keep", "slope") and alone else None
 
     def _sparse(self, node: fx.Node, module: SparseLinear | SparseConv2d) -> _Value | None:
         source = self._source(node)
@@ -164,14 +171,16 @@ class _Rewriter:
         operands = [a for a in node.args if isinstance(a, fx.Node)]
         known = [self.values[a] for a in operands]
         shapes = {_shape(a) for a in operands}
-        if not any(v.blocked for v in known) or len(shapes) > 1 or None in shapes:
+        alike = len(shapes) == 1 and None not in shapes and all(map(_is_float, operands))
+        whole = len(operands) == len(node.all_input_nodes) and self.batched.issuperset(operands)
+        if not (alike and whole and any(v.blocked for v in known)) or _divides(node):
             return None
         pairs = {id(v): self.blocked(v) for v in known}
         made = self.graph.node_copy(node, lambda arg: pairs[id(self.values[arg])][0])
         return _Value(node, blocked=made, n=self.blocked(known[0])[1])
 
     def _concatenated(self, node: fx.Node) -> _Value | None:
-        parts = node.args[0]
+        parts = node.args[0] if node.args else None
         along = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
         if not isinstance(parts, tuple | list) or along != 1:
             return None
@@ -218,7 +227,9 @@ def blocked_graph(root: nn.Module, old: fx.Graph) -> tuple[fx.Graph, dict[str, C
         if stages == (RELU,):
             node.op, node.target, node.args = "call_function", torch.relu, node.args[:1]
             continue
-        name = f"chain{len(chains)}"
+        name = f"_chain{len(chains)}"
+        while hasattr(root, name):
+            name += "_"
         chains[name], node.target = Chain(stages), name
     rewriter.graph.lint()
     return rewriter.graph, chains
@@ -274,7 +285,7 @@ def _max(
     )
     if return_indices:
         return None
-    if ceil_mode or apart != (1, 1) or kernel[0] * kernel[1] > _LARGEST_WINDOW:
+    if ceil_mode or apart != (1, 1) or max(kernel) > LARGEST_POOL:
         return on.max_pool_any, (kernel, steps, pads, apart, ceil_mode)
     return Pool(kernel, steps, pads)
 
@@ -346,6 +357,20 @@ def _global_mean(node: fx.Node) -> bool | None:
     if sorted(int(d) % rank for d in over) != [2, 3]:  # type: ignore[arg-type]
         return None
     return bool(names.get("keepdim", False))
+
+
+def _divides(node: fx.Node) -> bool:
+    """Whether zeros in the padding of a batch could become infinite."""
+    name = str(getattr(node.target, "__name__", node.target))
+    if name not in _BAD_PADDING:
+        return False
+    first, other = (*node.args, None, None)[:2]
+    return not (isinstance(first, fx.Node) and isinstance(other, int | float) and other >= 1)
+
+
+def _is_float(node: fx.Node) -> bool:
+    kind = node.meta.get("dtype")
+    return isinstance(kind, torch.dtype) and kind.is_floating_point
 
 
 def _shape(node: Any) -> torch.Size | None:

@@ -65,7 +65,7 @@ def save(
     """
     structure = model
     if isinstance(model, SparseModel):
-        structure = model.original
+        structure = model.dense_skeleton
     elif any(isinstance(m, SparseLayer) for m in model.modules()):
         structure = to_dense(model)
     found = _zeros(model) if masks is None else Masks(masks)
