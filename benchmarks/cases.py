@@ -97,14 +97,19 @@ class Case:
         return model, sf.sparsify(model, density=density)
 
     def step(
-        self, model: nn.Module, masks: sf.Masks | None = None, method: sf.Method | None = None
+        self,
+        model: nn.Module,
+        masks: sf.Masks | None = None,
+        method: sf.Method | None = None,
+        *,
+        fused: bool = False,
     ) -> Callable[[], None]:
         """One step of plain PyTorch; with masks and a method, ``attach`` is on it.
 
         The learning rate is small, so that the cost of a step does not drift
-        while the benchmark runs.
+        while the benchmark runs. ``fused`` takes torch's fastest optimiser step.
         """
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=fused)
         if masks is not None and method is not None:
             sf.attach(model, optimizer, masks, method)
         batch = self.examples(self.batch)

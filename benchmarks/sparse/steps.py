@@ -36,8 +36,8 @@ def _record(case: Case, sparsity: float, share: float, floor: float | None) -> R
         "sparse-steps",
         f"{case.title}, {sparsity:.0%} sparse",
         {
-            "masked": case.step(model, masks, sf.Static()),
-            "sparse": case.step(sparse, masks, sf.Static()),
+            "masked": case.step(model, masks, sf.Static(), fused=True),
+            "sparse": case.step(sparse, masks, sf.Static(), fused=True),
         },
         case.turns(share),
         warm=3 if share >= 1 else 1,
