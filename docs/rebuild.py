@@ -121,8 +121,9 @@ def conditions(measured: dict[str, Any]) -> str:
     """What a set of benchmarks was measured on."""
     about = measured["machine"]
     load = ", ".join(f"{x:g}" for x in measured["load_before"] or [])
+    few = ", of a quick run with few rounds" if measured["quick"] else ""
     return (
-        f"Interleaved, medians; {about['cpu']}, {_threads(about['threads'])}, torch "
+        f"Interleaved, medians{few}; {about['cpu']}, {_threads(about['threads'])}, torch "
         f"{about['torch']}, load average before: {load}."
     )
 
