@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sparseflow.sparse.chain import BLOCK, UNBLOCK, run
+from sparseflow.sparse.kernels import LANES
 
 Pair = tuple[int, int]
-LANES = 16
 
 
 def to_blocked(x: Float[Tensor, " n *rest"]) -> Float[Tensor, "nb *rest 16"]:
@@ -66,8 +65,3 @@ def adaptive_avg_pool(x: Float[Tensor, "nb c h w 16"], height: int, width: int) 
     if (height, width) == (1, 1):
         return x.mean((2, 3), keepdim=True)
     return functional.adaptive_avg_pool3d(x, (height, width, LANES))
-
-
-def flatten(x: Float[Tensor, "nb *rest 16"]) -> Float[Tensor, "nb f 16"]:
-    """Join all dimensions of an example."""
-    return torch.flatten(x, 1, -2)

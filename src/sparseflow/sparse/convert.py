@@ -19,7 +19,7 @@ from sparseflow.sparse.library import core
 from sparseflow.sparse.predict import worthwhile
 from sparseflow.sparse.trace import skeleton, trace
 
-Connections = Mapping[str, tuple[Tensor, Tensor]]
+NonZeroParts = Mapping[str, tuple[Tensor, Tensor]]
 """Sorted flat positions and values of weights by name."""
 
 _TYPES = (nn.Linear, nn.Conv2d)
@@ -141,7 +141,7 @@ def to_sparse(
     return converted
 
 
-def assemble(model: nn.Module, parts: Connections, example: tuple[Any, ...]) -> nn.Module:
+def assemble(model: nn.Module, parts: NonZeroParts, example: tuple[Any, ...]) -> nn.Module:
     """Build the sparse form of a model from the connections of its layers.
 
     Args:
