@@ -12,8 +12,9 @@ from torch import Tensor, fx, nn
 
 from sparseflow.core.errors import KernelError, MaskError
 from sparseflow.masks import Masks
+from sparseflow.sparse.base import SparseLayer, active
 from sparseflow.sparse.conv import check_numbers
-from sparseflow.sparse.layers import SparseConv2d, SparseLayer, SparseLinear, active, zero_padding
+from sparseflow.sparse.layers import SparseConv2d, SparseLinear, zero_padding
 from sparseflow.sparse.layout import blocked_graph
 from sparseflow.sparse.library import core
 from sparseflow.sparse.predict import worthwhile

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from sparseflow.core.graph import call_action, module_action
 from sparseflow.sparse import blocked as on
+from sparseflow.sparse.base import SparseLayer
 from sparseflow.sparse.chain import (
     BLOCK,
     FLATTEN,
@@ -26,7 +27,7 @@ from sparseflow.sparse.chain import (
     Stage,
     run,
 )
-from sparseflow.sparse.layers import SparseConv2d, SparseLayer, SparseLinear
+from sparseflow.sparse.layers import SparseConv2d, SparseLinear
 from sparseflow.sparse.pooling import pooling_of
 
 _RELUS = {functional.relu, torch.relu, torch.relu_, "relu", "relu_"}

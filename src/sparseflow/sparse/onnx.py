@@ -16,8 +16,8 @@ from sparseflow.core.errors import StoreError
 from sparseflow.core.extra import need
 from sparseflow.core.files import write_atomic
 from sparseflow.core.functional import undisturbed
+from sparseflow.sparse.base import SparseLayer
 from sparseflow.sparse.convert import to_dense
-from sparseflow.sparse.layers import SparseLayer
 from sparseflow.sparse.program import brief
 
 

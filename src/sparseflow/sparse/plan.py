@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sparseflow.masks import Masks
+from sparseflow.sparse.base import active
 from sparseflow.sparse.convert import assemble, convertible
 from sparseflow.sparse.cost import Dense
-from sparseflow.sparse.layers import active
 from sparseflow.sparse.library import core
 from sparseflow.sparse.predict import (
     Call,

@@ -13,8 +13,8 @@ from sparseflow.core.errors import MaskError, SparseUnavailable, SpecError, Stor
 from sparseflow.core.files import load_tensors, save_tensors
 from sparseflow.masks import Masks
 from sparseflow.masks.state import State
+from sparseflow.sparse.base import SparseLayer
 from sparseflow.sparse.convert import SparseModel, assemble, convertible, to_dense
-from sparseflow.sparse.layers import SparseLayer
 from sparseflow.sparse.library import core
 from sparseflow.sparse.predict import worthwhile
 from sparseflow.sparse.program import Program, brief, build, describe

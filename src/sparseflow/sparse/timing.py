@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sparseflow.sparse.base import SparseLayer
 from sparseflow.sparse.blocked import LANES, from_blocked, to_blocked
 from sparseflow.sparse.kernels import block
-from sparseflow.sparse.layers import SparseConv2d, SparseLayer, SparseLinear, zero_padding
+from sparseflow.sparse.layers import SparseConv2d, SparseLinear, zero_padding
 
 Pass = Callable[[], Any]
 

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils import _pytree as pytree
 
-from sparseflow.sparse.layers import SparseLayer
+from sparseflow.sparse.base import SparseLayer
 
 _FEW = 3
 """Examples that stand for a single one: sizes of 1 broadcast, which would hide differences."""
