@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import sparseflow as sf
 from benchmarks.timing import Record, Timings, interleave
-from sparseflow.data import load_mnist
+from sparseflow.data import in_batches, load_mnist
 from sparseflow.measure.density import spectral_density
 from sparseflow.measure.operators import hessian
 from sparseflow.measure.spectrum import eigenvalues
@@ -74,12 +74,12 @@ def _trained(images: int) -> tuple[nn.Module, Batch]:
     torch.manual_seed(0)
     data, model = load_mnist(), build("lenet5")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    for x, y in list(zip(data.train_x.split(128), data.train_y.split(128), strict=True))[:100]:
+    for batch in in_batches(data.train.first(12_800), 128):
         optimizer.zero_grad()
-        sf.cross_entropy(model, (x, y)).backward()
+        sf.cross_entropy(model, batch).backward()
         optimizer.step()
     optimizer.zero_grad()
-    return model, (data.train_x[:images], data.train_y[:images])
+    return model, data.train[:images]
 
 
 def _top_sides(model: nn.Module, batch: Batch) -> dict[str, Side]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import sparseflow as sf
 from sparseflow.core.errors import DataError, SpecError
-from sparseflow.data import Batches, load_mnist
+from sparseflow.data import Batches, Examples, load_mnist
 from sparseflow.data.mnist import FOLDER, _read
 from sparseflow.models import (
     LENET5_WIDTHS,
@@ -97,20 +97,21 @@ def test_impossible_models(make, message):
 
 def test_mnist():
     data = load_mnist()
-    assert data.train_x.shape == (60_000, 1, 28, 28)
-    assert data.test_x.shape == (10_000, 1, 28, 28)
-    for x in (data.train_x, data.test_x):
+    (train_x, train_y), (test_x, test_y) = data.train[:], data.test[:]
+    assert train_x.shape == (60_000, 1, 28, 28)
+    assert test_x.shape == (10_000, 1, 28, 28)
+    for x in (train_x, test_x):
         assert x.dtype == torch.float32
         assert (float(x.min()), float(x.max())) == (0, 1)
-    for y in (data.train_y, data.test_y):
+    for y in (train_y, test_y):
         assert y.dtype == torch.int64
         assert y.unique().tolist() == list(range(10))
-    assert data.train_y[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
-    assert data.test_y[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
-    assert data.test_y.bincount().tolist()[1] == 1135  # a dead network says 1: 11.35 %
-    assert float(data.train_x.mean()) == pytest.approx(0.13066, abs=1e-4)
-    assert float(data.train_x.square().mean()) == pytest.approx(0.11200, abs=1e-4)
-    assert data.to("cpu").train_y is data.train_y
+    assert train_y[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+    assert test_y[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+    assert test_y.bincount().tolist()[1] == 1135  # a dead network says 1: 11.35 %
+    assert float(train_x.mean()) == pytest.approx(0.13066, abs=1e-4)
+    assert float(train_x.square().mean()) == pytest.approx(0.11200, abs=1e-4)
+    assert torch.equal(data.to("cpu").first(7).train[:][1], train_y[:7])
 
 
 LABELS = "train-labels-idx1-ubyte"
@@ -159,7 +160,7 @@ def test_mnist_with_one_bad_file(tmp_path, last):
 
 def batches(n=10, size=4, seed=0, **kwargs):
     x = torch.arange(n)
-    return Batches(x, -x, size=size, seed=seed, **kwargs)
+    return Batches(Examples(x, -x), size=size, seed=seed, **kwargs)
 
 
 @options(max_examples=40)

@@ -64,7 +64,8 @@ def test_a_line_says_what_the_ends_are(store: Store) -> None:
     assert found.distance == pytest.approx(distance(a.state, b.state, only=names).l2, rel=1e-4)
     data = load_data(a.run.spec)
     for alpha, network in ((0.0, a), (1.0, b)):
-        right = predict(network.model, data.test_x).argmax(1) == data.test_y
+        images, classes = data.test[:]
+        right = predict(network.model, images).argmax(1) == classes
         place = found.alphas.index(alpha)
         assert found.test_accuracy[place] == rounded(100 * float(right.double().mean()))
     assert found.barrier >= 0
@@ -108,7 +109,8 @@ def test_agreement_within_groups_and_with_a_reference(store: Store) -> None:
     mine, pruned = found.groups
     a, b = (load(p, store) for p in (groups[0].members[0], reference))
     data = load_data(a.run.spec)
-    expected = disagreement(predict(a.model, data.test_x), predict(b.model, data.test_x))
+    images = data.test[:][0]
+    expected = disagreement(predict(a.model, images), predict(b.model, images))
     assert mine.members[0].reference == pytest.approx(expected, rel=1e-4)
     assert found.labels[-1] == "prune 0 end"
     assert found.disagreement[0][-1] == mine.members[0].reference
@@ -131,8 +133,7 @@ def test_a_network_is_remade_as_it_was_just_before_its_update(store: Store) -> N
 
 
 def _train(run: Run) -> tuple[torch.Tensor, torch.Tensor]:
-    data = load_data(run.spec)
-    return data.train_x, data.train_y
+    return load_data(run.spec).train[:]
 
 
 def test_every_rule_updates_one_and_the_same_network(store: Store) -> None:

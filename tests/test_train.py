@@ -102,7 +102,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(bad):
 def test_evaluate(size):
     model = nn.Sequential(nn.Dropout(0.9), nn.Linear(4, 3)).train()
     x, y = torch.randn(30, 4), torch.randint(3, (30,))
-    accuracy, value = evaluate(model, x, y, size=size)
+    batches = zip(x.split(size), y.split(size), strict=True)
+    accuracy, value = evaluate(model, batches)
     logits = model[1](x).detach().double()
     assert accuracy == pytest.approx(100 * float((logits.argmax(1) == y).double().mean()))
     picked = logits.log_softmax(1)[torch.arange(30), y]

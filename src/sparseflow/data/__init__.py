@@ -1,6 +1,22 @@
-"""Data sets as tensors, and batches in seeded, resumable order."""
+"""Data sets as splits of examples, and batches in seeded, resumable order."""
 
+from sparseflow.data.augment import CropFlip
 from sparseflow.data.batches import Batches
-from sparseflow.data.mnist import TRAIN_EXAMPLES, Dataset, load_mnist
+from sparseflow.data.cifar import load_cifar10
+from sparseflow.data.mnist import load_mnist
+from sparseflow.data.registry import DATA, Source
+from sparseflow.data.split import Batch, Dataset, Examples, Split, in_batches
 
-__all__ = ["TRAIN_EXAMPLES", "Batches", "Dataset", "load_mnist"]
+__all__ = [
+    "DATA",
+    "Batch",
+    "Batches",
+    "CropFlip",
+    "Dataset",
+    "Examples",
+    "Source",
+    "Split",
+    "in_batches",
+    "load_cifar10",
+    "load_mnist",
+]

@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sparseflow.core.random import generator
+from sparseflow.data.split import CHANCES, Batch, Split
 
 
 class Batches:
@@ -16,38 +17,80 @@ class Batches:
 
     ``batches[step]`` is the same whether or not earlier ones were asked for, so
     an interrupted run goes on exactly where it was. Batches run across the end
-    of an epoch; none is short.
+    of an epoch; none is short. Augmentation is drawn for the step, so it too is
+    a function of the step alone.
 
     Example:
+        >>> from sparseflow.data import Examples
         >>> x = torch.arange(10.0)
-        >>> batches = Batches(x, x.long(), size=4, seed=0)
+        >>> batches = Batches(Examples(x, x.long()), size=4, seed=0)
         >>> seen = torch.cat([batches[t][0] for t in range(5)])
         >>> sorted(seen[:10].tolist()) == x.tolist()
         True
     """
 
     def __init__(
-        self, x: Tensor, y: Tensor, size: int, seed: int, stream: tuple[str | int, ...] = ("order",)
+        self,
+        split: Split,
+        size: int,
+        seed: int,
+        stream: tuple[str | int, ...] = ("order",),
+        *,
+        augment: bool = False,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
-        """Draw from the stream ``(*stream, epoch)`` under ``seed``."""
-        if not 1 <= size <= len(x):
-            raise ValueError(f"batch size {size} is not between 1 and the {len(x)} examples")
-        self._x, self._y, self._size = x, y, size
+        """Draw from the streams ``(*stream, epoch)`` and ``(*stream, "augment", step)``.
+
+        Args:
+            split: examples.
+            size: of a batch, over all ranks.
+            seed: of order and augmentation.
+            stream: name of the random stream.
+            augment: whether examples are varied.
+            rank: which share of each batch to give.
+            world: number of shares.
+
+        Raises:
+            ValueError: if the size does not fit the examples or the ranks.
+        """
+        if not 1 <= size <= len(split):
+            raise ValueError(f"batch size {size} is not between 1 and the {len(split)} examples")
+        if size % world or not 0 <= rank < world:
+            raise ValueError(f"a batch of {size} has no equal share for rank {rank} of {world}")
+        self._split, self._size, self._augment = split, size, augment
+        self._seed, self._stream = seed, stream
+        self._share = slice(rank * size // world, (rank + 1) * size // world)
         self._permutation = lru_cache(maxsize=2)(
-            lambda epoch: torch.randperm(len(x), generator=generator(seed, *stream, epoch))
+            lambda epoch: torch.randperm(len(split), generator=generator(seed, *stream, epoch))
         )
 
+    def shard(self, rank: int, world: int) -> Batches:
+        """Return the share of one rank: all ranks together see what one alone would.
+
+        Raises:
+            ValueError: if the batch has no equal share for that many.
+        """
+        return Batches(
+            self._split, self._size, self._seed, self._stream,
+            augment=self._augment, rank=rank, world=world,
+        )  # fmt: skip
+
     def indices(self, step: int) -> Int[Tensor, " size"]:
-        """Examples of batch ``step`` (0 is the first)."""
+        """Examples of batch ``step`` (0 is the first), over all ranks."""
         first = step * self._size
-        epoch, offset = divmod(first, len(self._x))
+        epoch, offset = divmod(first, len(self._split))
         taken = self._permutation(epoch)[offset : offset + self._size]
         missing = self._size - len(taken)
         if missing:
             taken = torch.cat([taken, self._permutation(epoch + 1)[:missing]])
         return taken
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of batch ``step``."""
-        chosen = self.indices(step).to(self._x.device)
-        return self._x.index_select(0, chosen), self._y.index_select(0, chosen)
+    def __getitem__(self, step: int) -> Batch:
+        """Inputs and targets of this rank's share of batch ``step``."""
+        where = self.indices(step)[self._share]
+        if not self._augment:
+            return self._split[where]
+        stream = generator(self._seed, *self._stream, "augment", step)
+        chances = torch.rand(self._size, CHANCES, generator=stream)
+        return self._split.varied(where, chances[self._share])

@@ -6,18 +6,16 @@ import gzip
 import hashlib
 import struct
 import zlib
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparseflow.core.errors import DataError
+from sparseflow.data.split import Dataset, Examples
 
-TRAIN_EXAMPLES = 60_000
 FOLDER = Path(__file__).parent / "mnist_files"
 
 _SHA256 = {
@@ -28,27 +26,6 @@ _SHA256 = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """A classification data set held whole as tensors.
-
-    Attributes:
-        train_x: training inputs.
-        train_y: their classes.
-        test_x: test inputs.
-        test_y: their classes.
-    """
-
-    train_x: Float[Tensor, " train *shape"]
-    train_y: Int[Tensor, " train"]
-    test_x: Float[Tensor, " test *shape"]
-    test_y: Int[Tensor, " test"]
-
-    def to(self, device: torch.device | str) -> Dataset:
-        """Return the data set on a device."""
-        return Dataset(*(t.to(device) for t in vars(self).values()))
-
-
 @lru_cache(maxsize=1)
 def load_mnist(folder: Path = FOLDER) -> Dataset:
     """Load MNIST: images (n, 1, 28, 28) in [0, 1], classes as int64.
@@ -56,12 +33,12 @@ def load_mnist(folder: Path = FOLDER) -> Dataset:
     Raises:
         DataError: if a file is missing, truncated or has another checksum.
     """
-    return Dataset(
-        _images(_read(folder, "train-images-idx3-ubyte")),
-        _labels(_read(folder, "train-labels-idx1-ubyte")),
-        _images(_read(folder, "t10k-images-idx3-ubyte")),
-        _labels(_read(folder, "t10k-labels-idx1-ubyte")),
-    )
+    return Dataset(_load(folder, "train"), _load(folder, "t10k"))
+
+
+def _load(folder: Path, part: str) -> Examples:
+    images = _images(_read(folder, f"{part}-images-idx3-ubyte"))
+    return Examples(images, _labels(_read(folder, f"{part}-labels-idx1-ubyte")))
 
 
 def _read(folder: Path, name: str) -> bytes:

@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from msgspec.structs import replace
 
 from sparseflow.core.errors import SpecError, unknown
-from sparseflow.recipes.mnist import AT_START, GROUPS, LENET5, MLP, TRAINED, Family
+from sparseflow.recipes.cifar import RESNET20
+from sparseflow.recipes.family import GROUPS, Family, start_recipes, train_recipes
+from sparseflow.recipes.mnist import LENET5, MLP
 from sparseflow.runs.override import scaled, with_overrides, with_seeds
 from sparseflow.runs.spec import RunSpec, Seeds
 from sparseflow.runs.validate import check
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (LENET5, MLP)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (LENET5, MLP, RESNET20)}
 
 
 DEMO_SPARSITIES = ("0.00", "0.80", "0.90", "0.95", "0.98")
@@ -31,8 +33,11 @@ def find_family(name: str) -> Family:
 
 def recipe_names(family: str, *, at_start: bool = False) -> list[str]:
     """Full names of the family's training recipes, or of those that only measure at step 0."""
-    prefix = find_family(family).name
-    return [f"{prefix}/{name}" for name in (AT_START if at_start else TRAINED)]
+    known = find_family(family)
+    return [
+        f"{known.name}/{name}"
+        for name in (start_recipes(known) if at_start else train_recipes(known))
+    ]
 
 
 def group_names(family: str) -> list[str]:
@@ -53,10 +58,10 @@ def expand(names: Sequence[str]) -> list[str]:
 
 def demo_specs(scale: float) -> list[RunSpec]:
     """Specifications of the demo: the main job, shortened, and initialisation by sparsity."""
-    trained = ("prune", "lottery", "shuffled", "shuffled+", "rigl+")
-    at_start = [n for n in AT_START if n.endswith(DEMO_SPARSITIES)]
-    specs = [make_spec(f"{LENET5.name}/{name}", scale=scale) for name in trained]
-    return specs + [make_spec(f"{LENET5.name}/{name}") for name in at_start]
+    main = ("prune", "lottery", "shuffled", "shuffled+", "rigl+")
+    untrained = [n for n in start_recipes(LENET5) if n.endswith(DEMO_SPARSITIES)]
+    specs = [make_spec(f"{LENET5.name}/{name}", scale=scale) for name in main]
+    return specs + [make_spec(f"{LENET5.name}/{name}") for name in untrained]
 
 
 def make_spec(
@@ -82,10 +87,12 @@ def make_spec(
     """
     family_name, _, short = name.partition("/")
     family = find_family(family_name)
-    known = TRAINED | AT_START
+    known = train_recipes(family) | start_recipes(family)
     base, varied = GROUPS.get(short, (short, None))
     if base not in known:
-        raise SpecError(unknown(f"recipe of {family_name}", short, [*TRAINED, *GROUPS]))
+        raise SpecError(
+            unknown(f"recipe of {family_name}", short, [*train_recipes(family), *GROUPS])
+        )
     density = family.density
     others = []
     for setting in settings:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparseflow.core.errors import SpecError
+from sparseflow.recipes.family import GROUPS, start_recipes, train_recipes
 from sparseflow.recipes.make import make_spec
-from sparseflow.recipes.mnist import AT_START, GROUPS, LENET5, TRAINED
+from sparseflow.recipes.mnist import LENET5
 from sparseflow.runs import RunSpec, Store
 from sparseflow.runs.spec import Execution, RigLMethod
 from sparseflow.studies import (
@@ -113,7 +114,7 @@ def reproduction(
             )
             for seed in range(SEEDS.get(name, 3))
         )
-        for name in (*TRAINED, *AT_START, *GROUPS)
+        for name in (*train_recipes(LENET5), *start_recipes(LENET5), *GROUPS)
     }
 
     def all_of(names: object) -> tuple[RunSpec, ...]:
@@ -122,8 +123,8 @@ def reproduction(
     effort = FULL if scale >= 1 else SHORT
     studies = _Studies(specs, store, effort)
     return Reproduction(
-        all_of(TRAINED),
-        all_of(AT_START),
+        all_of(train_recipes(LENET5)),
+        all_of(start_recipes(LENET5)),
         all_of(GROUPS),
         (
             studies.agreement(),

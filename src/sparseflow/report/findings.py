@@ -34,13 +34,13 @@ def compared(results: Results) -> Table:
 
 def dead_or_alive(table: Table) -> str:
     """How many runs die, with and without an initialisation that knows the mask."""
-    names = ("shuffled", "set", "rigl")
+    names = ("shuffled", "static", "set", "rigl")
     plain = [table[n] for n in names if n in table]
     aware = [table[f"{n}+"] for n in names if f"{n}+" in table]
     said = [
         f"With {init} initialisation{where} ({_names(group)}), {_deaths(group)}."
         for init, where, group in (
-            ("masked dense", " on a shuffled mask", plain),
+            ("masked dense", " on a random mask", plain),
             ("the paper's", "", aware),
         )
         if group
@@ -53,7 +53,11 @@ def dynamic(table: Table) -> str:
     best, pruned = table.get("rigl+"), table.get("prune")
     if best is None or best.median is None:
         return ""
-    others = [table[n] for n in ("shuffled+", "set+") if n in table and table[n].median is not None]
+    others = [
+        table[n]
+        for n in ("shuffled+", "static+", "set+")
+        if n in table and table[n].median is not None
+    ]
     text = f"RigL with the paper's initialisation (rigl+) ends at {accuracy(best.median)} %"
     if others:
         text += f", against {_medians(others)}"
@@ -86,7 +90,9 @@ def ticket_norm(table: Table) -> str:
     if ticket is None or ticket.early is None:
         return ""
     own = ticket.early
-    others = [(n, table[n].early) for n in ("shuffled+", "scratch+", "rigl+") if n in table]
+    others = [
+        (n, table[n].early) for n in ("shuffled+", "static+", "scratch+", "rigl+") if n in table
+    ]
     parts = [
         (word, [f"{n} ({short(e)})" for n, e in others if e is not None and (e > own) == larger])
         for word, larger in (("smaller than that of", True), ("larger than that of", False))

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 from sparseflow.core.extra import need
 from sparseflow.measure.statistics import Verdict
@@ -22,14 +22,20 @@ from sparseflow.report.table import cells, notes, window
 from sparseflow.report.vocabulary import kind_of
 from sparseflow.runs.spec import Train
 
-LENGTH = Train().steps
-"""Steps of the authors' protocol, to which ``--scale`` refers."""
+
+class _Family(NamedTuple):
+    """Headline, density and length of training, to which ``--scale`` refers."""
+
+    headline: str
+    density: float
+    steps: int
+
 
 _FAMILIES = {
-    "lenet5-mnist": ("Gradient flow in a sparse LeNet5 on MNIST", 0.05),
-    "mlp-mnist": ("Gradient flow in a sparse perceptron on MNIST", 0.02),
+    "lenet5-mnist": _Family("Gradient flow in a sparse LeNet5 on MNIST", 0.05, Train().steps),
+    "mlp-mnist": _Family("Gradient flow in a sparse perceptron on MNIST", 0.02, Train().steps),
+    "resnet20-cifar10": _Family("Gradient flow in a sparse ResNet-20 on CIFAR-10", 0.1, 64_000),
 }
-"""Headline and density of each family."""
 
 VERDICTS: dict[Verdict, tuple[str, str]] = {
     "holds": ("holds", "✓"),
@@ -67,7 +73,7 @@ def render(results: Results, figures: dict[str, str], claims: Sequence[Claim] = 
     absent = [caption for name, caption in captions.items() if name not in figures]
     return environment.from_string(source).render(
         results=results,
-        headline=_family(results)[0],
+        headline=_family(results).headline,
         facts=_facts(results),
         findings=[text.joined(sentence) for sentence in say.findings(results)],
         lines=[(cells(row), _color(row.recipe)) for row in rows(results)],
@@ -140,16 +146,16 @@ def commands(results: Results) -> list[str]:
 
 def _settings(results: Results) -> str:
     """Options that give the density and length of these runs."""
-    said = ""
-    if results.steps != LENGTH:
-        scale = float(f"{results.steps / LENGTH:.3g}")
-        exact = round(LENGTH * scale) == results.steps
+    said, whole = "", _family(results)
+    if results.steps != whole.steps:
+        scale = float(f"{results.steps / whole.steps:.3g}")
+        exact = round(whole.steps * scale) == results.steps
         said = f" --scale {scale:g}" if exact else f" --set train.steps={results.steps}"
-    return said + f" --set density={results.density:g}" * (results.density != _family(results)[1])
+    return said + f" --set density={results.density:g}" * (results.density != whole.density)
 
 
-def _family(results: Results) -> tuple[str, float]:
-    other = (f"Gradient flow of {results.family}", results.density)
+def _family(results: Results) -> _Family:
+    other = _Family(f"Gradient flow of {results.family}", results.density, results.steps)
     return _FAMILIES.get(results.family, other)
 
 

@@ -15,6 +15,7 @@ METHODS = {
     "lottery": "#c4579a",
     "scratch": "#e69f00",
     "shuffled": "#8c510a",
+    "static": "#8c510a",
     "set": "#009e73",
     "rigl": "#d55e00",
     "rigl-inverted": "#7b4fb5",

@@ -14,7 +14,7 @@ INITS = {
 
 PANELS = {
     "Dense, pruned, ticket": ("dense", "small-dense", "prune", "prune-restart", "lottery"),
-    "Static masks": ("scratch", "shuffled"),
+    "Static masks": ("scratch", "shuffled", "static"),
     "SET": ("set",),
     "RigL": ("rigl", "rigl-inverted"),
 }

@@ -5,18 +5,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparseflow import models
 from sparseflow.core.functional import Loss
 from sparseflow.core.parameters import Layer, maskable
 from sparseflow.core.schedules import Fraction, constant, cosine, every, lr_proportional
-from sparseflow.data import Batches, Dataset, load_mnist
+from sparseflow.data import DATA, Batch, Batches, Dataset
 from sparseflow.init import Init, initialise
 from sparseflow.masks import Masks, full_masks, make_masks, shuffle_masks
+from sparseflow.masks.allocation import allocate
 from sparseflow.runs.beginning import at_beginning
 from sparseflow.runs.resolve import Resolved, resolve
 from sparseflow.runs.spec import (
@@ -53,8 +55,6 @@ from sparseflow.train import (
     step_rate,
     with_warmup,
 )
-
-Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,7 @@ def assemble(
         SpecError: if sparse execution is asked for on another device than the CPU.
         SparseUnavailable: if the compiled core that it needs is missing.
         StoreError: if a parent's checkpoint is missing.
-        DataError: if the data set is damaged.
+        DataError: if the data set is missing or damaged.
     """
     dataset = load_data(spec).to(device)
     probes = [probe_batch(dataset, spec.data.probe, i) for i in (0, 1)]
@@ -108,7 +108,7 @@ def assemble(
     execution = execution or resolve(spec, masks, device)
     if execution == "sparse":
         # Small layers too: a border between the two executions would cost more than they do.
-        model = to_sparse(model, masks, dataset.train_x[: spec.train.batch], force=True)
+        model = to_sparse(model, masks, dataset.train[: spec.train.batch][0], force=True)
     o = spec.optimizer
     optimizer = make_optimizer(
         o.kind,
@@ -128,13 +128,13 @@ def assemble(
         optimizer=optimizer,
         rate=rate,
         set_rate=lambda step: set_rate(optimizer, rate, step, inner_momentum=inner),
-        loss=cross_entropy,
+        loss=make_loss(spec),
         batches=Batches(
-            dataset.train_x,
-            dataset.train_y,
+            dataset.train,
             spec.train.batch,
             spec.seeds.data,
             ("order", generation(spec)),
+            augment=spec.data.augment,
         ),
         dataset=dataset,
         probe=probes[0],
@@ -145,12 +145,9 @@ def load_data(spec: RunSpec) -> Dataset:
     """Load the data set of a run, or the first ``data.limit`` examples of each of its parts.
 
     Raises:
-        DataError: if it is damaged.
+        DataError: if it is missing or damaged.
     """
-    dataset = {"mnist": load_mnist}[spec.data.name]()
-    if spec.data.limit is None:
-        return dataset
-    return Dataset(*(part[: spec.data.limit] for part in vars(dataset).values()))
+    return DATA[spec.data.name].load(spec.data.limit)
 
 
 def make_model(spec: RunSpec) -> nn.Module:
@@ -161,8 +158,9 @@ def make_model(spec: RunSpec) -> nn.Module:
     dense = models.build(m.name, m.widths)
     kernels = sum(layer.size for layer in maskable(dense).values())
     budget = round(spec.density * kernels) + models.parameters(dense) - kernels
-    builder, widths = models.MODELS[m.name]
-    return models.build(m.name, models.solve_widths(builder, m.widths or widths, budget))
+    known = models.MODELS[m.name]
+    widths = models.solve_widths(known.builder, m.widths or known.widths, budget)
+    return models.build(m.name, widths)
 
 
 def _masks(spec: RunSpec, layers: Mapping[str, Layer], store: Store) -> Masks:
@@ -208,13 +206,29 @@ def make_method(spec: RunSpec, model: nn.Module, probe: Batch) -> Method:
     if isinstance(m, StaticMethod):
         return Static()
     if isinstance(m, PruneMethod):
-        return GradualPruning(spec.density, m.start, m.stop, m.every, m.power)
+        return GradualPruning(_final(spec, m), m.start, m.stop, m.every, m.power)
     when = every(m.every, start=m.start, stop=m.stop)
     if isinstance(m, SetMethod):
         return SET(when, _fraction(spec, m))
-    source = probe_gradient(model, cross_entropy, probe) if m.grow == "probe" else "batch"
+    source = probe_gradient(model, make_loss(spec), probe) if m.grow == "probe" else "batch"
     chosen = RigLInverted if isinstance(m, RigLInvertedMethod) else RigL
     return chosen(when, _fraction(spec, m), source)
+
+
+def _final(spec: RunSpec, m: PruneMethod) -> float | dict[str, float]:
+    """Density at the end of pruning: of every layer, or of each."""
+    if m.allocation == "uniform":
+        return spec.density
+    with torch.device("meta"):
+        layers = maskable(make_model(spec))
+    counts = allocate(layers, spec.density, m.allocation)
+    return {name: counts[name] / layer.size for name, layer in layers.items()}
+
+
+def make_loss(spec: RunSpec) -> Loss:
+    """Build the training loss, without weight decay."""
+    smoothing = spec.train.label_smoothing
+    return partial(cross_entropy, label_smoothing=smoothing) if smoothing else cross_entropy
 
 
 def _fraction(spec: RunSpec, m: SetMethod | RigLMethod | RigLInvertedMethod) -> Fraction:
@@ -235,5 +249,4 @@ def make_rate(spec: RunSpec) -> Callable[[int], float]:
 
 def probe_batch(dataset: Dataset, size: int, index: int) -> Batch:
     """Cut the fixed probe batch ``index`` from the start of the training set."""
-    part = slice(index * size, (index + 1) * size)
-    return dataset.train_x[part], dataset.train_y[part]
+    return dataset.train[index * size : (index + 1) * size]

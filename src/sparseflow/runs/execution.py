@@ -16,6 +16,7 @@ from sparseflow.core.errors import DivergedError, SparseUnavailable, SpecError, 
 from sparseflow.core.files import write_atomic
 from sparseflow.core.functional import split
 from sparseflow.core.parameters import named_weights
+from sparseflow.data import in_batches
 from sparseflow.masks import Masks
 from sparseflow.measure.flow import DEFAULT_CHUNK, mean_loss
 from sparseflow.runs.build import Assembly, assemble
@@ -213,8 +214,8 @@ def _resume(run: Run, parts: Assembly, topology: Topology, recorder: Recorder) -
 
 def _result(parts: Assembly, masks: Masks) -> dict[str, Any]:
     data, weights = parts.dataset, named_weights(parts.model)
-    test_accuracy, test_loss = evaluate(parts.model, data.test_x, data.test_y)
-    train_accuracy, train_loss = evaluate(parts.model, data.train_x, data.train_y)
+    test_accuracy, test_loss = evaluate(parts.model, in_batches(data.test))
+    train_accuracy, train_loss = evaluate(parts.model, in_batches(data.train))
     return {
         "test_accuracy": test_accuracy,
         "test_loss": test_loss,

@@ -32,7 +32,7 @@ def export(run: Run, step: int, path: Path, kind: Format = "sparse") -> None:
         SparseflowError: if ``onnx`` is asked for and the extra is not installed.
     """
     state = run.state(step)
-    example = load_data(run.spec).train_x[: run.spec.train.batch]
+    example = load_data(run.spec).train[: run.spec.train.batch][0]
     if kind == "onnx":
         model = make_model(run.spec)
         state.restore(model)

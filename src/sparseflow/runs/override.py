@@ -63,7 +63,8 @@ def _scaled_alone(spec: RunSpec, factor: float) -> RunSpec:
     method = spec.method
     if isinstance(method, PruneMethod):
         every, start = times(method.every), times(method.start)
-        updates = (method.stop - method.start) // method.every
+        length = method.stop - method.start
+        updates = min(length // method.every, max(1, round(length * factor)))
         method = replace(method, start=start, every=every, stop=start + updates * every)
     elif not isinstance(method, StaticMethod):
         stop = None if method.stop is None else times(method.stop)

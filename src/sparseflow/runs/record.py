@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sparseflow.core.parameters import named_weights, sparse_weights
 from sparseflow.core.select import find
+from sparseflow.data import in_batches
 from sparseflow.masks import churn
 from sparseflow.masks.state import NonZeros, State
 from sparseflow.measure import Distance, Flow, distance, gradient_flow, step_decrease
@@ -71,8 +72,8 @@ class Recorder:
         if step % measure.every == 0 or last:
             self._write({"event": "flow", "step": step, **self._flow_record(topology, step)})
         if step % measure.evaluate == 0 or last:
-            data = self._parts.dataset
-            self.accuracy, loss = evaluate(self._parts.model, data.test_x, data.test_y)
+            test = in_batches(self._parts.dataset.test)
+            self.accuracy, loss = evaluate(self._parts.model, test)
             record = {"test_accuracy": self.accuracy, "test_loss": loss}
             self._write({"event": "eval", "step": step, **record})
 

@@ -7,11 +7,12 @@ from dataclasses import asdict
 from typing import Any
 
 from sparseflow.core.parameters import maskable
+from sparseflow.data import in_batches
 from sparseflow.measure import distance, gradient_flow, signal, step_decrease
-from sparseflow.runs.build import load_data, make_model, make_rate, probe_batch
+from sparseflow.runs.build import load_data, make_loss, make_model, make_rate, probe_batch
 from sparseflow.runs.spec import RunSpec, identity
 from sparseflow.runs.store import Run, Store
-from sparseflow.train import cross_entropy, evaluate
+from sparseflow.train import evaluate
 
 
 def matching(makers: Iterable[Callable[[int], RunSpec]], store: Store) -> list[Run]:
@@ -43,8 +44,8 @@ def remeasure(run: Run, step: int, *, device: str = "cpu") -> dict[str, Any]:
     model, data = make_model(run.spec).to(device), load_data(run.spec).to(device)
     model.load_state_dict(weights)
     masks = masks.to(device)
-    probe = probe_batch(data, run.spec.data.probe, 0)
-    accuracy, loss = evaluate(model, data.test_x, data.test_y)
+    probe, loss_of = probe_batch(data, run.spec.data.probe, 0), make_loss(run.spec)
+    accuracy, loss = evaluate(model, in_batches(data.test))
     names = dict(model.named_parameters())
     lr = make_rate(run.spec)(min(step, max(run.spec.train.steps - 1, 0)))
     moved = distance({n: start[n] for n in names}, {n: weights[n] for n in names})
@@ -54,9 +55,9 @@ def remeasure(run: Run, step: int, *, device: str = "cpu") -> dict[str, Any]:
         "step": step,
         "test_accuracy": accuracy,
         "test_loss": loss,
-        "flow": asdict(gradient_flow(model, cross_entropy, probe, masks)),
+        "flow": asdict(gradient_flow(model, loss_of, probe, masks)),
         "signal": asdict(signal(model, probe[0], maskable(model))),
-        "decrease": asdict(step_decrease(model, cross_entropy, probe, masks, lr)),
+        "decrease": asdict(step_decrease(model, loss_of, probe, masks, lr)),
         "distance_to_start": asdict(moved),
         "active": masks.counts,
         "masks": masks.digest(),

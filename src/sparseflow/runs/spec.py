@@ -32,11 +32,16 @@ class Seeds(_Spec, frozen=True):
 
 
 class Data(_Spec, frozen=True):
-    """Data set, the size of the probe batches cut from its start, and a limit for quick trials."""
+    """Data set, the size of the probe batches cut from its start, and a limit for quick trials.
 
-    name: Literal["mnist"] = "mnist"
+    ``augment`` varies the training examples as the data set's literature does;
+    probes are never varied.
+    """
+
+    name: str = "mnist"
     probe: int = 1000
     limit: int | None = None
+    augment: bool = False
 
 
 class Model(_Spec, frozen=True):
@@ -107,12 +112,13 @@ class StaticMethod(_Spec, frozen=True, tag_field="kind", tag="static"):
 
 
 class PruneMethod(_Spec, frozen=True, tag_field="kind", tag="prune"):
-    """Gradual magnitude pruning per layer to the run's density."""
+    """Gradual magnitude pruning per layer to the run's density, allocated over the layers."""
 
     start: int = 3000
     stop: int = 7000
     every: int = 100
     power: float = 3.0
+    allocation: Literal["uniform", "erk"] = "uniform"
 
 
 class _DynamicMethod(_Spec, frozen=True, tag_field="kind"):
@@ -161,11 +167,12 @@ class Optimizer(_Spec, frozen=True):
 
 
 class Train(_Spec, frozen=True):
-    """Length of training, and what is kept of it."""
+    """Length of training, its loss, and what is kept of it."""
 
     steps: int = 11_719
     batch: int = 128
     keep: int = 1000
+    label_smoothing: float = 0.0
 
 
 class Measure(_Spec, frozen=True):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
+
 from sparseflow.core.errors import SpecError, unknown
-from sparseflow.data import TRAIN_EXAMPLES
+from sparseflow.data import DATA
 from sparseflow.masks.allocation import check_density
 from sparseflow.models import MODELS, build
 from sparseflow.runs.spec import (
@@ -60,7 +62,17 @@ def check(spec: RunSpec) -> RunSpec:
 def _check_names(spec: RunSpec) -> None:
     if spec.model.name not in MODELS:
         raise SpecError(unknown("model", spec.model.name, MODELS))
-    build(spec.model.name, spec.model.widths)
+    with torch.device("meta"):
+        build(spec.model.name, spec.model.widths)
+    if spec.data.name not in DATA:
+        raise SpecError(unknown("data.name", spec.data.name, DATA))
+    wanted = MODELS[spec.model.name].data
+    if spec.data.name != wanted:
+        raise SpecError(
+            f"model {spec.model.name} is made for {wanted}, not for data.name={spec.data.name}"
+        )
+    if spec.data.augment and not DATA[wanted].augmented:
+        raise SpecError(f"data.augment=true: {wanted} has no augmentation")
     if spec.optimizer.kind not in OPTIMIZERS:
         raise SpecError(unknown("optimizer", spec.optimizer.kind, OPTIMIZERS))
     if spec.optimizer.inner_momentum and spec.optimizer.kind != "sgd":
@@ -87,7 +99,11 @@ def _check_numbers(spec: RunSpec) -> None:
     drop = getattr(spec.method, "drop", 0.0)
     if not 0 <= drop <= 1:
         raise SpecError(f"method.drop={drop} is not between 0 and 1")
-    examples = min(spec.data.limit or TRAIN_EXAMPLES, TRAIN_EXAMPLES)
+    smoothing = spec.train.label_smoothing
+    if not 0 <= smoothing < 1:
+        raise SpecError(f"train.label_smoothing={smoothing} is not in [0, 1)")
+    known = DATA[spec.data.name].examples
+    examples = min(spec.data.limit or known, known)
     for name, value, times in (
         ("train.batch", spec.train.batch, 1),
         ("data.probe", spec.data.probe, 2),

@@ -37,7 +37,8 @@ def agreement(study: AgreementStudy, store: Store) -> Agreement:
         raise MeasureError(
             f"{networks[0].label} is alone: agreement and ensembles need at least two networks"
         )
-    logits = [predict(network.model, data.test_x) for network in networks]
+    images, classes = data.test[:]
+    logits = [predict(network.model, images) for network in networks]
     pairs = pairwise(logits)
     points = points_of(study)
     labels = tuple(network.label for network in networks)
@@ -46,11 +47,10 @@ def agreement(study: AgreementStudy, store: Store) -> Agreement:
     for group in study.groups:
         indices = range(place, place := place + len(group.members))
         members = tuple(
-            _member(labels[i], logits[i], data.test_y, _beside(pairs, points, i, last))
-            for i in indices
+            _member(labels[i], logits[i], classes, _beside(pairs, points, i, last)) for i in indices
         )
         living = [logits[i] for i, m in zip(indices, members, strict=True) if not m.dead]
-        found = _ensemble(living, data.test_y) if len(living) > 1 else None
+        found = _ensemble(living, classes) if len(living) > 1 else None
         groups.append(GroupFigures(group.name, members, found))
     return Agreement(
         groups=tuple(groups),

@@ -27,7 +27,7 @@ def line(study: LineStudy, store: Store) -> Line:
         a = dict(align(end.model, b, a).state)
     train = examples(data, study.examples)
     on_train = interpolate(end.model, a, b, loss_and_accuracy, train, study.points)
-    test = (data.test_x, data.test_y)
+    test = data.test[:]
     on_test = interpolate(
         end.model, a, b, loss_and_accuracy, test, study.points, batch_norm_data=train
     )

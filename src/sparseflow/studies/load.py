@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from sparseflow.core.errors import StoreError
-from sparseflow.data import Dataset
+from sparseflow.data import Batch, Dataset
 from sparseflow.masks import Masks
 from sparseflow.runs import Run, Store
-from sparseflow.runs.build import Batch, load_data, make_model
+from sparseflow.runs.build import load_data, make_model
 from sparseflow.studies.spec import Point, Study, label_of, points_of
 
 
@@ -79,7 +79,7 @@ def load_all(study: Study, store: Store) -> tuple[list[Network], Dataset]:
 
 def examples(dataset: Dataset, count: int) -> Batch:
     """Cut the first examples of the training set."""
-    return dataset.train_x[:count], dataset.train_y[:count]
+    return dataset.train[:count]
 
 
 def _check_same(networks: Iterable[Network]) -> None:

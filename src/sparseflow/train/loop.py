@@ -25,10 +25,16 @@ class Stream(Protocol):
         ...
 
 
-def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Mean cross-entropy of a classifier on (inputs, classes)."""
+def cross_entropy(
+    model: nn.Module, batch: tuple[Tensor, Tensor], *, label_smoothing: float = 0.0
+) -> Tensor:
+    """Mean cross-entropy of a classifier on (inputs, classes).
+
+    ``label_smoothing`` is the share of each target that is spread evenly over
+    all classes (Szegedy et al. 2016).
+    """
     inputs, classes = batch
-    return functional.cross_entropy(model(inputs), classes)
+    return functional.cross_entropy(model(inputs), classes, label_smoothing=label_smoothing)
 
 
 def fit(
@@ -77,14 +83,15 @@ def fit(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, x: Tensor, y: Tensor, size: int = 250) -> tuple[float, float]:
-    """Accuracy in % and mean cross-entropy over a data set, in evaluation mode."""
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """Accuracy in % and mean cross-entropy over batches, in evaluation mode."""
     mode = model.training
     model.eval()
-    correct, total = 0, 0.0
-    for inputs, classes in zip(x.split(size), y.split(size), strict=True):
+    correct, total, count = 0, 0.0, 0
+    for inputs, classes in batches:
         logits = model(inputs)
         correct += int((logits.argmax(1) == classes).sum())
         total += float(functional.cross_entropy(logits, classes, reduction="sum"))
+        count += len(classes)
     model.train(mode)
-    return 100 * correct / len(y), total / len(y)
+    return 100 * correct / count, total / count

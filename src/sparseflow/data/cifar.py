@@ -1,0 +1,65 @@
+"""CIFAR-10 as tensors, from parquet files."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from sparseflow.core.errors import DataError
+from sparseflow.data.augment import CropFlip
+from sparseflow.data.hub import open_split, reading
+from sparseflow.data.split import Dataset, Examples
+
+HUB = "uoft-cs/cifar10"
+MEAN = (0.4914, 0.4822, 0.4465)
+STD = (0.2470, 0.2435, 0.2616)
+"""Of each colour over the training images, pixels in [0, 1]."""
+
+_CHUNK = 2000
+
+
+def normalise(x: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+    """Bring each colour to mean 0 and standard deviation 1 over the training images."""
+    mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in (MEAN, STD))
+    return (x.float() / 255 - mean) / std
+
+
+@lru_cache(maxsize=1)
+def load_cifar10(limit: int | None = None) -> Dataset:
+    """Load CIFAR-10: images (n, 3, 32, 32) kept as bytes and normalised by the batch.
+
+    From ``cifar10/{train,test}*.parquet`` in the folder that the environment
+    variable ``SPARSEFLOW_DATA`` names, else from the hub. The whole is decoded
+    once a process, in some seconds.
+
+    Args:
+        limit: examples of each split to read at most.
+
+    Raises:
+        DataError: if the files are missing, damaged, or of another layout.
+        SparseflowError: if ``datasets`` is not installed.
+    """
+    return Dataset(*(_load(split, limit) for split in ("train", "test")))
+
+
+def _load(split: str, limit: int | None) -> Examples:
+    rows = open_split("cifar10", split, HUB, ("img", "label"))
+    rows = rows if limit is None else rows.take(limit)
+    images, classes = [], []
+    try:
+        for part in rows.with_format("numpy").iter(_CHUNK):
+            images.append(torch.from_numpy(np.stack(list(part["img"]))))
+            classes.append(torch.from_numpy(np.asarray(part["label"], dtype=np.int64)))
+        x, y = torch.cat(images), torch.cat(classes)
+    except Exception as error:
+        raise reading(error, f"CIFAR-10, split {split}") from error
+    if x.shape[1:] != (32, 32, 3) or x.dtype != torch.uint8 or not 0 <= y.min() <= y.max() < 10:
+        raise DataError(
+            f"CIFAR-10, split {split}: images of shape {tuple(x.shape[1:])} and classes from "
+            f"{int(y.min())} to {int(y.max())}, expected (32, 32, 3) and 0 to 9"
+        )
+    return Examples(x.permute(0, 3, 1, 2).contiguous(), y, normalise, CropFlip())

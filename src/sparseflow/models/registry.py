@@ -1,0 +1,104 @@
+"""Architectures by name, and widths that meet a parameter budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from sparseflow.core.errors import SpecError, unknown
+from sparseflow.models.mnist import LENET5_WIDTHS, MLP_WIDTHS, lenet5, mlp
+from sparseflow.models.resnet import (
+    CIFAR_WIDTHS,
+    RESNET50_WIDTHS,
+    WIDE_WIDTHS,
+    cifar_resnet,
+    resnet50,
+    wide_resnet,
+)
+from sparseflow.models.vgg import VGG16_WIDTHS, vgg16
+
+Builder = Callable[[Sequence[int]], nn.Module]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A family of networks that differ in their widths.
+
+    Attributes:
+        builder: makes one from its widths.
+        widths: the published ones.
+        data: data set whose images and classes it is made for.
+    """
+
+    builder: Builder
+    widths: tuple[int, ...]
+    data: str
+
+
+MODELS: dict[str, Architecture] = {
+    "lenet5": Architecture(lenet5, LENET5_WIDTHS, "mnist"),
+    "mlp": Architecture(mlp, MLP_WIDTHS, "mnist"),
+    "resnet20": Architecture(partial(cifar_resnet, blocks=3), CIFAR_WIDTHS, "cifar10"),
+    "resnet56": Architecture(partial(cifar_resnet, blocks=9), CIFAR_WIDTHS, "cifar10"),
+    "wrn22-2": Architecture(partial(wide_resnet, blocks=3), WIDE_WIDTHS, "cifar10"),
+    "resnet50": Architecture(resnet50, RESNET50_WIDTHS, "imagenet"),
+    "vgg16": Architecture(vgg16, VGG16_WIDTHS, "imagenet"),
+}
+
+
+def build(name: str, widths: Sequence[int] = ()) -> nn.Module:
+    """Build a model by name, with its own widths or the given ones.
+
+    Raises:
+        SpecError: if the name is unknown or the number of widths is wrong.
+    """
+    if name not in MODELS:
+        raise SpecError(unknown("model", name, MODELS))
+    default = MODELS[name].widths
+    chosen = tuple(widths) or default
+    if len(chosen) != len(default) or min(chosen) < 1:
+        raise SpecError(
+            f"widths {list(chosen)} do not fit {name}: it wants {len(default)} positive "
+            f"numbers such as {list(default)}"
+        )
+    return MODELS[name].builder(chosen)
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def solve_widths(builder: Builder, widths: Sequence[int], budget: int) -> tuple[int, ...]:
+    """Shrink all widths by one factor so that the model has about ``budget`` parameters.
+
+    The factor is bisected; the widths of the nearest parameter count win, and
+    none goes below 1.
+
+    Raises:
+        SpecError: if even widths of 1 are over twice the budget.
+
+    Example:
+        >>> solve_widths(mlp, MLP_WIDTHS, 5_734)
+        (7, 2)
+    """
+
+    def shrunk(factor: float) -> tuple[int, ...]:
+        return tuple(max(1, round(factor * w)) for w in widths)
+
+    low, high = 0.0, 1.0
+    tried: dict[tuple[int, ...], int] = {}
+    for _ in range(40):
+        middle = (low + high) / 2
+        with torch.device("meta"):
+            count = parameters(builder(shrunk(middle)))
+        tried[shrunk(middle)] = count
+        low, high = (middle, high) if count < budget else (low, middle)
+    best = min(tried, key=lambda w: abs(tried[w] - budget))
+    if tried[best] > 2 * budget:
+        raise SpecError(f"no widths fit {budget} parameters: widths of 1 need {tried[best]}")
+    return best

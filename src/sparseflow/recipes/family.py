@@ -1,0 +1,266 @@
+"""A family of runs is one small table, method × initialisation × mask.
+
+Names: nothing after a method is masked dense initialisation, ``-liu`` is Liu
+et al.'s, ``+`` the paper's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from msgspec.structs import asdict, replace
+
+from sparseflow.runs.spec import (
+    Data,
+    ErkMask,
+    FullMask,
+    InitSpec,
+    MaskSource,
+    Measure,
+    MethodSpec,
+    Model,
+    Optimizer,
+    ParentMask,
+    ParentWeights,
+    PruneMethod,
+    RigLInvertedMethod,
+    RigLMethod,
+    RunSpec,
+    SetMethod,
+    ShuffledMask,
+    StaticMethod,
+    Train,
+    UniformMask,
+)
+
+
+@dataclass(frozen=True)
+class Inits:
+    """The three initialisations of a family, by the marks of its recipes.
+
+    Attributes:
+        dense: masked dense (no mark).
+        liu: Liu et al.'s (``-liu``).
+        fan_in: the paper's (``+``).
+    """
+
+    dense: InitSpec
+    liu: InitSpec
+    fan_in: InitSpec
+
+    def of(self, mark: str) -> InitSpec:
+        """Return the initialisation of a mark."""
+        return {"": self.dense, "-liu": self.liu, "+": self.fan_in}[mark]
+
+
+GLOROT = Inits(
+    InitSpec(),
+    InitSpec(kind="layer"),
+    InitSpec(kind="neuron", fan="in", distribution="normal", scale=1.0),
+)
+"""Of the authors' MNIST runs: Glorot uniform, and fan-in normal of scale 1."""
+
+HE = Inits(
+    InitSpec("dense", "in", "normal", 2.0),
+    InitSpec("layer", "in", "normal", 2.0),
+    InitSpec("neuron", "in", "normal", 2.0),
+)
+"""He et al. 2015, fan-in normal of scale 2, for networks with ReLU and batch norm."""
+
+SPARSITIES = (0.0, 0.5, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98)
+"""Of the paper's figure 1."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the runs of one family have in common.
+
+    Attributes:
+        name: prefix of the recipes' names.
+        model: the architecture.
+        density: of the sparse runs.
+        optimizer: the published settings.
+        updates: when masks change, and by how much.
+        grow: the gradient that RigL grows from.
+        small: widths of the small dense network at that density; without, they
+            are solved from its parameters.
+        data: the data set.
+        train: length of training.
+        measure: what is measured on the way.
+        inits: the initialisations.
+        prune: the pruning schedule.
+        start: mask that ``set`` and ``rigl`` start from: the pruned network's,
+            shuffled within each layer, or a random one of that allocation.
+        rewind: step of the pruning run whose weights a ticket starts from.
+        sparsities: at which networks are measured at initialisation.
+    """
+
+    name: str
+    model: Model
+    density: float
+    optimizer: Optimizer
+    updates: SetMethod
+    grow: Literal["probe", "batch"] = "probe"
+    small: tuple[int, ...] = ()
+    data: Data = Data()
+    train: Train = Train()
+    measure: Measure = Measure()
+    inits: Inits = GLOROT
+    prune: PruneMethod = PruneMethod()
+    start: Literal["shuffled", "erk", "uniform"] = "shuffled"
+    rewind: int = 0
+    sparsities: tuple[float, ...] = ()
+
+
+Maker = Callable[[Family, float], RunSpec]
+
+
+def _base(family: Family, density: float, recipe: str) -> RunSpec:
+    return RunSpec(
+        recipe=f"{family.name}/{recipe}",
+        density=density,
+        data=family.data,
+        model=family.model,
+        init=family.inits.dense,
+        optimizer=family.optimizer,
+        train=family.train,
+        measure=family.measure,
+    )
+
+
+def _dense(family: Family, density: float) -> RunSpec:
+    return _base(family, density, "dense")
+
+
+def _small_dense(family: Family, density: float) -> RunSpec:
+    """Take the published widths at their density; solve them from the budget at any other."""
+    published = bool(family.small) and density == family.density
+    model = replace(family.model, shrink=not published, widths=family.small if published else ())
+    return replace(_base(family, density, "small-dense"), model=model)
+
+
+def _prune(family: Family, density: float) -> RunSpec:
+    return replace(_base(family, density, "prune"), method=family.prune)
+
+
+def _prune_restart(family: Family, density: float) -> RunSpec:
+    parent = _prune(family, density)
+    spec = _base(family, density, "prune-restart")
+    return replace(spec, mask=ParentMask(parent), weights=ParentWeights(parent, "end"))
+
+
+def _lottery(family: Family, density: float) -> RunSpec:
+    parent = _prune(family, density)
+    spec = _base(family, density, "lottery")
+    return replace(spec, mask=ParentMask(parent), weights=ParentWeights(parent, family.rewind))
+
+
+def _own_mask(family: Family, density: float) -> MaskSource:
+    return ParentMask(_prune(family, density))
+
+
+def _start_mask(family: Family, density: float) -> MaskSource:
+    if family.start == "shuffled":
+        return ShuffledMask(_prune(family, density))
+    return ErkMask() if family.start == "erk" else UniformMask()
+
+
+def _static(_: Family) -> MethodSpec:
+    return StaticMethod()
+
+
+def _set(family: Family) -> MethodSpec:
+    return family.updates
+
+
+def _rigl(kind: type[RigLMethod | RigLInvertedMethod]) -> Callable[[Family], MethodSpec]:
+    return lambda family: kind(**asdict(family.updates), grow=family.grow)
+
+
+def _sparse(
+    recipe: str,
+    mask: Callable[[Family, float], MaskSource],
+    mark: str,
+    method: Callable[[Family], MethodSpec],
+) -> Maker:
+    def make(family: Family, density: float) -> RunSpec:
+        return replace(
+            _base(family, density, recipe),
+            mask=mask(family, density),
+            init=family.inits.of(mark),
+            method=method(family),
+        )
+
+    return make
+
+
+_MARKS = ("", "-liu", "+")
+_TABLE = (
+    ("scratch", _own_mask, _static, _MARKS),
+    ("{start}", _start_mask, _static, _MARKS),
+    ("set", _start_mask, _set, _MARKS),
+    ("rigl", _start_mask, _rigl(RigLMethod), _MARKS),
+    ("rigl-inverted", _start_mask, _rigl(RigLInvertedMethod), ("+",)),
+)
+
+
+def train_recipes(family: Family) -> dict[str, Maker]:
+    """Recipes that train, by short name, in the order of the table."""
+    makers: dict[str, Maker] = {
+        "dense": _dense,
+        "small-dense": _small_dense,
+        "prune": _prune,
+        "prune-restart": _prune_restart,
+        "lottery": _lottery,
+    }
+    start = "shuffled" if family.start == "shuffled" else "static"
+    for name, mask, method, marks in _TABLE:
+        for mark in marks:
+            recipe = f"{name.format(start=start)}{mark}"
+            makers[recipe] = _sparse(recipe, mask, mark, method)
+    return makers
+
+
+GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "lottery:orders": ("lottery", ("data",)),
+    "scratch:orders": ("scratch", ("data",)),
+    "scratch:inits": ("scratch", ("init", "data")),
+    "prune-restart:orders": ("prune-restart", ("data",)),
+}
+"""Groups of the published table: many children of *one* pruned network (seed 0).
+
+Each has a recipe and the seeds that differ between its members; every other
+seed, the ancestors' included, is 0. Seed 0 is the recipe's own run.
+"""
+
+_AT_START = {"masked-dense": HE.dense, "liu": HE.liu, "fan-in": HE.fan_in}
+
+
+def _at_start(recipe: str, init: InitSpec, sparsity: float) -> Maker:
+    """A run of no steps: it measures signal and gradient at initialisation.
+
+    As in the paper's figure 1, on masks uneven over neurons.
+    """
+
+    def make(family: Family, density: float) -> RunSpec:
+        del density
+        mask = UniformMask(pattern="uneven") if sparsity else FullMask()
+        return replace(
+            _base(family, round(1 - sparsity, 4), recipe),
+            mask=mask,
+            init=init,
+            train=replace(family.train, steps=0),
+        )
+
+    return make
+
+
+def start_recipes(family: Family) -> dict[str, Maker]:
+    """Recipes that only measure at initialisation, by short name."""
+    return {
+        f"init-{name}-{sparsity:.2f}": _at_start(f"init-{name}-{sparsity:.2f}", init, sparsity)
+        for name, init in _AT_START.items()
+        for sparsity in family.sparsities
+    }
