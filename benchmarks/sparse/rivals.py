@@ -139,6 +139,10 @@ def sparseprop_module(layer: Layer) -> Side:
     return sides[fastest({name: side.run for name, side in sides.items()}, runs=1)]
 
 
+_MADE: list[object] = []
+"""Matrices of sparselab, kept: it finds their transposes by ``id``, which must not be used again."""
+
+
 def sparselab(layer: Layer) -> Side:
     """Its module, filled with this layer's weight; its rows have spare places."""
     library = importlib.import_module("sparselab")
@@ -146,6 +150,7 @@ def sparselab(layer: Layer) -> Side:
     limits.threadpool_limits(torch.get_num_threads())  # it brings an OpenMP runtime of its own
     made = library.SparseLinear(layer.shape.before, layer.shape.after, bias=False, sparsity=0.5)
     made._csr = library.PaddedCSR.from_dense(layer.weight)
+    _MADE.append(made._csr)
     made._values = nn.Parameter(torch.from_numpy(made._csr.values))
     side = _module(layer, made, made._values)
     used = torch.from_numpy(made._csr.values) != 0
