@@ -162,10 +162,15 @@ def replace_data(parameter: nn.Parameter, data: Shaped[Tensor, "*shape"]) -> Non
     A graph that is still alive, as that of the last loss in a training loop
     is, keeps the node that adds up the parameter's gradient, and with it the
     old size: the next backward pass would be refused. A change of type in
-    between makes autograd forget that node.
+    between makes autograd forget that node. Data of the same size are written
+    in place instead: ``DistributedDataParallel`` has its own hook on the node.
     """
-    other = torch.float32 if parameter.dtype == torch.float64 else torch.float64
     parameter.grad = None
+    if data.shape == parameter.shape:
+        with torch.no_grad():
+            parameter.copy_(data)
+        return
+    other = torch.float32 if parameter.dtype == torch.float64 else torch.float64
     parameter.data = parameter.data.new_empty(0, dtype=other)
     parameter.data = data
 
