@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sparseflow.core.errors import MeasureError
+
 
 @dataclass(frozen=True, eq=False)
 class Ranks:
@@ -82,6 +84,23 @@ class Ranks:
 def bare(model: nn.Module) -> nn.Module:
     """Return the model inside a ``DistributedDataParallel``; any other as it is."""
     return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Refuse to measure what only a backward pass of all ranks could differentiate.
+
+    Raises:
+        MeasureError: for a model in ``DistributedDataParallel`` or ``fully_shard``.
+    """
+    if isinstance(model, DistributedDataParallel):
+        raise MeasureError(
+            "the model is in DistributedDataParallel: measure the one inside, model.module"
+        )
+    if sharded := [name for name, p in model.named_parameters() if is_sharded(p)]:
+        raise MeasureError(
+            f"{', '.join(sharded)} are sharded: measure a whole model, loaded with "
+            "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))"
+        )
 
 
 # A sharded tensor is a DTensor. It is known by its methods: importing its class takes

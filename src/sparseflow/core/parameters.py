@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from sparseflow.core.errors import MaskError
+from sparseflow.core.parallel import is_sharded
 
 Layout = Literal["out_in", "in_out", "lookup"]
 
@@ -203,7 +204,8 @@ def maskable(
         dense_last: leave the last layer found dense.
 
     Raises:
-        MaskError: if nothing is left, or a lazy module has no shape yet.
+        MaskError: if nothing is left, a lazy module has no shape yet, or a weight
+            is sharded already.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -236,6 +238,10 @@ def maskable(
         raise MaskError(
             f"{type(model).__name__} has no weight to make sparse: none of its trainable "
             f"parameters belongs to {kinds} and passes the filters"
+        )
+    if sharded := [name for name in chosen if is_sharded(layers[name].parameter)]:
+        raise MaskError(
+            f"{', '.join(sharded)} are sharded: make the model sparse first, then call fully_shard"
         )
     return {name: layers[name] for name in chosen}
 

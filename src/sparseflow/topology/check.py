@@ -110,8 +110,8 @@ def check_agreement(masks: Masks, ranks: Ranks, device: torch.device) -> None:
         return
     if odd := ranks.odd({"names": repr([(n, masks.shape(n)) for n in masks])}, device):
         raise TopologyError(
-            f"{_ranks(odd['names'])} mask other parameters than rank 0: build the same model on "
-            "every rank"
+            f"on {_ranks(odd['names'])} the masks are not of the same parameters as on rank 0: "
+            "build the same model on every rank"
         )
     layers = {name: Masks({name: masks.entry(name)}).digest() for name in masks}
     where = "; ".join(
