@@ -22,15 +22,19 @@ class Ranks:
 
     Attributes:
         size: how many there are.
+        rank: which of them this process is, from 0 on.
         group: their process group; None for a process that is alone.
     """
 
     size: int = 1
+    rank: int = 0
     group: distributed.ProcessGroup | None = None
 
     @classmethod
-    def of(cls, model: nn.Module, group: distributed.ProcessGroup | None = None) -> Ranks:
-        """Find the ranks that train a model.
+    def of(
+        cls, model: nn.Module | None = None, group: distributed.ProcessGroup | None = None
+    ) -> Ranks:
+        """Find the ranks that train a model; without one, all that there are.
 
         Args:
             model: a ``DistributedDataParallel`` brings its own group.
@@ -42,7 +46,7 @@ class Ranks:
             group = model.process_group
         group = group or distributed.group.WORLD
         size = distributed.get_world_size(group)
-        return cls(size, group) if size > 1 else cls()
+        return cls(size, distributed.get_rank(group), group) if size > 1 else cls()
 
     def mean(self, tensor: Tensor) -> Tensor:
         """Mean over ranks, the same bits on each; half precision is summed in float32.
@@ -55,6 +59,19 @@ class Ranks:
         total = tensor.to(torch.float32 if short else tensor.dtype, copy=True).contiguous()
         distributed.all_reduce(total, group=self.group)
         return total.div_(self.size).to(tensor.dtype)
+
+    def first(self, value: bool, device: torch.device | str) -> bool:
+        """Take what rank 0 says; every rank waits for it.
+
+        Args:
+            value: what this rank would say.
+            device: one that the group can exchange tensors on.
+        """
+        if self.size == 1:
+            return value
+        said = torch.tensor(int(value), device=device)
+        distributed.broadcast(said, group=self.group, group_src=0)
+        return bool(said)
 
     def odd(self, texts: Mapping[str, str], device: torch.device) -> dict[str, list[int]]:
         """Find the texts that are not the same on all ranks.
