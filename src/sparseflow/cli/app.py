@@ -23,6 +23,7 @@ from sparseflow.cli.options import (
     Threads,
 )
 from sparseflow.cli.probes import Probe, check_count, make_study, places, tables
+from sparseflow.cli.ranks import joined
 from sparseflow.cli.show import print_json, run_progress, stdout, table
 from sparseflow.cli.work import (
     check_device,
@@ -136,13 +137,18 @@ def run(
     A finished run is not run again; an interrupted one goes on from its last
     checkpoint and ends bit for bit as if it had not been interrupted.
     Example: sparseflow run lenet5-mnist/rigl+ --seed 3 --set density=0.02
+
+    On many devices or cores, ranks train one run together:
+    torchrun --nproc-per-node 4 -m sparseflow run lenet5-mnist/rigl+
     """
     check_device(device)
     if threads:
         torch.set_num_threads(threads)
     spec = make_spec(recipe, seed=seed, scale=scale, settings=settings or ())
-    with run_progress() as progress:
-        done = execute(spec, Store(store), device=device, progress=progress)
+    with joined(device) as (own, reports), run_progress() as progress:
+        done = execute(spec, Store(store), device=own, progress=progress)
+    if not reports:
+        return
     row = row_of(done) | done.result
     if as_json:
         print_json(row | {"path": str(done.path)})

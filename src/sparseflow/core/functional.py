@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sparseflow.core.errors import MeasureError
+from sparseflow.core.parallel import refuse_wrapped
 from sparseflow.core.parameters import SparseWeight, named_weights, sparse_weights
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -117,6 +118,9 @@ def gradient(
         The scalar loss and, for each trainable parameter that the loss
         depends on, its gradient by name; zeros for the others. That of a truly
         sparse layer is over its non-zeros, under the name of its weight.
+
+    Raises:
+        MeasureError: if the model is wrapped or sharded for data parallel training.
     """
     with undisturbed(model):
         return _gradient(model, loss, chunks, {})
@@ -139,6 +143,7 @@ def dense_gradient(
 def _gradient(
     model: nn.Module, loss: Loss, chunks: Sequence[Any], sparse: Mapping[str, Recorded]
 ) -> tuple[Tensor, dict[str, Tensor]]:
+    refuse_wrapped(model)
     named = {name: p for name, p in named_weights(model).items() if p.requires_grad}
     total = sum(batch_size(chunk) for chunk in chunks)
     value: Tensor | None = None

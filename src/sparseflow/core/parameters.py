@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from sparseflow.core.errors import MaskError
+from sparseflow.core.parallel import is_sharded
 
 Layout = Literal["out_in", "in_out", "lookup"]
 
@@ -162,10 +163,15 @@ def replace_data(parameter: nn.Parameter, data: Shaped[Tensor, "*shape"]) -> Non
     A graph that is still alive, as that of the last loss in a training loop
     is, keeps the node that adds up the parameter's gradient, and with it the
     old size: the next backward pass would be refused. A change of type in
-    between makes autograd forget that node.
+    between makes autograd forget that node. Data of the same size are written
+    in place instead: ``DistributedDataParallel`` has its own hook on the node.
     """
-    other = torch.float32 if parameter.dtype == torch.float64 else torch.float64
     parameter.grad = None
+    if data.shape == parameter.shape:
+        with torch.no_grad():
+            parameter.copy_(data)
+        return
+    other = torch.float32 if parameter.dtype == torch.float64 else torch.float64
     parameter.data = parameter.data.new_empty(0, dtype=other)
     parameter.data = data
 
@@ -198,7 +204,8 @@ def maskable(
         dense_last: leave the last layer found dense.
 
     Raises:
-        MaskError: if nothing is left, or a lazy module has no shape yet.
+        MaskError: if nothing is left, a lazy module has no shape yet, or a weight
+            is sharded already.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -231,6 +238,10 @@ def maskable(
         raise MaskError(
             f"{type(model).__name__} has no weight to make sparse: none of its trainable "
             f"parameters belongs to {kinds} and passes the filters"
+        )
+    if sharded := [name for name in chosen if is_sharded(layers[name].parameter)]:
+        raise MaskError(
+            f"{', '.join(sharded)} are sharded: make the model sparse first, then call fully_shard"
         )
     return {name: layers[name] for name in chosen}
 

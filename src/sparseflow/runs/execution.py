@@ -7,6 +7,7 @@ import math
 import platform
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import filelock
@@ -15,11 +16,13 @@ import torch
 from sparseflow.core.errors import DivergedError, SparseUnavailable, SpecError, StoreError
 from sparseflow.core.files import write_atomic
 from sparseflow.core.functional import split
+from sparseflow.core.parallel import Ranks
 from sparseflow.core.parameters import named_weights
 from sparseflow.data import in_batches
 from sparseflow.masks import Masks
 from sparseflow.measure.flow import DEFAULT_CHUNK, mean_loss
 from sparseflow.runs.build import Assembly, assemble
+from sparseflow.runs.ranks import Shares, check_shares, together
 from sparseflow.runs.record import Recorder
 from sparseflow.runs.resolve import Resolved, check_execution
 from sparseflow.runs.spec import RunSpec, ancestors, parents
@@ -56,6 +59,11 @@ def execute(
     checkpoint and ends bit for bit as if it had not been. Two processes that
     want one run: the second waits and finds it finished.
 
+    In a process group all ranks call this, and train the run together: each
+    takes an equal share of every batch, and rank 0 alone measures and writes.
+    The number of ranks is no part of the run's identity; a run may go on with
+    another one.
+
     Args:
         spec: what to run.
         store: where.
@@ -63,30 +71,34 @@ def execute(
         progress: called with (run, steps taken, last test accuracy).
 
     Raises:
-        SpecError: if the specification makes no sense, or asks for sparse
-            execution on another device than the CPU; nothing is written then.
+        SpecError: if the specification makes no sense, asks for sparse
+            execution on another device than the CPU, or for batches that the
+            ranks cannot share equally; nothing is written then.
         SparseUnavailable: if it asks for sparse execution and the compiled core
             is missing; nothing is written then.
         StoreError: if the store is damaged or cannot be written.
         DivergedError: if the loss is not finite; the last checkpoint stays.
     """
     check(spec)
-    run = store.run(spec)
-    if run.finished:
+    run, ranks = store.run(spec), Ranks.of()
+    if ranks.first(run.finished, device):
         return run
-    for each in (*ancestors(spec), spec):
-        if not store.run(each).finished:
-            check_execution(each.execution, device)
-    store.create(spec)
+    missing = [each for each in (*ancestors(spec), spec) if not store.run(each).finished]
+    check_shares(missing, ranks)
+    for each in missing:
+        check_execution(each.execution, device)
+    if ranks.rank == 0:
+        store.create(spec)
     for parent in parents(spec):
         execute(parent, store, device=device, progress=progress)
-    with filelock.FileLock(run.path / ".lock"):
-        if not run.finished:
-            _train(run, store, device, progress)
+    with filelock.FileLock(run.path / ".lock") if ranks.rank == 0 else nullcontext():
+        if not ranks.first(run.finished, device):
+            _train(run, store, device, progress, ranks)
+        ranks.first(True, device)  # the others wait for what rank 0 writes
     return run
 
 
-def _train(run: Run, store: Store, device: str, progress: Progress | None) -> None:
+def _train(run: Run, store: Store, device: str, progress: Progress | None, ranks: Ranks) -> None:
     began = time.monotonic()
     spec, parts = run.spec, assemble(run.spec, store, device, _begun(run, device))
     recorder = Recorder(spec, parts, run.path / "metrics.jsonl")
@@ -96,9 +108,9 @@ def _train(run: Run, store: Store, device: str, progress: Progress | None) -> No
         parts.masks,
         parts.method,
         seed=spec.seeds.mask,
-        around=recorder.around,
+        around=recorder.around if ranks.rank == 0 else None,
     )
-    start = _resume(run, parts, topology, recorder)
+    start = _resume(run, parts, topology, recorder, ranks)
 
     def observe(step: int) -> None:
         if step > start or step == 0:
@@ -110,22 +122,31 @@ def _train(run: Run, store: Store, device: str, progress: Progress | None) -> No
 
     try:
         fit(
-            parts.model,
+            together(parts.model, ranks),
             parts.loss,
-            parts.batches,
+            Shares(parts.batches, spec.train.batch, ranks),
             parts.optimizer,
             steps=spec.train.steps,
             start=start,
             set_rate=parts.set_rate,
-            observers=[observe],
+            observers=[observe] if ranks.rank == 0 else [],
         )
     except DivergedError as error:
         kept = f"the last checkpoint is that of step {run.kept[-1]}" if run.kept else "none is kept"
         raise DivergedError(f"{run.label}: {error}; {kept}") from error
     topology.detach()
-    environment = _environment(parts, device, time.monotonic() - began, start)
+    if ranks.rank == 0:
+        facts = {
+            "ranks": ranks.size,
+            "seconds": round(time.monotonic() - began, 1),
+            "resumed_at": start,
+        }
+        _finish(run, parts, topology.masks, _environment(parts, device) | facts)
+
+
+def _finish(run: Run, parts: Assembly, masks: Masks, environment: dict[str, Any]) -> None:
     write_atomic(run.path / "environment.json", json.dumps(environment, indent=1) + "\n")
-    result = _result(parts, topology.masks)
+    result = _result(parts, masks)
     write_atomic(run.path / "result.json", json.dumps(result, indent=1) + "\n")
     (run.path / "resume.safetensors").unlink(missing_ok=True)
 
@@ -158,7 +179,7 @@ def _save(run: Run, parts: Assembly, topology: Topology, recorder: Recorder, ste
         save_resume(path, parts.model, parts.optimizer, topology, run.id, extra)
 
 
-def _environment(parts: Assembly, device: str, seconds: float, start: int) -> dict[str, Any]:
+def _environment(parts: Assembly, device: str) -> dict[str, Any]:
     return {
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -166,8 +187,6 @@ def _environment(parts: Assembly, device: str, seconds: float, start: int) -> di
         "device": device,
         "execution": parts.execution,
         "threads": torch.get_num_threads(),
-        "seconds": round(seconds, 1),
-        "resumed_at": start,
     }
 
 
@@ -192,16 +211,24 @@ def _begun(run: Run, device: str) -> Resolved | None:
     return begun
 
 
-def _resume(run: Run, parts: Assembly, topology: Topology, recorder: Recorder) -> int:
+def _resume(run: Run, parts: Assembly, topology: Topology, recorder: Recorder, ranks: Ranks) -> int:
     """Restore the last resume checkpoint; return its step, or 0 for a clean start."""
     path = run.path / "resume.safetensors"
     if not path.is_file():
-        recorder.rewind(0)
+        if ranks.rank == 0:
+            recorder.rewind(0)
         return 0
     try:
         extra = load_resume(path, parts.model, parts.optimizer, topology, run.id)
     except StoreError as error:
         raise StoreError(f"{error}; {RESTART}") from error
+    if ranks.rank == 0:
+        _go_on(run, recorder, extra)
+    return int(extra["step"])
+
+
+def _go_on(run: Run, recorder: Recorder, extra: dict[str, Any]) -> None:
+    """Let the records go on where the checkpoint was written."""
     if recorder.size < extra["metrics"]:
         raise StoreError(
             f"{run.path}: metrics.jsonl is shorter than its checkpoint: remove the run"
@@ -209,7 +236,6 @@ def _resume(run: Run, parts: Assembly, topology: Topology, recorder: Recorder) -
     recorder.rewind(extra["metrics"])
     recorder.start_from(load_state(run.checkpoint_path(0), run.id))
     recorder.accuracy = extra["accuracy"]
-    return int(extra["step"])
 
 
 def _result(parts: Assembly, masks: Masks) -> dict[str, Any]:

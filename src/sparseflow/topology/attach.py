@@ -11,27 +11,31 @@ nothing to mask or to project; before an update its passes are recorded.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from sparseflow.core.errors import MaskError, TopologyError
 from sparseflow.core.functional import RowGradient
-from sparseflow.core.parameters import named_weights
+from sparseflow.core.parallel import Ranks, bare
 from sparseflow.core.schedules import Moment
 from sparseflow.masks import Masks
 from sparseflow.masks.entries import Entry, Places
+from sparseflow.topology.check import (
+    ATTACHED,
+    bare_names,
+    check,
+    check_agreement,
+    check_sizes,
+)
 from sparseflow.topology.methods import Method
 from sparseflow.topology.propose import updated
 from sparseflow.topology.view import NotFiniteError
 from sparseflow.topology.weights import Slots, SparseValues, Weight, held, weights_under
-
-_ATTACHED: weakref.WeakKeyDictionary[torch.optim.Optimizer, set[int]] = weakref.WeakKeyDictionary()
-"""Parameters of each optimiser that a topology looks after."""
 
 Around = Callable[["Topology"], AbstractContextManager[None]]
 
@@ -54,9 +58,12 @@ class Topology:
         method: Method,
         seed: int = 0,
         around: Around | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         """See :func:`attach`."""
-        _check(model, optimizer, masks, method)
+        self._ranks = Ranks.of(model, process_group)
+        model, masks = bare(model), bare_names(model, masks)
+        check(model, optimizer, masks, method)
         self.method = method
         self.step = 0
         self.updates = 0
@@ -67,8 +74,8 @@ class Topology:
         self._initial_lr = _learning_rate(optimizer, "initial_lr")
         self._deferred = False
         self._ids = {id(w.parameter) for w in self._weights.values()}
-        _ATTACHED.setdefault(optimizer, set()).update(self._ids)
-        self._install(held(self._weights, masks))
+        self._install(self._agreed(held(self._weights, masks)))
+        ATTACHED.setdefault(optimizer, set()).update(self._ids)
         self._collect()
         self._handles = list(self._hooks())
 
@@ -85,7 +92,7 @@ class Topology:
         self._handles = []
         for weight in self._weights.values():
             weight.collect(False)
-        _ATTACHED.get(self._optimizer, set()).difference_update(self._ids)
+        ATTACHED.get(self._optimizer, set()).difference_update(self._ids)
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks and counters, for a checkpoint between two steps.
@@ -115,7 +122,7 @@ class Topology:
         if set(given) != set(self._weights):
             odd = ", ".join(sorted(set(given) ^ set(self._weights)))
             raise TopologyError(f"topology state and masks differ in: {odd}")
-        masks = self._masks(given)
+        masks = self._agreed(self._masks(given))
         self.step, self.updates = int(state["step"]), int(state["updates"])
         self._deferred, self._initial_lr = bool(state["deferred"]), float(state["initial_lr"])
         self._install(masks)
@@ -132,10 +139,15 @@ class Topology:
                 masks.within(name, weight.indices())
         return held(self._weights, masks)
 
+    def _agreed(self, masks: Masks) -> Masks:
+        """Return masks that may be installed: they are the same on every rank."""
+        check_agreement(masks, self._ranks, self._optimizer.param_groups[0]["params"][0].device)
+        check_sizes(self._weights, masks, self._ranks)
+        return masks
+
     def _hooks(self) -> Iterator[Any]:
         for weight in self._weights.values():
-            if isinstance(weight, SparseValues):
-                yield weight.parameter.register_hook(weight.arriving)
+            yield weight.parameter.register_hook(weight.arriving)
             yield weight.parameter.register_post_accumulate_grad_hook(weight.accumulated)
         yield self._optimizer.register_step_post_hook(self._after_step)
 
@@ -167,11 +179,18 @@ class Topology:
         gradients = self._growth_gradients()
         try:
             masks = updated(
-                self.method, self._weights, self.masks, gradients, self.moment, self._seed
+                self.method,
+                self._weights,
+                self.masks,
+                gradients,
+                self.moment,
+                self._seed,
+                self._ranks,
             )
         except NotFiniteError:
             self._deferred = True
             return
+        masks = self._agreed(masks)
         self._deferred = False
         with self._around(self):
             self._install(masks)
@@ -201,6 +220,7 @@ def attach(
     *,
     seed: int = 0,
     around: Around | None = None,
+    process_group: ProcessGroup | None = None,
 ) -> Topology:
     """Keep a model sparse under any optimiser, and change its masks as a method says.
 
@@ -215,8 +235,14 @@ def attach(
     The training loop does not change: accumulation, clipping, parameter groups,
     closures and ``GradScaler`` work as before. A non-finite growth gradient
     defers the update to the next step. ``method.due`` may be asked about one
-    step more than once. Ranks of a data-parallel job are not kept in step here:
-    growth from the training batch would follow each rank's own gradient.
+    step more than once.
+
+    In a data-parallel job every rank attaches alike, and all have the same masks
+    at every step: growth follows the mean gradient over ranks, and a digest of
+    the masks is compared here, at each update and when a state is loaded. Names
+    are those of the bare model, also where it is inside a
+    ``DistributedDataParallel``. Parameters sharded by ``fully_shard`` keep
+    their shards; masks are whole on every rank.
 
     Args:
         model: the model whose parameters the masks name.
@@ -226,13 +252,17 @@ def attach(
         seed: of random growth, stream ("update", step, parameter name).
         around: a context-manager factory entered around every mask update, for
             measurements just before and just after it.
+        process_group: the ranks that train this model together; by default those
+            of its ``DistributedDataParallel``, else all that there are. Ranks that
+            train models of their own give a group of one.
 
     Returns:
         The :class:`Topology`; ``.masks`` are the current masks.
 
     Raises:
         TopologyError: for LBFGS, an object that is no method, or parameters
-            that are frozen, attached already or not held by the optimiser.
+            that are frozen, attached already or not held by the optimiser; on all
+            ranks if their masks differ, now or at an update.
         MaskError: if the masks do not fit the model.
 
     Example:
@@ -246,32 +276,7 @@ def attach(
         >>> topology.updates, topology.masks.nnz, int(net.weight.count_nonzero()) <= 20
         (1, 20, True)
     """
-    return Topology(model, optimizer, Masks(masks), method, seed, around)
-
-
-def _check(
-    model: nn.Module, optimizer: torch.optim.Optimizer, masks: Masks, method: Method
-) -> None:
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise TopologyError(
-            "LBFGS keeps its history as flat vectors over all parameters and searches along "
-            "dense directions: masks cannot hold. Use a first-order optimiser"
-        )
-    if isinstance(method, type) or not isinstance(method, Method):
-        hint = ": make an instance of it" if isinstance(method, type) else ""
-        raise TopologyError(f"{method!r} is no method (due, update, growth_gradient){hint}")
-    masks.check(model)
-    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    named = named_weights(model)
-    missing = [name for name in masks if id(named[name]) not in owned]
-    if missing:
-        raise TopologyError(f"the optimiser does not hold the masked {', '.join(missing)}")
-    frozen = [name for name in masks if not named[name].requires_grad]
-    if frozen:
-        raise TopologyError(f"the masked {', '.join(frozen)} are frozen: leave them out")
-    taken = [name for name in masks if id(named[name]) in _ATTACHED.get(optimizer, set())]
-    if taken:
-        raise TopologyError(f"{', '.join(taken)} are attached already: detach that topology first")
+    return Topology(model, optimizer, Masks(masks), method, seed, around, process_group)
 
 
 def _learning_rate(optimizer: torch.optim.Optimizer, key: str) -> float:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from sparseflow.core.errors import TopologyError
 from sparseflow.core.functional import Loss, RowGradient, dense_gradient, split
+from sparseflow.core.parallel import bare
 from sparseflow.core.schedules import Fraction, When, constant, cubic, every
 from sparseflow.masks.allocation import check_density
 from sparseflow.topology.update import pruned, regrown
@@ -200,14 +201,17 @@ class GradualPruning:
 def probe_gradient(model: nn.Module, loss: Loss, probe: object, chunk: int = 250) -> Source:
     """Grow from a fixed probe batch: the paper's MNIST runs use 1,000 training examples.
 
+    In a data-parallel job growth follows the mean over ranks: the probes may be
+    one and the same, or equal shares of a larger one.
+
     Args:
         model: the model being trained.
         loss: ``loss(model, batch) -> scalar``, without weight decay.
         probe: one batch.
         chunk: examples at a time.
     """
-    chunks = split(probe, chunk)
-    return lambda: dense_gradient(model, loss, chunks)
+    chunks, inside = split(probe, chunk), bare(model)
+    return lambda: dense_gradient(inside, loss, chunks)
 
 
 def _fitting(what: str, score: Tensor, view: View) -> Tensor:

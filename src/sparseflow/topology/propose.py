@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sparseflow.core.errors import TopologyError
 from sparseflow.core.functional import RowGradient
+from sparseflow.core.parallel import Ranks
 from sparseflow.core.random import generator
 from sparseflow.core.schedules import Moment
 from sparseflow.masks import Masks
@@ -60,7 +61,7 @@ def propose(
         )
     gradients = None if source is None else source()
     try:
-        return updated(method, weights, held(weights, values), gradients, moment, seed)
+        return updated(method, weights, held(weights, values), gradients, moment, seed, Ranks())
     except NotFiniteError as error:
         raise TopologyError(str(error)) from error
 
@@ -72,6 +73,7 @@ def updated(
     gradients: Mapping[str, Tensor | RowGradient] | None,
     moment: Moment,
     seed: int,
+    ranks: Ranks,
 ) -> Masks:
     """Ask the method for the mask of every layer.
 
@@ -81,12 +83,13 @@ def updated(
     """
     after = {}
     for name, weight in weights.items():
+        rows = None if gradients is None else by_rows(weight, gradients.get(name), ranks)
         connections = Connections(
             name,
             weight.shape,
             moment=moment,
             generator=generator(seed, "update", moment.step, name),
-            rows_gradient=None if gradients is None else by_rows(weight, gradients.get(name)),
+            rows_gradient=rows,
             **weight.connections(masks.entry(name)),
         )
         indices = method.update(connections)

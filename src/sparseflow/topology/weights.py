@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sparseflow.core.errors import TopologyError
 from sparseflow.core.functional import Recorded, RowGradient
+from sparseflow.core.parallel import Ranks, is_sharded, local, part_like, whole
 from sparseflow.core.parameters import SparseWeight, named_weights, sparse_weights
 from sparseflow.core.select import find
 from sparseflow.masks import Masks
@@ -20,8 +21,35 @@ Slots = MutableMapping[str, Any]
 """What an optimiser keeps for one parameter."""
 
 
+class LastGrad:
+    """Remembers which ``.grad`` the last backward pass left behind.
+
+    A ``.grad`` that is another tensor than that is no continuation: the pass
+    was thrown away (by ``zero_grad`` after a step that GradScaler skipped,
+    say), and its gradient with it. ``DistributedDataParallel`` may put a view
+    of a bucket in its place after the pass; so what is there when the next
+    gradient arrives is what counts. For a sharded weight nothing arrives:
+    ``fully_shard`` adds to ``.grad`` in place, by itself.
+    """
+
+    def __init__(self) -> None:
+        """Know of no pass."""
+        self._grad: weakref.ref[Tensor] | None = None
+
+    def note(self, grad: Tensor | None) -> None:
+        """Remember this one."""
+        self._grad = None if grad is None else weakref.ref(grad)
+
+    def goes_on(self, grad: Tensor) -> bool:
+        """Say whether this is the tensor remembered."""
+        return self._grad is not None and self._grad() is grad
+
+
 class MaskedWeight:
     """A dense parameter whose inactive entries are held at zero.
+
+    One that is sharded is masked where it lies, each rank its part; for an
+    update weight and gradient are gathered, layer by layer.
 
     Attributes:
         name: the parameter's name.
@@ -35,7 +63,7 @@ class MaskedWeight:
         self.collecting = False
         self._mask: Tensor
         self._dense: Tensor | None = None
-        self._last: weakref.ref[Tensor] | None = None
+        self._last = LastGrad()
 
     @property
     def shape(self) -> torch.Size:
@@ -49,21 +77,26 @@ class MaskedWeight:
     def install(self, mask: Entry, state: Slots) -> None:
         """Take a new mask; :meth:`products` then make it true of weight and state."""
         del state
-        self._mask = mask.mask()
+        self._mask = part_like(mask.mask(), self.parameter)
         self._inactive = ~self._mask
         self._multiplier = self._mask.to(self.parameter.dtype)
         if self.parameter.grad is not None:
-            self.parameter.grad.masked_fill_(self._inactive, 0)
+            local(self.parameter.grad).masked_fill_(self._inactive, 0)
 
     def products(self, state: Slots) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield weight and state, each with what it is to be multiplied by after a step."""
         for tensor in (self.parameter, *state.values()):
             if isinstance(tensor, Tensor) and tensor.shape == self.shape:
-                yield tensor, self._multiplier.to(tensor.dtype)
+                yield local(tensor), self._multiplier.to(tensor.dtype)
 
     def collect(self, on: bool) -> None:
         """Start collecting the gradients of the coming passes, or stop; forget the last ones."""
         self.collecting, self._dense = on, None
+
+    def arriving(self, gradient: Tensor) -> None:
+        """Note which ``.grad`` the coming gradient is added to."""
+        del gradient
+        self._last.note(self.parameter.grad)
 
     def accumulated(self, parameter: Tensor) -> None:
         """Mask ``.grad``, which a backward pass has just filled."""
@@ -74,20 +107,15 @@ class MaskedWeight:
             raise TopologyError(f"{self.name} has a {grad.layout} gradient; masks need a dense one")
         if self.collecting:
             self._add(grad)
-        grad.masked_fill_(self._inactive, 0)
+        local(grad).masked_fill_(self._inactive, 0)
 
     def _add(self, grad: Tensor) -> None:
-        """Add up the dense gradient; active entries of ``.grad`` are already sums.
-
-        A ``.grad`` that is another tensor than at the last pass is not its
-        continuation: that pass was thrown away (by ``zero_grad`` after a step
-        that GradScaler skipped, say), and its gradient with it.
-        """
-        if self._dense is not None and self._last is not None and self._last() is grad:
-            self._dense.masked_fill_(self._mask, 0).add_(grad)
+        """Add up the dense gradient; active entries of ``.grad`` are already sums."""
+        if self._dense is not None and self._last.goes_on(grad):
+            local(self._dense).masked_fill_(self._mask, 0).add_(local(grad))
         else:
             self._dense = grad.detach().clone()
-            self._last = weakref.ref(grad)
+        self._last.note(grad)
 
     def collected(self) -> Tensor | None:
         """The dense gradient of the passes collected, or None if there were none."""
@@ -95,7 +123,7 @@ class MaskedWeight:
 
     def connections(self, mask: Entry) -> dict[str, Any]:
         """Positions and values of the active connections, and the dense tensors."""
-        weight, bits = self.parameter.detach(), mask.mask()
+        weight, bits = whole(self.parameter.detach()), mask.mask()
         indices = mask.indices()
         return {"indices": indices, "values": weight.reshape(-1)[indices], "whole": (weight, bits)}
 
@@ -115,7 +143,7 @@ class SparseValues:
         self._recording: list[Any] | None = None
         self._pass: list[Any] = []
         self._passes: list[Any] = []
-        self._last: weakref.ref[Tensor] | None = None
+        self._last = LastGrad()
 
     @property
     def shape(self) -> torch.Size:
@@ -168,6 +196,7 @@ class SparseValues:
         Under ``torch.autograd.grad`` it is not filled, and that pass does not count.
         """
         del gradient
+        self._last.note(self.parameter.grad)
         if self._recording is not None and self._layer.record is self._recording:
             self._pass = self._recording
             self._recording = self._layer.record = []
@@ -175,15 +204,14 @@ class SparseValues:
     def accumulated(self, parameter: Tensor) -> None:
         """Keep what the backward pass that has just filled ``.grad`` recorded.
 
-        It continues the last pass only if ``.grad`` is the same tensor, as in
-        :class:`MaskedWeight`.
+        It may continue the last pass, see :class:`LastGrad`.
         """
         grad = parameter.grad
         if grad is None or self._recording is None:
             return
-        if self._last is None or self._last() is not grad:
+        if not self._last.goes_on(grad):
             self._passes = []
-            self._last = weakref.ref(grad)
+        self._last.note(grad)
         self._passes += self._pass
         self._pass = []
 
@@ -224,14 +252,17 @@ def held(weights: Mapping[str, Weight], masks: Masks) -> Masks:
     return Masks({name: weight.held(masks.entry(name)) for name, weight in weights.items()})
 
 
-def by_rows(weight: Weight, found: Tensor | RowGradient | None) -> RowGradient:
-    """A dense gradient by rows; zeros if there is none."""
+def by_rows(weight: Weight, found: Tensor | RowGradient | None, ranks: Ranks) -> RowGradient:
+    """A dense gradient by rows, its mean over ranks; zeros if there is none."""
+    if isinstance(found, Tensor) and is_sharded(found):  # such a gradient is a mean already
+        return lambda rows: whole(found)[rows]
     if isinstance(found, Tensor):
-        return lambda rows: found[rows]
+        return lambda rows: ranks.mean(found[rows])
     if found is not None:
-        return found
+        return lambda rows: ranks.mean(found(rows))
 
     def zeros(rows: slice) -> Tensor:
-        return weight.parameter.new_zeros((rows.stop - rows.start, *weight.shape[1:]))
+        own, shape = weight.parameter, (rows.stop - rows.start, *weight.shape[1:])
+        return ranks.mean(torch.zeros(shape, dtype=own.dtype, device=own.device))
 
     return zeros

@@ -1,0 +1,39 @@
+"""The ranks that torchrun starts a command as."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import distributed
+
+from sparseflow.core.errors import SpecError
+
+
+@contextmanager
+def joined(device: str) -> Iterator[tuple[str, bool]]:
+    """Meet the other ranks, if torchrun started this process; part from them at the end.
+
+    Yields:
+        The device of this rank (``cuda`` becomes its own one), and whether it
+        is the one that reports.
+
+    Raises:
+        SpecError: for a numbered device, which all ranks would share.
+    """
+    if not (distributed.is_available() and distributed.is_torchelastic_launched()):
+        yield device, True
+        return
+    where = torch.device(device)
+    if where.index is not None:
+        raise SpecError(f"device {device!r} is one for all ranks: say --device {where.type}")
+    if where.type == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
+    try:
+        yield device, distributed.get_rank() == 0
+    finally:
+        distributed.destroy_process_group()

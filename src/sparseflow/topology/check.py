@@ -1,0 +1,128 @@
+"""What is refused when a topology is attached, and whenever ranks of one training disagree."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from sparseflow.core.errors import TopologyError
+from sparseflow.core.parallel import Ranks, bare, is_sharded
+from sparseflow.core.parameters import named_weights, sparse_weights
+from sparseflow.masks import Masks
+from sparseflow.topology.methods import Method
+from sparseflow.topology.weights import SparseValues, Weight
+
+ATTACHED: weakref.WeakKeyDictionary[torch.optim.Optimizer, set[int]] = weakref.WeakKeyDictionary()
+"""Parameters of each optimiser that a topology looks after."""
+
+
+def bare_names(model: nn.Module, masks: Masks) -> Masks:
+    """Name masks as the model inside a ``DistributedDataParallel`` does."""
+    inside = named_weights(bare(model))
+    if inside.keys() == named_weights(model).keys():
+        return masks
+    return Masks({n if n in inside else n.removeprefix("module."): masks.entry(n) for n in masks})
+
+
+def check(model: nn.Module, optimizer: torch.optim.Optimizer, masks: Masks, method: Method) -> None:
+    """Refuse what cannot be attached.
+
+    Raises:
+        TopologyError: see :func:`sparseflow.attach`.
+        MaskError: if the masks do not fit the model.
+    """
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise TopologyError(
+            "LBFGS keeps its history as flat vectors over all parameters and searches along "
+            "dense directions: masks cannot hold. Use a first-order optimiser"
+        )
+    if isinstance(method, type) or not isinstance(method, Method):
+        hint = ": make an instance of it" if isinstance(method, type) else ""
+        raise TopologyError(f"{method!r} is no method (due, update, growth_gradient){hint}")
+    masks.check(model)
+    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    named = named_weights(model)
+    missing = [name for name in masks if id(named[name]) not in owned]
+    if missing:
+        raise TopologyError(f"the optimiser does not hold the masked {', '.join(missing)}")
+    frozen = [name for name in masks if not named[name].requires_grad]
+    if frozen:
+        raise TopologyError(f"the masked {', '.join(frozen)} are frozen: leave them out")
+    taken = [name for name in masks if id(named[name]) in ATTACHED.get(optimizer, set())]
+    if taken:
+        raise TopologyError(f"{', '.join(taken)} are attached already: detach that topology first")
+    check_sharding(model, masks)
+
+
+def check_sharding(model: nn.Module, masks: Masks) -> None:
+    """Refuse what is sharded in any other way than ``fully_shard`` does it by default.
+
+    Raises:
+        TopologyError: if a masked weight is truly sparse, or sharded otherwise.
+    """
+    named, layers = named_weights(model), sparse_weights(model)
+    for name in masks:
+        if not is_sharded(named[name]):
+            continue
+        if name in layers:
+            raise TopologyError(
+                f"{name} is truly sparse and sharded, and its values would not stay where they "
+                "are: train truly sparse layers with DistributedDataParallel"
+            )
+        placements = named[name].placements  # type: ignore[attr-defined]
+        if not all(
+            p.is_replicate() or (type(p).__name__ == "Shard" and p.dim == 0) for p in placements
+        ):
+            raise TopologyError(
+                f"{name} is sharded as {placements}; masks need what fully_shard makes by "
+                "itself, (Shard(dim=0),) or with replicas"
+            )
+
+
+def check_sizes(weights: Mapping[str, Weight], masks: Masks, ranks: Ranks) -> None:
+    """Refuse a truly sparse layer that changes its size in a data-parallel job.
+
+    Raises:
+        TopologyError: naming the layer and what works.
+    """
+    if ranks.size == 1:
+        return
+    for name, weight in weights.items():
+        before, after = weight.parameter.numel(), masks.counts[name]
+        if isinstance(weight, SparseValues) and before != after:
+            raise TopologyError(
+                f"{name} would go from {before:,} to {after:,} values, and the buckets of "
+                "DistributedDataParallel have a fixed size: prune masked dense layers and convert "
+                "them afterwards; SET and RigL keep the number of connections"
+            )
+
+
+def check_agreement(masks: Masks, ranks: Ranks, device: torch.device) -> None:
+    """Compare a digest of the masks between ranks; every one of them must call this.
+
+    Raises:
+        TopologyError: on all ranks alike, naming layers and ranks.
+    """
+    if not ranks.odd({"masks": masks.digest()}, device):
+        return
+    if odd := ranks.odd({"names": repr([(n, masks.shape(n)) for n in masks])}, device):
+        raise TopologyError(
+            f"on {_ranks(odd['names'])} the masks are not of the same parameters as on rank 0: "
+            "build the same model on every rank"
+        )
+    layers = {name: Masks({name: masks.entry(name)}).digest() for name in masks}
+    where = "; ".join(
+        f"{name} on {_ranks(found)}" for name, found in ranks.odd(layers, device).items()
+    )
+    raise TopologyError(
+        f"masks differ from those of rank 0: {where}. Every rank must start from the same masks "
+        "(one seed, or one checkpoint) and the same weights; ranks that train models of their own "
+        "need a process_group of their own"
+    )
+
+
+def _ranks(found: list[int]) -> str:
+    return f"rank{'s' * (len(found) > 1)} {', '.join(map(str, found))}"
