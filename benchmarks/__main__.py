@@ -40,7 +40,7 @@ class Group:
     Attributes:
         benchmarks: by name; each takes the share of a full run's rounds.
         results: where a full run of all of them is written.
-        threads: numbers of threads that a full run uses; empty: as torch is set.
+        threads: numbers of threads that a run uses; empty: as torch is set.
         picture: where their plot goes, if they have one.
     """
 
@@ -109,7 +109,7 @@ def _chosen(only: list[str] | None, group: str, benchmark: str) -> bool:
 def _run(group: Group, names: list[str], options: argparse.Namespace) -> dict[str, Any]:
     """Run benchmarks of a group with every number of threads."""
     as_set = torch.get_num_threads()
-    threads = options.threads or group.threads[: 1 if options.quick else None] or (as_set,)
+    threads = options.threads or group.threads or (as_set,)
     before, records = load(), []
     for count in threads:
         torch.set_num_threads(count)
@@ -139,7 +139,9 @@ def _parser() -> argparse.ArgumentParser:
         choices=[*GROUPS, *names],
         help="run this one, or this group; may be repeated",
     )
-    parser.add_argument("--quick", action="store_true", help="a tenth of the rounds, to try out")
+    parser.add_argument(
+        "--quick", action="store_true", help="a tenth of the rounds and fewer cases"
+    )
     parser.add_argument(
         "--threads",
         type=int,

@@ -10,7 +10,7 @@ namespace SF_LEVEL {
 struct Job {
     const int32_t *place;  // of each tap
     const float *values;   // likewise
-    bool relu;
+    bool relu, streamed;
     const float *source;
     int64_t source_line, target_line, target_step;  // floats
 };
@@ -66,10 +66,12 @@ static void compute(const Job &job, const Tiles &group, const int32_t *starts, f
             for (int i = 0; i < N; i++) sum[i] = Piece{} > sum[i] ? Piece{} : sum[i];
         }
         SF_UNROLL
-        for (int i = 0; i < N; i++)
-            put(target + i / (COLUMNS * PIECES) * job.target_line +
-                    i / PIECES % COLUMNS * job.target_step + i % PIECES * PIECE,
-                sum[i]);
+        for (int i = 0; i < N; i++) {
+            float *to = target + i / (COLUMNS * PIECES) * job.target_line +
+                        i / PIECES % COLUMNS * job.target_step + i % PIECES * PIECE;
+            if (job.streamed) stream(to, sum[i]);
+            else put(to, sum[i]);
+        }
     }
 }
 
@@ -86,13 +88,14 @@ struct Pass {
     Taps taps;
     const float *values, *bias, *source;  // values: in the order of the taps
     float *target;
-    bool relu;
+    bool relu, streamed;
 };
 
 static void run_band(const Plan &p, const Compute *kernels, int64_t item, const Target &t,
                      const Pass &pass, Work &work, int64_t first, int64_t last) {
     const Band band = band_of(p, item);
-    const Ahead ahead = look_ahead(p, t, pass.source, item);
+    Ahead ahead = look_ahead(p, t, pass.source, item);
+    if (pass.streamed) ahead.target = 0;
     const float *source = pass.source + band.block * p.volume * LANES;
     if (p.packed) {
         pack(p, band, pass.source, work.packed);
@@ -101,7 +104,7 @@ static void run_band(const Plan &p, const Compute *kernels, int64_t item, const 
     make_tiles(p, band, t, work);
     const int64_t line = t.width * LANES, plane = t.height * line;
     const int64_t positions = p.h.kernel * p.w.kernel;
-    const Job job = {pass.taps.place, pass.values, pass.relu, source,
+    const Job job = {pass.taps.place, pass.values, pass.relu, pass.streamed, source,
                      (p.by_block ? p.volume : p.pitch) * LANES,
                      p.by_block ? t.channels * plane : line * p.h.step, p.w.step * LANES};
     float *target = pass.target + band.block * t.channels * plane;
@@ -133,7 +136,8 @@ static int run_pass(const Plan &p, const Target &t, const Taps &taps, const floa
         return 1;
     }
     for (int64_t k = first_tap; k < last_tap; k++) sorted[k - first_tap] = values[taps.order[k]];
-    const Pass pass = {taps, sorted - first_tap, bias, source, target, relu};
+    const bool past = streamed(target, p.blocks * t.channels * t.height * t.width);
+    const Pass pass = {taps, sorted - first_tap, bias, source, target, relu, past};
     Compute kernels[KINDS];
     find_kernels(kernels);
     parallel(threads, chunks * splits, [&](int64_t part) {
@@ -143,6 +147,7 @@ static int run_pass(const Plan &p, const Target &t, const Taps &taps, const floa
         for (int64_t i = p.items * chunk / chunks; i < p.items * (chunk + 1) / chunks; i++)
             run_band(p, kernels, i, t, pass, work, t.channels * of / splits,
                      t.channels * (of + 1) / splits);
+        if (past) end_stream();
     });
     free(sorted);
     free(memory);
@@ -154,7 +159,6 @@ static int conv_forward(const int64_t *shape, const int32_t *starts, const int32
                         const float *x, float *y, int64_t relu, int64_t threads) {
     const Shape s = *reinterpret_cast<const Shape *>(shape);
     if (!s.blocks) return 0;
-    expect(y, s.blocks * s.out * s.h.out * s.w.out);
     return run_pass(forward_plan(s), {s.out, s.h.out, s.w.out}, {starts, place, order}, values,
                     bias, relu, x, y, threads);
 }
@@ -164,7 +168,6 @@ static int conv_input_gradient(const int64_t *shape, const int32_t *starts, cons
                                float *dx, int64_t threads) {
     const Shape s = *reinterpret_cast<const Shape *>(shape);
     int failed = 0;
-    expect(dx, s.blocks * s.in * s.h.in * s.w.in);
     for (int64_t i = 0; i < s.h.stride && s.blocks; i++)
         for (int64_t j = 0; j < s.w.stride && !failed; j++) {
             failed = run_pass(backward_plan(s, i, j), {s.in, s.h.in, s.w.in},

@@ -2,6 +2,7 @@
 #include "conv.hpp"
 #include "layout.hpp"
 #include "linear.hpp"
+#include "norm.hpp"
 #include "pool.hpp"
 
 #define SF_JOIN(a, b) a##b

@@ -8,12 +8,12 @@
 
 #include <stdint.h>
 
-#define SF_ABI 1
+#define SF_ABI 2
 #define SF_EXPORT extern "C" __attribute__((visibility("default")))
 
 // One entry per kernel: its name, parameters and arguments. The table of a level
 // (table.hpp) and the functions sf_<name> (dispatch.cpp) are made from this list.
-#define SF_KERNELS(X) SF_LAYOUT(X) SF_LINEAR(X) SF_POOL(X) SF_CONV(X)
+#define SF_KERNELS(X) SF_LAYOUT(X) SF_LINEAR(X) SF_POOL(X) SF_NORM(X) SF_CONV(X)
 
 #define SF_LAYOUT(X)                                                                       \
     /* x (examples, features) -> y (ceil(examples / 16), features, 16), zeros behind */    \
@@ -70,6 +70,27 @@
     X(relu_gradient,                                                                       \
       (int64_t vectors, const float *dy, const float *y, float *dx, int64_t threads),      \
       (vectors, dy, y, dx, threads))
+
+// Batch norm of x (blocks, channels, size, 16) over the examples and `size` values of each.
+// counts: mean and (biased) variance are those of x and written, else they are read.
+#define SF_NORM(X)                                                                         \
+    /* y = (x - mean) / sqrt(variance + epsilon) * weight + bias + added, then a ReLU if */ \
+    /* asked for; weight, bias and added may be NULL */                                    \
+    X(norm_forward,                                                                        \
+      (int64_t channels, int64_t size, int64_t examples, double epsilon, int64_t counts,   \
+       const float *x, const float *added, const float *weight, const float *bias,         \
+       float *mean, float *variance, float *y, int64_t relu, int64_t threads),             \
+      (channels, size, examples, epsilon, counts, x, added, weight, bias, mean, variance,  \
+       y, relu, threads))                                                                  \
+    /* all its gradients from dy; y: its output if there was a ReLU, else NULL; weight */  \
+    /* and dadded may be NULL; dx is zero in the padding */                                \
+    X(norm_gradient,                                                                       \
+      (int64_t channels, int64_t size, int64_t examples, double epsilon, int64_t counts,   \
+       const float *x, const float *y, const float *dy, const float *weight,               \
+       const float *mean, const float *variance, float *dx, float *dadded, float *dweight, \
+       float *dbias, int64_t threads),                                                     \
+      (channels, size, examples, epsilon, counts, x, y, dy, weight, mean, variance, dx,    \
+       dadded, dweight, dbias, threads))
 
 // A convolution is described by 16 numbers: batch blocks, input channels, output channels,
 // groups; then for height and for width: input, output, kernel, stride, padding, dilation.

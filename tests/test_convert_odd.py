@@ -1,5 +1,7 @@
 """Forwards that a conversion could get wrong without saying so."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -275,3 +277,57 @@ def test_training_flags_survive():
     _, sparse = pair(model, torch.randn(4, 8))
     back = sf.to_dense(sparse)
     assert [m.training for m in back] == [True, False, True]
+
+
+# ---- Inference that torch itself does otherwise
+
+
+@NO_TRACE
+@pytest.mark.filterwarnings("ignore:left masked dense")
+@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype")  # of the dense model
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("depth", [0, 2])
+def test_transformer_layers_in_evaluation(depth, padded):
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    if depth:
+        model = nn.TransformerEncoder(model, depth)
+    x, masks = torch.randn(4, 5, 16), sf.sparsify(model, density=0.3)
+    hidden = torch.arange(5) >= torch.tensor([[5], [3], [2], [4]]) if padded else None
+    sparse = sf.to_sparse(model, masks, x, force=True).eval()
+    model.eval()
+    assert sum(isinstance(m, sf.SparseLinear) for m in sparse.modules()) == 2 * max(depth, 1)
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            expected = model(x, src_key_padding_mask=hidden)
+            found = sparse(x, src_key_padding_mask=hidden)
+        if hidden is not None:  # what is hidden comes as it comes
+            expected, found = expected[~hidden[:, : expected.shape[1]]], found[~hidden]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_threads_share_a_model():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(64, 40), nn.ReLU(), nn.Linear(40, 5),
+    ).eval()  # fmt: skip
+    masks = sf.sparsify(model, density=0.4)
+    batches = [torch.randn(1 + 7 * i, 2, 8, 8) for i in range(8)]
+    expected = [model(x) for x in batches]
+    gradients = [torch.autograd.grad(y.square().sum(), model[0].bias)[0] for y in expected]
+    for _ in range(3):  # what is made on first use is made anew
+        sparse = sf.to_sparse(model, masks, batches[1], force=True)
+        bias = sparse.get_submodule("0").bias
+
+        def work(x, sparse=sparse, bias=bias):
+            found = [sparse(x) for _ in range(5)]
+            (gradient,) = torch.autograd.grad(found[-1].square().sum(), bias)
+            return [y.detach() for y in found], gradient
+
+        with ThreadPoolExecutor(4) as pool:
+            results = list(pool.map(work, batches))
+        for (found, gradient), y, wanted in zip(results, expected, gradients, strict=True):
+            for each in found:
+                torch.testing.assert_close(each, y, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(gradient, wanted, atol=1e-3, rtol=1e-3)

@@ -202,6 +202,23 @@ def test_narrow_kinds_are_computed_in_float32():
     assert half.values.grad.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", CASES)
+def test_outputs_are_of_the_dtype_of_autocast(name, kind):
+    make, shape = CASES[name]
+    dense, sparse = make()
+    x = torch.randn(shape)
+    with torch.autocast("cpu", kind):
+        found, expected = sparse(x), dense(x)
+        with torch.no_grad():
+            assert sparse(x).dtype == kind
+    assert found.dtype == expected.dtype == kind
+    torch.testing.assert_close(found, expected, atol=0.05, rtol=0.05)
+    found.float().square().sum().backward()
+    assert sparse.values.grad is not None
+    assert sparse.values.grad.dtype == torch.float32
+
+
 def test_bad_inputs():
     _, sparse = linear()
     _, images = conv()

@@ -12,7 +12,7 @@ from benchmarks.progress import progress
 from benchmarks.sparse.shapes import Shape
 from benchmarks.timing import Record, interleave
 from sparseflow.sparse import SparseLinear, to_sparse
-from sparseflow.sparse.kernels import block, linear_forward
+from sparseflow.sparse.kernels import block, linear_forward, linear_single
 from sparseflow.sparse.pattern import LinearPattern
 
 SPARSITY = 0.95
@@ -48,7 +48,10 @@ def _network(share: float, floor: float | None) -> list[Record]:
 
 @torch.inference_mode()
 def _linear(shape: Shape, batch: int, share: float, floor: float | None) -> list[Record]:
-    """By the kernel on blocked activations, and as a module with both conversions."""
+    """By the kernel on activations in its layout, and as a module with both conversions.
+
+    The layout of one example is the plain one: blocked, it would be computed 16 times.
+    """
     generator = torch.Generator().manual_seed(0)
     pointers, columns = shape.topology(SPARSITY, generator)
     values = torch.randn(len(columns), generator=generator)
@@ -59,16 +62,21 @@ def _linear(shape: Shape, batch: int, share: float, floor: float | None) -> list
     layer = SparseLinear(shape.before, shape.after, places, values)
     pattern = LinearPattern(pointers, columns, shape.before)
     x = torch.randn(batch, shape.before, generator=generator)
-    turned, blocked = x.t().contiguous(), block(x)
+    turned, one, blocked = x.t().contiguous(), x[0], block(x)
+    kernel = "kernel, blocked" if batch > 1 else "kernel, one example"
     if not torch.allclose(layer(x), dense(x), rtol=1e-3, atol=1e-3):
         raise RuntimeError(f"{shape.name}: the sparse outputs differ from the dense ones")
     sides: dict[str, Callable[[], Tensor]] = {
         "by rows": lambda: dense(x),
         "by columns": lambda: dense.weight @ turned,
-        "kernel, blocked": lambda: linear_forward(pattern, values, None, blocked),
+        kernel: (
+            (lambda: linear_forward(pattern, values, None, blocked))
+            if batch > 1
+            else (lambda: linear_single(pattern, values, None, one))
+        ),
         "module": lambda: layer(x),
     }
-    return _records(f"{shape.name}, batch {batch}", sides, share, {"kernel, blocked": floor})
+    return _records(f"{shape.name}, batch {batch}", sides, share, {kernel: floor})
 
 
 def _records(

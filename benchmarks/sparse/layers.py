@@ -17,7 +17,7 @@ from benchmarks.timing import Record, Timings, fastest, interleave
 BATCH = 128
 OTHER_BATCHES = (1, 16, 512)
 ROUNDS, TURN, BUDGET = 40, 0.002, 5.0
-QUICK_BUDGET = 0.2
+QUICK_BUDGET = 0.5
 
 
 def layers(share: float) -> list[Record]:

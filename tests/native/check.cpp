@@ -126,6 +126,59 @@ static void check_pool(int64_t threads) {
         require(rectified[i] == (y[i] > 0 ? dy[i] : 0), "relu_gradient");
 }
 
+static void check_norm(int64_t threads) {
+    const int64_t examples = between(1, 40), channels = between(0, 4), size = between(1, 11),
+                  nb = blocks_of(examples);
+    const bool counts = between(0, 1), affine = between(0, 1), adds = between(0, 1),
+               relu = between(0, 1);
+    const Floats x = numbers(nb * channels * size * 16), added = numbers(x.size()),
+                 dy = numbers(x.size()), weight = numbers(channels), bias = numbers(channels);
+    Floats y(x.size()), dx(x.size()), dadded(x.size()), mean(channels, 0.5f),
+        variance(channels, 2.0f), dweight(channels), dbias(channels);
+    sf_norm_forward(channels, size, examples, 0.1, counts, x.data(),
+                    adds ? added.data() : nullptr, affine ? weight.data() : nullptr,
+                    affine ? bias.data() : nullptr, mean.data(), variance.data(), y.data(), relu,
+                    threads);
+    sf_norm_gradient(channels, size, examples, 0.1, counts, x.data(), relu ? y.data() : nullptr,
+                     dy.data(), affine ? weight.data() : nullptr, mean.data(), variance.data(),
+                     dx.data(), adds ? dadded.data() : nullptr, dweight.data(), dbias.data(),
+                     threads);
+    std::vector<double> ey(x.size()), edx(x.size()), edweight(channels), edbias(channels);
+    for (int64_t c = 0; c < channels; c++) {
+        double m = 0, v = 0, sum = 0, product = 0;
+        const double count = double(examples * size), w = affine ? weight[c] : 1;
+        const auto each = [&](auto body) {
+            for (int64_t e = 0; e < examples; e++)
+                for (int64_t i = 0; i < size; i++)
+                    body(((e / 16 * channels + c) * size + i) * 16 + e % 16);
+        };
+        each([&](int64_t at) { m += x[at] / count; });
+        each([&](int64_t at) { v += (x[at] - m) * (x[at] - m) / count; });
+        if (!counts) m = 0.5, v = 2;
+        const double inverse = 1 / std::sqrt(v + 0.1);
+        const auto g = [&](int64_t at) { return relu && y[at] <= 0 ? 0.0 : dy[at]; };
+        each([&](int64_t at) {
+            ey[at] = (x[at] - m) * inverse * w + (affine ? bias[c] : 0) + (adds ? added[at] : 0);
+            if (relu) ey[at] = std::max(0.0, ey[at]);
+            sum += g(at), product += g(at) * (x[at] - m) * inverse;
+        });
+        each([&](int64_t at) {
+            const double part = sum / count + (x[at] - m) * inverse * product / count;
+            edx[at] = w * inverse * (g(at) - (counts ? part : 0));
+        });
+        edweight[c] = product, edbias[c] = sum;
+    }
+    for (size_t at = 0; at < y.size(); at++) {  // the padding: outputs as they come
+        const int64_t block = at / (channels * size * 16);
+        if (block * 16 + int64_t(at % 16) >= examples) y[at] = 0, dadded[at] = 0;
+        else if (adds) require(dadded[at] == (relu && y[at] <= 0 ? 0 : dy[at]), "dadded");
+    }
+    require_close(y, ey, "norm_forward");
+    require_close(dx, edx, "norm_gradient");
+    require_close(dweight, edweight, "the weight of norm_gradient");
+    require_close(dbias, edbias, "the bias of norm_gradient");
+}
+
 // One axis of a convolution: input, output, kernel, stride, padding, dilation.
 struct Line {
     int64_t in, out, kernel, stride, padding, dilation;
@@ -201,6 +254,7 @@ static void check_level() {
         check_linear(between(0, 40), between(0, 40), between(0, 9), between(0, 10) / 10.0,
                      between(1, 50), threads);
         check_pool(threads);
+        check_norm(threads);
         check_conv(threads);
     }
     check_linear(1100, 70, 3, 0.1, 256, 2);  // many panels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from sparseflow.sparse.chain import BLOCK, UNBLOCK, run
@@ -20,15 +20,6 @@ def to_blocked(x: Float[Tensor, " n *rest"]) -> Float[Tensor, "nb *rest 16"]:
 def from_blocked(x: Float[Tensor, "nb *rest 16"], n: int) -> Float[Tensor, " n *rest"]:
     """Change back to the first ``n`` plain examples; differentiable."""
     return run((UNBLOCK,), (), n, x)
-
-
-def norm(x: Float[Tensor, "nb c *rest 16"], n: int, module: nn.Module) -> Tensor:
-    """Batch norm, whose statistics must not see the padding of the last block."""
-    counts = module.training or getattr(module, "running_mean", None) is None
-    if counts and n % LANES:
-        return to_blocked(module(from_blocked(x, n)))
-    joined = x.flatten(2, 3) if x.ndim == 5 else x
-    return module(joined).view(x.shape)
 
 
 def avg_pool(

@@ -255,7 +255,10 @@ def _run(stages: tuple[Stage, ...], layers: tuple[Weighted, ...], n: int, x: Ten
         y = _one_example(stages, layers, _float32(x), parameters)
     if y is None:
         y = _Run.apply(stages, layers, n, _float32(x), *parameters)
-    return y if y.dtype == x.dtype else y.to(x.dtype)
+    kind = x.dtype
+    if stages[-1] == UNBLOCK and torch.is_autocast_enabled("cpu"):
+        kind = torch.get_autocast_dtype("cpu")  # as dense layers would
+    return y if y.dtype == kind else y.to(kind)
 
 
 _opaque = cast(Callable[..., Tensor], torch.compiler.disable(_run))

@@ -15,6 +15,7 @@ from torch import Tensor
 from sparseflow.core.errors import KernelError
 from sparseflow.sparse.kernels import LANES, checked, threads_for
 from sparseflow.sparse.library import core
+from sparseflow.sparse.memory import empty
 from sparseflow.sparse.pattern import check_topology
 
 LARGEST_KERNEL = 15  # positions along an axis
@@ -234,7 +235,7 @@ def conv_forward(
     nb, size = x.shape[0], (x.shape[2], x.shape[3])
     call = pattern.call(nb, size)
     starts, place, order = pattern.taps(size, backward=False)
-    y = x.new_empty(nb, pattern.out_channels, *call.out, LANES)
+    y = empty(nb, pattern.out_channels, *call.out, LANES)
     core().conv_forward(
         call.numbers.data_ptr(), starts.data_ptr(), place.data_ptr(),
         order.data_ptr(), values.data_ptr(), None if bias is None else bias.data_ptr(),
@@ -265,7 +266,7 @@ def conv_input_gradient(
     values = checked("values", values, (pattern.nnz,))
     call = pattern.call(dy.shape[0], size)
     starts, place, order = pattern.taps(size, backward=True)
-    dx = dy.new_empty(dy.shape[0], pattern.in_channels, *size, LANES)
+    dx = empty(dy.shape[0], pattern.in_channels, *size, LANES)
     core().conv_input_gradient(
         call.numbers.data_ptr(), starts.data_ptr(), place.data_ptr(),
         order.data_ptr(), values.data_ptr(), dy.data_ptr(), dx.data_ptr(),

@@ -160,6 +160,7 @@ def assemble(model: nn.Module, parts: NonZeroParts, example: tuple[Any, ...]) ->
         root = _replaced(root, path, _sparse(root.get_submodule(path), indices, values))
     if isinstance(root, SparseLayer):
         return root
+    _leave_fast_paths(root)
     traced = trace(original, example)
     if isinstance(traced, str):
         warnings.warn(
@@ -272,6 +273,21 @@ def _sparse(module: nn.Module, indices: Tensor, values: Tensor) -> SparseLayer:
     if layer.bias is not None and module.bias is not None:
         layer.bias.requires_grad_(module.bias.requires_grad)
     return layer.train(module.training)
+
+
+def _leave_fast_paths(root: nn.Module) -> None:
+    """Keep torch's transformer layers from their inference kernels, which read dense weights.
+
+    Their attributes say whether such a kernel knows the activation and the padding; the
+    kernels compute the same as the layers themselves.
+    """
+    for module in root.modules():
+        if not any(isinstance(part, SparseLayer) for part in module.modules()):
+            continue
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
 
 
 def _replaced(root: nn.Module, path: str, module: nn.Module) -> nn.Module:

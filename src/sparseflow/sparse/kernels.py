@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sparseflow.core.errors import KernelError
 from sparseflow.sparse.library import core
+from sparseflow.sparse.memory import empty
 from sparseflow.sparse.pattern import LinearPattern
 
 LANES = 16
@@ -60,7 +61,7 @@ def block(x: Float32[Tensor, " n *rest"]) -> Float32[Tensor, "nb *rest 16"]:
         raise KernelError(f"x must be a batch (examples, ...), has shape {tuple(x.shape)}")
     x = checked("x", x, tuple(x.shape))
     n, *rest = x.shape
-    y = x.new_empty((-(-n // LANES), *rest, LANES))
+    y = empty(-(-n // LANES), *rest, LANES)
     if x.numel():
         core().block(x.data_ptr(), n, x.numel() // n, y.data_ptr(), threads_for(x.numel()))
     return y
@@ -113,7 +114,7 @@ def linear_forward(
     values = checked("values", values, (pattern.nnz,))
     if bias is not None:
         bias = checked("bias", bias, (rows,))
-    y = x.new_empty((nb, rows, LANES))
+    y = empty(nb, rows, LANES)
     width, starts = pattern.forward(nb)
     core().linear_forward(
         rows, columns, nb, width, starts.data_ptr(), pattern.columns.data_ptr(),
@@ -168,7 +169,7 @@ def linear_input_gradient(
     nb, rows, columns = dy.shape[0], pattern.out_features, pattern.in_features
     dy = checked("dy", dy, (nb, rows, LANES))
     values = checked("values", values, (pattern.nnz,))
-    dx = dy.new_empty((nb, columns, LANES))
+    dx = empty(nb, columns, LANES)
     starts, index, order = pattern.transposed
     core().linear_input_gradient(
         rows, columns, nb, pattern.transposed_width, starts.data_ptr(), index.data_ptr(),
@@ -251,8 +252,8 @@ def max_pool(
     x = _blocked("x", x)
     nb, c, h, w, _ = x.shape
     out = _pool_sizes((h, w), kernel, stride, padding)
-    y = x.new_empty((nb, c, *out, LANES))
-    index = torch.empty_like(y, dtype=torch.uint8)
+    y = empty(nb, c, *out, LANES)
+    index = torch.empty(y.shape, dtype=torch.uint8, device="cpu")
     core().max_pool(
         nb * c, h, w, *kernel, *stride, *padding, x.data_ptr(), y.data_ptr(), index.data_ptr(),
         threads_for(y.numel() * kernel[0] * kernel[1]),
@@ -283,7 +284,7 @@ def max_pool_gradient(
     shape = (*dy.shape[:2], *out, LANES)
     dy = checked("dy", dy, shape)
     index = checked("index", index, shape, torch.uint8)
-    dx = dy.new_empty((*dy.shape[:2], *size, LANES))
+    dx = empty(*dy.shape[:2], *size, LANES)
     core().max_pool_gradient(
         shape[0] * shape[1], *size, *kernel, *stride, *padding, dy.data_ptr(), index.data_ptr(),
         dx.data_ptr(), threads_for(dy.numel() * kernel[0] * kernel[1]),
@@ -302,7 +303,7 @@ def relu_gradient(
     """
     y = _blocked("y", y)
     dy = checked("dy", dy, y.shape)
-    dx = dy if in_place else torch.empty_like(dy)
+    dx = dy if in_place else empty(*dy.shape)
     core().relu_gradient(
         y.numel() // LANES, dy.data_ptr(), y.data_ptr(), dx.data_ptr(), threads_for(y.numel())
     )

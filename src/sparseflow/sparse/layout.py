@@ -15,7 +15,6 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from sparseflow.core.graph import call_action, module_action
-from sparseflow.sparse import blocked as on
 from sparseflow.sparse.base import SparseLayer
 from sparseflow.sparse.chain import (
     BLOCK,
@@ -27,13 +26,14 @@ from sparseflow.sparse.chain import (
     Stage,
     run,
 )
+from sparseflow.sparse.fuse import Stages, join_chains, join_norms
 from sparseflow.sparse.layers import SparseConv2d, SparseLinear
+from sparseflow.sparse.norm import NORMS, norm
 from sparseflow.sparse.pooling import pooling_of
 
 _RELUS = {functional.relu, torch.relu, torch.relu_, "relu", "relu_"}
 _MEANS = {torch.mean, "mean"}
 _CATS = {torch.cat, torch.concat}
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _BAD_PADDING = {"div", "div_", "truediv", "itruediv", "pow", "rsqrt", "reciprocal", "log"}
 """Functions that can make the padding of a batch infinite, and so its gradients NaN."""
 
@@ -72,7 +72,7 @@ class _Rewriter:
     modules: dict[str, nn.Module]
     graph: fx.Graph = field(default_factory=fx.Graph)
     values: dict[fx.Node, _Value] = field(default_factory=dict)
-    stages: dict[fx.Node, tuple[Stage, ...]] = field(default_factory=dict)
+    stages: Stages = field(default_factory=dict)
     batched: set[fx.Node] = field(default_factory=set)
 
     def rewrite(self, old: fx.Graph) -> None:
@@ -106,7 +106,7 @@ class _Rewriter:
         return value.blocked, value.n
 
     def chain(self, stage: Stage, x: fx.Node, n: fx.Node, layer: str = "") -> fx.Node:
-        """Note a chain of one stage; :func:`_fuse` joins them."""
+        """Note a chain of one stage; :func:`join_chains` joins them."""
         layers = (self.graph.get_attr(layer),) if layer else ()
         node = self.graph.call_module("", (x, n, *layers))
         self.stages[node] = (stage,)
@@ -145,8 +145,8 @@ class _Rewriter:
         action = call_action(node) if module is None else module_action(module)
         if isinstance(module, nn.Identity) or _flattens(node, module):
             return x
-        if isinstance(module, _NORMS):
-            return self.graph.call_function(on.norm, (x, n, self.graph.get_attr(str(node.target))))
+        if isinstance(module, NORMS):
+            return self.graph.call_function(norm, (x, n, self.graph.get_attr(str(node.target))))
         if action == "pool":
             what = pooling_of(node, module)
             return None if what is None else self.graph.call_function(what[0], (x, *what[1]))
@@ -219,7 +219,8 @@ def blocked_graph(root: nn.Module, old: fx.Graph) -> tuple[fx.Graph, dict[str, C
     """
     rewriter = _Rewriter(dict(root.named_modules()))
     rewriter.rewrite(old)
-    _fuse(rewriter.graph, rewriter.stages)
+    join_norms(rewriter.graph, rewriter.stages)
+    join_chains(rewriter.graph, rewriter.stages)
     chains: dict[str, Chain] = {}
     for node, stages in rewriter.stages.items():
         if stages == (RELU,):
@@ -231,40 +232,6 @@ def blocked_graph(root: nn.Module, old: fx.Graph) -> tuple[fx.Graph, dict[str, C
         chains[name], node.target = Chain(stages), name
     rewriter.graph.lint()
     return rewriter.graph, chains
-
-
-def _fuse(graph: fx.Graph, stages: dict[fx.Node, tuple[Stage, ...]]) -> None:
-    """Join each chain with the one before it, if nobody else reads that one's value."""
-    alive = set(graph.nodes)
-    for node in [n for n in stages if n not in alive]:
-        del stages[node]
-    for node in [n for n in graph.nodes if n in stages]:
-        before = node.args[0]
-        if not (isinstance(before, fx.Node) and before in stages and len(before.users) == 1):
-            continue
-        stages[node] = tidy(stages[before] + stages[node])
-        node.args = (before.args[0], before.args[1], *before.args[2:], *node.args[2:])
-        del stages[before]
-        graph.erase_node(before)
-
-
-def tidy(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
-    """Fuse ReLU and pooling into the layer before them.
-
-    >>> from sparseflow.sparse.chain import RELU, Apply, Pool
-    >>> tidy((Apply(), Pool((2, 2), (2, 2)), RELU))
-    (Apply(relu=True, pool=Pool(kernel=(2, 2), stride=(2, 2), padding=(0, 0))),)
-    """
-    done: list[Stage] = []
-    for stage in stages:
-        last = done[-1] if done else None
-        if isinstance(last, Apply) and stage == RELU:
-            done[-1] = Apply(True, last.pool)
-        elif isinstance(last, Apply) and isinstance(stage, Pool) and last.pool is None:
-            done[-1] = Apply(last.relu, stage)
-        else:
-            done.append(stage)
-    return tuple(done)
 
 
 def _stage(node: fx.Node, module: nn.Module | None) -> Stage | None:

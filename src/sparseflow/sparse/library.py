@@ -12,7 +12,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from ctypes import c_char_p, c_int, c_int64, c_void_p
+from ctypes import c_char_p, c_double, c_int, c_int64, c_void_p
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ import torch
 import sparseflow.sparse
 from sparseflow.core.errors import SparseUnavailable, unknown
 
-ABI = 1
+ABI = 2
 
-# The functions of sparseflow.h that work on tensors: p is a pointer, i an integer.
-# Kernels return a status.
+_TYPES = {"p": c_void_p, "i": c_int64, "d": c_double}
+# The functions of sparseflow.h that work on tensors, by the types of their arguments:
+# pointer, integer, double. Kernels return a status.
 KERNELS = {
     "block": "piipi",
     "unblock": "piipi",
@@ -36,6 +37,8 @@ KERNELS = {
     "max_pool": "iiiiiiiiipppi",
     "max_pool_gradient": "iiiiiiiiipppi",
     "relu_gradient": "ipppi",
+    "norm_forward": "iiidipppppppii",
+    "norm_gradient": "iiidippppppppppi",
     "conv_taps": "pippppp",
     "conv_forward": "ppppppppii",
     "conv_input_gradient": "pppppppi",
@@ -82,14 +85,14 @@ class Core:
             function = self._library[f"sf_{name}"]
         except AttributeError as error:
             raise SparseUnavailable(f"cannot use the core {self.path}: {error}") from error
-        function.argtypes = [c_void_p if each == "p" else c_int64 for each in types]
+        function.argtypes = [_TYPES[each] for each in types]
         function.restype = result
         return function
 
     def _kernel(self, name: str, types: str) -> Callable[..., None]:
         function = self._function(name, types, c_int)
 
-        def call(*arguments: int | None) -> None:
+        def call(*arguments: Any) -> None:
             if function(*arguments):
                 raise MemoryError(f"no memory for the scratch space of {name}")
 
