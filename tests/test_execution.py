@@ -14,7 +14,7 @@ import sparseflow as sf
 from sparseflow.core.errors import SparseUnavailable, SpecError
 from sparseflow.masks import Masks
 from sparseflow.recipes import make_spec, reproduction
-from sparseflow.runs import Run, RunSpec, Store, execute, identity, plan, remeasure, sweep
+from sparseflow.runs import Local, Run, RunSpec, Store, execute, identity, plan, remeasure, sweep
 from sparseflow.runs.build import assemble
 from sparseflow.runs.resolve import AUTO_DENSITY, resolve
 from sparseflow.train.optim import FUSED, make_optimizer
@@ -261,7 +261,7 @@ def test_sparse_without_the_core_is_refused_before_anything_is_written(
         with pytest.raises(SparseUnavailable, match="no compiler was found"):
             execute(spec, store)
         with pytest.raises(SparseUnavailable, match="no compiler was found"):
-            sweep(plan([spec], store), store)
+            sweep(plan([spec], store), store, Local())
     assert not store.root.exists()
 
 
@@ -270,7 +270,7 @@ def test_sparse_on_another_device_is_refused_before_anything_is_written(tmp_path
     with pytest.raises(SpecError, match=r"execution=sparse runs on the CPU, not on device cuda:1"):
         execute(spec, store, device="cuda:1")
     with pytest.raises(SpecError, match=r"not on device cuda"):
-        sweep(plan([spec], store), store, device="cuda")
+        sweep(plan([spec], store), store, Local(), device="cuda")
     assert not store.root.exists()
 
 

@@ -13,7 +13,7 @@ from small import tiny
 
 from sparseflow.core.errors import DivergedError, MaskError, SpecError, StoreError
 from sparseflow.recipes import FAMILIES, demo_specs, expand, make_spec, recipe_names
-from sparseflow.runs import Store, execute, identity, matching, plan, remeasure, sweep
+from sparseflow.runs import Local, Store, execute, identity, matching, plan, remeasure, sweep
 from sparseflow.runs.spec import PruneMethod, RunSpec, Train, generation
 
 
@@ -339,7 +339,8 @@ def test_a_sweep_runs_parents_first_and_skips_children_of_failures(tmp_path: Pat
         "mlp-mnist/prune",
         "mlp-mnist/scratch",
     ] * 2
-    sweep(jobs, store, workers=2, threads=1)
+    with Local(2, threads=1) as executor:
+        sweep(jobs, store, executor)
     states = [job.state for job in jobs.values()]
     assert states == ["finished", "finished", "failed", "skipped"]
     assert "loss is" in [job.error for job in jobs.values()][2]

@@ -10,7 +10,7 @@ from small import tiny
 from sparseflow.core.errors import MeasureError, SparseflowError, StoreError
 from sparseflow.measure.agreement import disagreement, predict
 from sparseflow.measure.distance import distance
-from sparseflow.runs import Run, RunSpec, Store, execute
+from sparseflow.runs import Local, Run, RunSpec, Store, execute
 from sparseflow.runs.build import load_data
 from sparseflow.studies import (
     AgreementStudy,
@@ -188,7 +188,8 @@ def test_studies_in_processes_come_in_order(store: Store) -> None:
         for name in ("scratch", "lottery")
     ]
     seen: list[int] = []
-    found = carry_out_all(studies, store, workers=1, changed=seen.append)
+    with Local(threads=1) as executor:
+        found = carry_out_all(studies, store, executor, changed=seen.append)
     assert [f.labels[0] for f in found] == ["scratch 0 end", "lottery 0 end"]  # type: ignore[union-attr]
     assert seen == [1, 2]
 
@@ -196,10 +197,11 @@ def test_studies_in_processes_come_in_order(store: Store) -> None:
 def test_one_study_that_fails_does_not_lose_the_others(store: Store) -> None:
     good = LineStudy(at(store, "scratch"), at(store, "prune"), points=5, examples=40)
     bad = LineStudy(at(store, "scratch"), Point("0" * 16, 12, "gone"), points=3, examples=50)
-    with pytest.raises(
-        SparseflowError, match=r"1 of 2 studies failed: line of scratch 0 end, gone"
+    with (
+        Local(threads=1) as executor,
+        pytest.raises(SparseflowError, match=r"1 of 2 studies failed: line of scratch 0 end, gone"),
     ):
-        carry_out_all([bad, good], store)
+        carry_out_all([bad, good], store, executor)
     assert (store.root / "studies" / f"{key(good)}.json").is_file()
 
 

@@ -10,10 +10,10 @@ import torch
 import typer
 
 from sparseflow.cli.export import export
+from sparseflow.cli.many import demo, reproduce, sweep
 from sparseflow.cli.options import (
     RUNS,
     Device,
-    Jobs,
     Json,
     Out,
     Scale,
@@ -26,28 +26,22 @@ from sparseflow.cli.probes import Probe, check_count, make_study, places, tables
 from sparseflow.cli.ranks import joined
 from sparseflow.cli.show import print_json, run_progress, stdout, table
 from sparseflow.cli.work import (
-    check_device,
     parse_seeds,
     report_on,
     report_room,
     row_of,
-    run_studies,
-    run_sweep,
     runs_table,
-    show_costs,
     show_flow,
     write_out,
 )
 from sparseflow.core.errors import SpecError, StoreError
 from sparseflow.recipes import (
     FAMILIES,
-    demo_specs,
     expand,
     group_names,
     make_spec,
     makers,
     recipe_names,
-    reproduction,
 )
 from sparseflow.runs import (
     Store,
@@ -55,7 +49,7 @@ from sparseflow.runs import (
     matching,
     remeasure,
 )
-from sparseflow.runs.spec import Execution
+from sparseflow.runs.resolve import check_device
 from sparseflow.studies import carry_out
 
 app = typer.Typer(
@@ -69,27 +63,7 @@ app = typer.Typer(
 )
 
 
-@app.command()
-def demo(
-    *,
-    scale: Scale = 0.25,
-    jobs: Jobs = 2,
-    out: Out = Path("report"),
-    store: StorePath = RUNS,
-    device: Device = "cpu",
-    as_json: Json = False,
-) -> None:
-    """The main job, shortened: five ways to start a 95 % sparse LeNet5 on MNIST.
-
-    Prunes a network, then trains its lottery ticket, and on that mask shuffled:
-    masked dense initialisation (it dies), the paper's (it lives), and RigL from
-    the paper's. Steps and schedules are scaled alike. Ends in a table and a
-    page; takes under four minutes on two cores.
-    """
-    specs = demo_specs(scale)
-    run_sweep(specs, Store(store), jobs, None, device)
-    runs = [Store(store).run(spec) for spec in specs]
-    report_on(runs, "lenet5-mnist", f"demo at scale {scale:g}", out, as_json)
+app.command()(demo)
 
 
 @app.command("list")
@@ -156,36 +130,7 @@ def run(
         stdout.print(table("finished", [{"": k, "value": v} for k, v in row.items()]))
 
 
-@app.command("sweep")
-def sweep_(
-    names: Annotated[list[str], typer.Argument(help="Families or recipes: lenet5-mnist ...")],
-    *,
-    seeds: Annotated[str, typer.Option(help="Such as 0-4 or 0,2,7.")] = "0",
-    jobs: Jobs = 1,
-    threads: Threads = None,
-    scale: Scale = 1.0,
-    settings: Settings = None,
-    store: StorePath = RUNS,
-    device: Device = "cpu",
-    as_json: Json = False,
-) -> None:
-    """Run many recipes over many seeds in worker processes, parents first.
-
-    Skips what is finished, resumes what is not. A family stands for all its
-    recipes, those that only measure initialisation included.
-    Example: sparseflow sweep lenet5-mnist --seeds 0-4 --jobs 2
-    """
-    specs = [
-        make_spec(name, seed=seed, scale=scale, settings=settings or ())
-        for seed in parse_seeds(seeds)
-        for name in expand(names)
-    ]
-    done = run_sweep(specs, Store(store), jobs, threads, device)
-    rows = [row_of(job.run) for job in done.values()]
-    if as_json:
-        print_json(rows)
-    else:
-        stdout.print(runs_table("runs", [r for r in rows if "/init-" not in r["recipe"]]))
+app.command()(sweep)
 
 
 @app.command()
@@ -250,36 +195,7 @@ def measure(
         stdout.print(shown)
 
 
-@app.command()
-def reproduce(
-    family: Annotated[str, typer.Argument(help="lenet5-mnist, the one of the paper's table.")],
-    *,
-    scale: Scale = 1.0,
-    execution: Annotated[Execution, typer.Option(help="Of all runs.")] = "auto",
-    jobs: Jobs = 2,
-    threads: Threads = None,
-    out: Out = Path("report"),
-    store: StorePath = RUNS,
-    device: Device = "cpu",
-    as_json: Json = False,
-) -> None:
-    """Run all that the paper's MNIST evidence needs, and judge it claim by claim.
-
-    Trains what is missing, measures what is missing (curvature, geometry,
-    agreement), and writes one page: each claim with the paper's figure, ours
-    with its interval, and a verdict. Stop it whenever you like; the same
-    command goes on. Example: sparseflow reproduce lenet5-mnist --scale 0.05
-    """
-    room = Store(store)
-    planned = reproduction(family, room, scale=scale, execution=execution)
-    run_sweep([*planned.runs, *planned.groups, *planned.at_start], room, jobs, threads, device)
-    evidence = run_studies(planned.studies, room, jobs, threads)
-    forced = execution != "auto"
-    changed = [f"scale {scale:g}"] * (scale != 1) + [f"execution={execution}"] * forced
-    title = ", ".join(changed) or "the full protocol"
-    runs = [room.run(spec) for spec in (*planned.runs, *planned.at_start)]
-    report_on(runs, family, title, out, as_json, published=scale == 1, evidence=evidence)
-    show_costs([*planned.runs, *planned.groups, *planned.at_start], planned.studies, room)
+app.command()(reproduce)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,7 +23,31 @@ StorePath = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each process.")]
-Jobs = Annotated[int, typer.Option(min=1, help="Worker processes.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Worker processes, 2 by default. With Ray, runs under way at most, as many as it has "
+        "room for by default.",
+    ),
+]
+Place = Annotated[
+    Literal["local", "ray"],
+    typer.Option("--executor", help="Processes here, or a Ray cluster that exists."),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the Ray cluster: HOST:6379, ray://HOST:10001; by default this machine's."
+    ),
+]
+Gpus = Annotated[
+    float | None,
+    typer.Option(min=0, help="With Ray: GPUs that each run reserves, such as 1 or 0.5."),
+]
+Retries = Annotated[
+    int, typer.Option(min=0, help="How many deaths of its worker process a run survives.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write to.")]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,10 +15,13 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sparseflow.runs import Job, Run
+from sparseflow.runs import Graph, Job, Run
 
 stderr = Console(stderr=True)
 stdout = Console()
+
+SHOWN = 16
+"""Runs under way that the live table names."""
 
 
 def print_json(value: Any) -> None:
@@ -108,16 +110,18 @@ def study_progress(total: int) -> Iterator[Callable[[int], None]]:
 class SweepView:
     """A live table on a terminal; elsewhere one line for each run that ends."""
 
-    def __init__(self, jobs: dict[str, Job]) -> None:
+    def __init__(self, jobs: Graph) -> None:
         """Show these jobs."""
         self._jobs, self._began = jobs, time.monotonic()
-        self._live = Live(console=stderr, refresh_per_second=4, transient=True)
+        self._live = Live(
+            console=stderr, refresh_per_second=4, transient=True, get_renderable=self._render
+        )
 
     def __enter__(self) -> SweepView:
         if stderr.is_terminal:
             self._live.start()
         else:
-            self._line(f"{self._counts()}")
+            self._line(self._counts())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -125,11 +129,13 @@ class SweepView:
             self._live.stop()
         self._line(self._counts())
 
-    def changed(self, job: Job | None) -> None:
-        """Take notice of a job that changed, or of time passing."""
+    def changed(self, job: Job) -> None:
+        """Take notice of a job that changed; the live table looks for itself."""
         if self._live.is_started:
-            self._live.update(self._render())
-        elif job is not None and job.state in ("finished", "failed", "skipped"):
+            return
+        if job.state == "running" and job.losses:
+            self._line(f"{job.run.label}: its worker died; it goes on in another")
+        elif job.state in ("finished", "failed", "skipped"):
             detail = job.error or ("" if math.isnan(job.accuracy) else f"{job.accuracy:.2f} %")
             self._line(f"{job.run.label}: {job.state} {detail}")
 
@@ -139,25 +145,26 @@ class SweepView:
         )
 
     def _counts(self) -> str:
-        states = Counter(job.state for job in self._jobs.values())
-        return ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
+        return ", ".join(f"{n} {state}" for state, n in sorted(self._jobs.counts.items()) if n)
 
     def _render(self) -> Group:
+        under_way = list(self._jobs.running.values())
         running = [
             {
                 "run": job.run.label,
                 "step": f"{job.step:,} / {job.spec.train.steps:,}",
                 "test accuracy %": job.accuracy,
             }
-            for job in self._jobs.values()
-            if job.state == "running"
+            for job in under_way[:SHOWN]
         ]
-        done = [j for j in self._jobs.values() if j.state in ("finished", "failed") and j.step][-8:]
         ended = [
-            {"run": j.run.label, "state": j.state, "test accuracy %": j.accuracy} for j in done
+            {"run": j.run.label, "state": j.state, "test accuracy %": j.accuracy}
+            for j in tuple(self._jobs.recent)
         ]
+        more = len(under_way) - len(running)
         return Group(
             f"{self._counts()}   {time.monotonic() - self._began:.0f} s",
             *([table("running", running)] if running else []),
+            *([f"and {more:,} more"] if more else []),
             *([table("last to end", ended)] if ended else []),
         )

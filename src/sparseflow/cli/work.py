@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import resource
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sparseflow.cli.show import SweepView, print_json, stderr, stdout, study_progress, table
 from sparseflow.core.errors import SparseflowError, SpecError, StoreError
-from sparseflow.runs import Job, Run, RunSpec, Store, identity, plan, sweep
+from sparseflow.runs import Executor, Graph, Run, RunSpec, Store, identity, plan, sweep
 from sparseflow.studies import Figures, Study, carry_out_all, seconds
 
 
@@ -34,27 +31,21 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def run_sweep(
-    specs: list[RunSpec], store: Store, jobs: int, threads: int | None, device: str
-) -> dict[str, Job]:
+def run_sweep(specs: list[RunSpec], store: Store, executor: Executor, device: str) -> Graph:
     """Plan and run these specifications; raise once all is done if some failed."""
-    check_device(device)
     planned = plan(specs, store)
     with SweepView(planned) as view:
-        sweep(planned, store, workers=jobs, threads=threads, device=device, changed=view.changed)
+        sweep(planned, store, executor, device=device, changed=view.changed)
     failed = [f"{j.run.label}: {j.error}" for j in planned.values() if j.state == "failed"]
     if failed:
         raise SparseflowError(f"{len(failed)} runs failed: " + "; ".join(failed))
     return planned
 
 
-def run_studies(
-    studies: Sequence[Study], store: Store, jobs: int, threads: int | None
-) -> list[Figures]:
+def run_studies(studies: Sequence[Study], store: Store, executor: Executor) -> list[Figures]:
     """Carry out studies, with a bar where someone watches."""
-    share = threads or max(1, (os.cpu_count() or 1) // jobs)
     with study_progress(len(studies)) as changed:
-        return carry_out_all(studies, store, workers=jobs, threads=share, changed=changed)
+        return carry_out_all(studies, store, executor, changed=changed)
 
 
 def show_costs(specs: Sequence[RunSpec], studies: Sequence[Study], store: Store) -> None:
@@ -182,12 +173,3 @@ def step_of(run: Run, at: str) -> int:
     if not (at.isascii() and at.isdigit()):
         raise SpecError(f"--at {at!r} is neither a step, 'start' nor 'end'")
     return int(at)
-
-
-def check_device(device: str) -> None:
-    """Raise a SpecError unless tensors can be made and read on a device."""
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        line = str(error).splitlines()[0]
-        raise SpecError(f"device {device!r} cannot be used here: {line}") from error

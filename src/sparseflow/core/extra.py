@@ -14,7 +14,8 @@ def need(module: str, *, extra: str) -> Any:
     Args:
         module: its full name.
         extra: ``measure`` (curvature and geometry), ``report`` (tables,
-            figures and the page; ``measure`` included) or ``onnx`` (export).
+            figures and the page; ``measure`` included), ``onnx`` (export) or
+            ``ray`` (sweeps on a cluster).
 
     Raises:
         SparseflowError: if it is not installed, saying how to get it.

@@ -42,6 +42,15 @@ def check_execution(execution: Execution, device: str) -> None:
     core()
 
 
+def check_device(device: str) -> None:
+    """Raise a SpecError unless tensors can be made and read on a device."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        line = str(error).splitlines()[0]
+        raise SpecError(f"device {device!r} cannot be used here: {line}") from error
+
+
 def resolve(spec: RunSpec, masks: Masks, device: str) -> Resolved:
     """Choose the execution of a run that starts with these masks.
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 
 from sparseflow.core.errors import SparseflowError, StoreError
 from sparseflow.core.files import write_atomic
 from sparseflow.runs import Store
+from sparseflow.runs.executors import Ended, Executor, Task, Tell, attempt
 from sparseflow.studies.agreement import agreement
 from sparseflow.studies.curvature import spectrum, updates
 from sparseflow.studies.figures import Figures
@@ -61,45 +60,50 @@ def seconds(study: Study, store: Store) -> float:
 def carry_out_all(
     studies: Sequence[Study],
     store: Store,
+    executor: Executor,
     *,
-    workers: int = 1,
-    threads: int = 1,
     changed: Callable[[int], None] = lambda done: None,
 ) -> list[Figures]:
-    """Carry out many studies in worker processes; those made before are read.
+    """Carry out many studies on an executor; those made before are read here.
 
     Args:
         studies: what to measure.
         store: where the runs are.
-        workers: processes.
-        threads: CPU threads of each.
+        executor: what carries them out; the caller ends it.
         changed: called with the number of studies done.
 
     Returns:
         What each found, in order.
 
     Raises:
-        SparseflowError: once all others are done, if some failed.
+        SparseflowError: once all others are done, if some failed; or if the
+            executor cannot be had, or breaks.
     """
-    context = multiprocessing.get_context("spawn")
-    found: dict[int, Figures] = {}
-    failed: dict[int, str] = {}
-    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (threads,)) as pool:
-        tasks = {pool.submit(_work, s, str(store.root)): i for i, s in enumerate(studies)}
-        try:
-            for task in as_completed(tasks):
-                try:
-                    found[tasks[task]] = task.result()
-                except Exception as error:  # one study's trouble is not the others'
-                    failed[tasks[task]] = str(error) or type(error).__name__
-                changed(len(found) + len(failed))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    root = str(store.root.absolute())
+    tasks = [Task(str(i), _work, (study, root)) for i, study in enumerate(studies)]
+    ended: dict[str, Ended] = {}
+
+    def end(event: Ended) -> None:
+        ended[event.key] = event
+        changed(len(ended))
+
+    missing: deque[Task] = deque()
+    for task, study in zip(tasks, studies, strict=True):
+        if _path(study, store).is_file():
+            end(attempt(task))
+        else:
+            missing.append(task)
+    while missing or not executor.idle:
+        while missing and not executor.full:
+            executor.submit(missing.popleft())
+        for event in executor.wait(0.5):
+            if isinstance(event, Ended):
+                end(event)
+    failed = {int(name): event.error for name, event in ended.items() if event.error}
     if failed:
-        each = "; ".join(f"{_named(studies[i])}: {error}" for i, error in failed.items())
+        each = "; ".join(f"{_named(studies[i])}: {error}" for i, error in sorted(failed.items()))
         raise SparseflowError(f"{len(failed)} of {len(studies)} studies failed: {each}")
-    return [found[i] for i in range(len(studies))]
+    return [ended[task.key].value for task in tasks]
 
 
 def _named(study: Study) -> str:
@@ -107,8 +111,12 @@ def _named(study: Study) -> str:
     return f"{kind} of {', '.join(point.label or point.run for point in points_of(study)[:3])}"
 
 
+def _path(study: Study, store: Store) -> Path:
+    return store.root / FOLDER / f"{key(study)}.json"
+
+
 def _kept(study: Study, store: Store) -> _Kept:
-    path = store.root / FOLDER / f"{key(study)}.json"
+    path = _path(study, store)
     if path.is_file():
         try:
             return msgspec.json.decode(path.read_bytes(), type=_Kept)
@@ -135,7 +143,7 @@ def _relabelled(found: Figures, made: Study, asked: Study) -> Figures:
     return msgspec.convert(renamed(msgspec.to_builtins(found)), Figures) if names else found
 
 
-def _work(study: Study, root: str) -> Figures:
+def _work(_: Tell, study: Study, root: str) -> Figures:
     return carry_out(study, Store(Path(root)))
 
 

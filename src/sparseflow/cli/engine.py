@@ -1,0 +1,62 @@
+"""Where the command line has runs and studies carried out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sparseflow.core.errors import SpecError
+from sparseflow.runs import Executor, Local, Ray, Store
+from sparseflow.runs.resolve import check_device
+
+PROCESSES = 2
+"""Worker processes unless the user says otherwise."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What the options say of it, as they stand on the command line.
+
+    Attributes:
+        kind: processes here, or a Ray cluster.
+        jobs: worker processes, or tasks of the cluster under way at most.
+        threads: CPU threads of each.
+        retries: deaths of its worker that a task survives.
+        device: where to train.
+        address: of the Ray cluster.
+        gpus: that each task reserves there.
+    """
+
+    kind: Literal["local", "ray"] = "local"
+    jobs: int | None = None
+    threads: int | None = None
+    retries: int = 1
+    device: str = "cpu"
+    address: str | None = None
+    gpus: float | None = None
+
+    def executor(self, store: Store) -> Executor:
+        """Make the executor; it starts nothing yet.
+
+        Raises:
+            SpecError: for an option of the other kind, or a device that is not here.
+        """
+        if self.kind == "ray":
+            return Ray(
+                store.root,
+                address=self.address or "auto",
+                threads=self.threads or 1,
+                gpus=self._gpus(),
+                limit=self.jobs,
+                retries=self.retries,
+            )
+        for name, value in (("address", self.address), ("gpus", self.gpus)):
+            if value is not None:
+                raise SpecError(f"--{name} {value} is of a Ray cluster: add --executor ray")
+        check_device(self.device)
+        return Local(self.jobs or PROCESSES, threads=self.threads, retries=self.retries)
+
+    def _gpus(self) -> float:
+        """Without a word, a run on an accelerator reserves one."""
+        on_cpu = self.device.partition(":")[0] == "cpu"
+        return self.gpus if self.gpus is not None else 0 if on_cpu else 1
