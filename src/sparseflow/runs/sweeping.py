@@ -17,6 +17,7 @@ import torch
 
 from sparseflow.core.errors import SparseflowError
 from sparseflow.runs.execution import execute
+from sparseflow.runs.interrupt import end_with_parent, stoppable
 from sparseflow.runs.resolve import check_execution
 from sparseflow.runs.spec import RunSpec, ancestors, identity, parents
 from sparseflow.runs.store import Run, Store
@@ -51,7 +52,7 @@ def plan(specs: Iterable[RunSpec], store: Store) -> dict[str, Job]:
             run = store.run(each)
             if run.id not in jobs:
                 job = Job(each, run, needs=[identity(p) for p in parents(each)])
-                job.state = "finished" if run.finished else "waiting"
+                job.state = "finished" if run.settled else "waiting"
                 jobs[run.id] = job
     return jobs
 
@@ -68,7 +69,9 @@ def sweep(
     """Run all jobs in worker processes; finished ones are skipped.
 
     A job whose parent failed is skipped; the others go on. Each worker gets
-    its share of the cores, unless ``threads`` says otherwise.
+    its share of the cores, unless ``threads`` says otherwise. SIGINT and SIGTERM
+    stop every worker after the step at hand, with a checkpoint; if this process
+    is killed, they end at once.
 
     Args:
         jobs: from :func:`plan`; their state is kept up to date.
@@ -81,6 +84,7 @@ def sweep(
     Raises:
         SpecError: if a job asks for sparse execution on another device than the CPU.
         SparseUnavailable: if a job asks for it and the compiled core is missing.
+        Interrupted: if a signal asked for it.
     """
     for job in jobs.values():
         if job.state == "waiting":
@@ -90,30 +94,32 @@ def sweep(
     news: SimpleQueue = context.SimpleQueue()
     pending: dict[Future[float], Job] = {}
     pool = ProcessPoolExecutor(workers, context, _start_worker, (share, news))
-    try:
-        while True:
-            for job in _ready(jobs, changed):
-                if len(pending) >= workers:
+    with stoppable() as stop:
+        try:
+            while True:
+                stop.check("the sweep was interrupted")
+                for job in _ready(jobs, changed):
+                    if len(pending) >= workers:
+                        break
+                    job.state = "running"
+                    task = pool.submit(_work, job.spec, str(store.root), device)
+                    pending[task] = job
+                    changed(job)
+                if not pending:
                     break
-                job.state = "running"
-                task = pool.submit(_work, job.spec, str(store.root), device)
-                pending[task] = job
-                changed(job)
-            if not pending:
-                break
-            done, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-            while not news.empty():
-                name, jobs[name].step, jobs[name].accuracy = news.get()
-            changed(None)
-            for task in done:
-                job = pending.pop(task)
-                _settle(job, task)
-                changed(job)
-    finally:
-        for process in list((pool._processes or {}).values()):
-            if pending:
-                process.terminate()
-        pool.shutdown(cancel_futures=True)
+                done, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                while not news.empty():
+                    name, jobs[name].step, jobs[name].accuracy = news.get()
+                changed(None)
+                for task in done:
+                    job = pending.pop(task)
+                    _settle(job, task)
+                    changed(job)
+        finally:
+            for process in list((pool._processes or {}).values()):
+                if pending:
+                    process.terminate()
+            pool.shutdown(cancel_futures=True)
 
 
 def _ready(jobs: dict[str, Job], changed: Callable[[Job | None], None]) -> list[Job]:
@@ -152,6 +158,7 @@ def _start_worker(threads: int, news: SimpleQueue) -> None:
     global _news  # noqa: PLW0603  (a worker process has one, set once)
     _news = news
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
     torch.set_num_threads(threads)
 
 

@@ -12,9 +12,10 @@ from typing import Any
 import msgspec
 import torch
 
+from sparseflow.core.documents import load_document, save_document
 from sparseflow.core.errors import SparseflowError, StoreError
-from sparseflow.core.files import write_atomic
 from sparseflow.runs import Store
+from sparseflow.runs.interrupt import end_with_parent
 from sparseflow.studies.agreement import agreement
 from sparseflow.studies.curvature import spectrum, updates
 from sparseflow.studies.figures import Figures
@@ -35,7 +36,9 @@ FOLDER = "studies"
 """Beside the runs in the store."""
 
 
-class _Kept(msgspec.Struct, frozen=True):
+class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the file of a study holds: what was asked, what was found, and how long it took."""
+
     study: Study
     found: Figures
     seconds: float
@@ -84,7 +87,7 @@ def carry_out_all(
     context = multiprocessing.get_context("spawn")
     found: dict[int, Figures] = {}
     failed: dict[int, str] = {}
-    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (threads,)) as pool:
+    with ProcessPoolExecutor(workers, context, _start_worker, (threads,)) as pool:
         tasks = {pool.submit(_work, s, str(store.root)): i for i, s in enumerate(studies)}
         try:
             for task in as_completed(tasks):
@@ -107,17 +110,34 @@ def _named(study: Study) -> str:
     return f"{kind} of {', '.join(point.label or point.run for point in points_of(study)[:3])}"
 
 
-def _kept(study: Study, store: Store) -> _Kept:
-    path = store.root / FOLDER / f"{key(study)}.json"
+def _kept(study: Study, store: Store) -> Kept:
+    name = key(study)
+    path = store.root / FOLDER / f"{name}.json"
     if path.is_file():
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=_Kept)
-        except msgspec.DecodeError as error:
-            raise StoreError(f"study {path} is damaged: {error}; remove it") from error
+        kept = read(path)
+        if key(kept.study) != name:
+            raise StoreError(f"{path} is of study {key(kept.study)}; remove it to make it again")
+        return kept
     began = time.monotonic()
-    kept = _Kept(study, _measure(study, store), round(time.monotonic() - began, 1))
-    write_atomic(path, msgspec.json.encode(kept))
+    kept = Kept(study, _measure(study, store), round(time.monotonic() - began, 1))
+    content = {field: getattr(kept, field) for field in Kept.__struct_fields__}
+    save_document(path, "study", name, content, indent=-1)
     return kept
+
+
+def read(path: Path) -> Kept:
+    """Read the file of a study.
+
+    Raises:
+        StoreError: if it is missing or damaged.
+    """
+    try:
+        content = load_document(path, "study", path.stem, oldest=1)
+        content.pop("schema")
+        return msgspec.convert(content, Kept)
+    except (StoreError, msgspec.ValidationError, RecursionError) as error:
+        text = str(error) if isinstance(error, StoreError) else f"{path} is damaged: {error}"
+        raise StoreError(f"{text}; remove it to make it again") from error
 
 
 def _relabelled(found: Figures, made: Study, asked: Study) -> Figures:
@@ -133,6 +153,11 @@ def _relabelled(found: Figures, made: Study, asked: Study) -> Figures:
         return names.get(part, part) if under in ("label", "labels") else part
 
     return msgspec.convert(renamed(msgspec.to_builtins(found)), Figures) if names else found
+
+
+def _start_worker(threads: int) -> None:
+    end_with_parent()
+    torch.set_num_threads(threads)
 
 
 def _work(study: Study, root: str) -> Figures:
