@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from sparseflow import studies
 from sparseflow.cli.show import SweepView, print_json, stderr, stdout, study_progress, table
 from sparseflow.core.errors import SparseflowError, SpecError, StoreError
-from sparseflow.runs import Job, Run, RunSpec, Store, identity, plan, sweep
+from sparseflow.runs import Job, Run, RunSpec, Store, audit, identity, plan, sweep
 from sparseflow.studies import Figures, Study, carry_out_all, seconds
 
 
@@ -49,18 +50,18 @@ def run_sweep(
 
 
 def run_studies(
-    studies: Sequence[Study], store: Store, jobs: int, threads: int | None
+    wanted: Sequence[Study], store: Store, jobs: int, threads: int | None
 ) -> list[Figures]:
     """Carry out studies, with a bar where someone watches."""
     share = threads or max(1, (os.cpu_count() or 1) // jobs)
-    with study_progress(len(studies)) as changed:
-        return carry_out_all(studies, store, workers=jobs, threads=share, changed=changed)
+    with study_progress(len(wanted)) as changed:
+        return carry_out_all(wanted, store, workers=jobs, threads=share, changed=changed)
 
 
-def show_costs(specs: Sequence[RunSpec], studies: Sequence[Study], store: Store) -> None:
+def show_costs(specs: Sequence[RunSpec], made: Sequence[Study], store: Store) -> None:
     """Say what runs and studies took, whenever that was, and the peak memory of this go."""
     trained = {run.id: run.seconds for run in map(store.run, specs)}
-    measured = [seconds(study, store) for study in studies]
+    measured = [seconds(study, store) for study in made]
     usage = resource.getrusage
     peak = max(usage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     stderr.print(
@@ -173,6 +174,23 @@ def runs_table(title: str, rows: list[dict[str, Any]]) -> Any:
         for row in rows
     ]
     return table(title, short)
+
+
+def check_store(store: Store, as_json: bool) -> None:
+    """Read every file of a store and say what is wrong; raise if anything is broken."""
+    found = [*audit(store), *studies.audit(store)]
+    if as_json:
+        print_json([f._asdict() | {"path": str(f.path)} for f in found])
+    else:
+        for f in found:
+            sign = "broken" if f.broken else "note"
+            stdout.print(
+                f"{sign}: {f.path}: {f.wrong}\n    {f.remedy}", markup=False, soft_wrap=True
+            )
+        stdout.print(f"looked at everything in {store.root}", markup=False, highlight=False)
+    broken = sum(f.broken for f in found)
+    if broken:
+        raise StoreError(f"{broken} files in {store.root} are broken or missing")
 
 
 def step_of(run: Run, at: str) -> int:

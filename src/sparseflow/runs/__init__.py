@@ -1,5 +1,6 @@
 """Runs: specification, store, execution, sweeps."""
 
+from sparseflow.runs.audit import Finding, audit
 from sparseflow.runs.execution import execute
 from sparseflow.runs.override import scaled, with_overrides, with_seeds
 from sparseflow.runs.select import matching, remeasure
@@ -9,11 +10,13 @@ from sparseflow.runs.sweeping import Job, plan, sweep
 from sparseflow.runs.validate import check
 
 __all__ = [
+    "Finding",
     "Job",
     "Run",
     "RunSpec",
     "Store",
     "ancestors",
+    "audit",
     "check",
     "execute",
     "identity",

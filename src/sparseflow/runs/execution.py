@@ -247,6 +247,8 @@ def _resume(
         extra = load_resume(path, parts.model, parts.optimizer, topology, run.id)
         journal.rewind(mark_of(extra["metrics"]))
         recorder.start_from(load_state(run.checkpoint_path(0), run.id, 0))
+        if lost := set(run.expected(extra["step"])) - set(run.kept):
+            raise StoreError(f"{run.path} has lost its checkpoint of step {min(lost)}")
     except StoreError as error:
         raise StoreError(f"{error}; {RESTART}") from error
     recorder.accuracy = extra["accuracy"]

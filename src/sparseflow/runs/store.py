@@ -24,6 +24,8 @@ from sparseflow.train.checkpoint import load_state
 ID = re.compile(r"[0-9a-f]{16}")
 """What the name of a run's folder looks like."""
 
+_STEP = re.compile(r"step-(\d+)", re.ASCII)
+
 
 class Run:
     """One run folder.
@@ -137,7 +139,14 @@ class Run:
     def kept(self) -> list[int]:
         """Steps with a checkpoint, in order."""
         files = (self.path / "checkpoints").glob("step-*.safetensors")
-        return sorted(int(f.stem.removeprefix("step-")) for f in files)
+        return sorted(int(found[1]) for f in files if (found := _STEP.fullmatch(f.stem)))
+
+    def expected(self, last: int) -> list[int]:
+        """Steps that have a checkpoint once ``last`` steps are taken, in order."""
+        steps = self.spec.train.steps
+        return [*range(0, last + 1, self.spec.train.keep)] + [steps] * (
+            last == steps and bool(steps % self.spec.train.keep)
+        )
 
     def checkpoint_path(self, step: int) -> Path:
         """File of the checkpoint at a step."""
@@ -200,7 +209,7 @@ class Store:
         """
         path = self.root / identity(spec)
         known = (path / "spec.json").is_file()
-        return Run(path, spec, self._read(path).schema if known else SCHEMA)
+        return Run(path, spec, self.read(path).schema if known else SCHEMA)
 
     def create(self, spec: RunSpec) -> Run:
         """Make the run's folder and write its specification, if not there yet."""
@@ -217,7 +226,7 @@ class Store:
             StoreError: if one is damaged or of a newer schema.
         """
         folders = sorted(p.parent for p in self.root.glob("*/spec.json"))
-        return sorted((self._read(p) for p in folders), key=lambda r: (r.label, r.id))
+        return sorted((self.read(p) for p in folders), key=lambda r: (r.label, r.id))
 
     def find(self, prefix: str) -> Run:
         """Return the one run whose id starts so.
@@ -230,9 +239,14 @@ class Store:
         if len(found) != 1:
             names = ", ".join(p.name for p in found) or "none"
             raise StoreError(f"{prefix!r} names no single run in {self.root}: {names}")
-        return self._read(found[0])
+        return self.read(found[0])
 
-    def _read(self, path: Path) -> Run:
+    def read(self, path: Path) -> Run:
+        """Return the run in a folder of the store.
+
+        Raises:
+            StoreError: if its specification is missing, damaged or of a newer schema.
+        """
         if not ID.fullmatch(path.name):
             raise StoreError(f"folder {str(path)!r} holds a spec.json, but no run is named so")
         content = load_document(path / "spec.json", "spec", path.name, oldest=1)
