@@ -71,3 +71,9 @@ def tiny(name: str, *extra: str, seed: int = 0) -> RunSpec:
     if short.startswith(("set", "rigl")):
         settings += ["method.every=3"]
     return make_spec(name, seed=seed, settings=settings)
+
+
+def alone(*extra: str, seed: int = 0) -> RunSpec:
+    """A SET run of 12 steps without a parent, which may resume every 4 steps."""
+    method = ["mask=erk", "method=set", "method.every=3", "train.resume=4"]
+    return tiny("mlp-mnist/dense", *method, *extra, seed=seed)

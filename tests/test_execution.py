@@ -161,8 +161,7 @@ def interrupt(spec: RunSpec, store: Store, step: int) -> None:
 def test_an_interrupted_sparse_run_ends_bit_for_bit_as_an_undisturbed_one(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparseflow.runs.execution.RESUME_EVERY", 8)
-    spec = spec_of(method, "execution=sparse", family="lenet5")
+    spec = spec_of(method, "execution=sparse", "train.resume=8", family="lenet5")
     whole, broken = Store(tmp_path / "whole"), Store(tmp_path / "broken")
     undisturbed = execute(spec, whole)
     for step in (3, 17, 26):
@@ -175,8 +174,7 @@ def test_an_interrupted_sparse_run_ends_bit_for_bit_as_an_undisturbed_one(
 def test_an_interrupted_run_goes_on_in_its_execution(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparseflow.runs.execution.RESUME_EVERY", 4)
-    spec = spec_of("set", "train.steps=12")
+    spec = spec_of("set", "train.steps=12", "train.resume=4")
     assert spec.execution == "auto"
     whole = execute(spec, Store(tmp_path / "whole"))
     for begun, density in (("sparse", 0.0), ("dense", 1.0)):
@@ -193,13 +191,14 @@ def test_an_interrupted_run_goes_on_in_its_execution(
 def test_a_sparse_run_does_not_go_on_without_the_core(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparseflow.runs.execution.RESUME_EVERY", 4)
-    store, spec = Store(tmp_path), spec_of("set", "train.steps=12")
+    store, spec = Store(tmp_path), spec_of("set", "train.steps=12", "train.resume=4")
     interrupt(spec, store, 9)
     with pytest.raises(SpecError, match=r"resume\.safetensors is of a sparse run.*not on device"):
         execute(spec, store, device="cuda")
     monkeypatch.setattr("sparseflow.runs.resolve.core", without_core)
-    with pytest.raises(SparseUnavailable, match=r"resume\.safetensors .* no compiler .* remove it"):
+    with pytest.raises(
+        SparseUnavailable, match=r"resume\.safetensors .* no compiler .* remove resume"
+    ):
         execute(spec, store)
     (store.run(spec).path / "resume.safetensors").unlink()
     assert execute(spec, store).execution == "dense"

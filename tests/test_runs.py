@@ -176,10 +176,9 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
 
 
 def test_interrupted_runs_end_bit_for_bit_as_undisturbed_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("sparseflow.runs.execution.RESUME_EVERY", 4)
-    spec = tiny("lenet5-mnist/rigl+")
+    spec = tiny("lenet5-mnist/rigl+", "train.resume=4", "mask.run.train.resume=4")
     whole, broken = Store(tmp_path / "whole"), Store(tmp_path / "broken")
     execute(spec, whole)
     for step in (2, 7, 11, 12):
@@ -263,20 +262,25 @@ def test_a_folder_of_a_newer_schema_is_refused(finished: Store, tmp_path: Path) 
     store = copy_of(finished, tmp_path)
     spec = tiny("mlp-mnist/prune")
     file = store.run(spec).path / "spec.json"
-    file.write_text(file.read_text().replace('"schema": 1', '"schema": 2'))
+    file.write_text(file.read_text().replace('"schema": 2', '"schema": 3'))
     for look in (lambda: store.run(spec), store.runs, lambda: execute(spec, store)):
-        with pytest.raises(StoreError, match="schema 2"):
+        with pytest.raises(StoreError, match="schema 3"):
             look()
 
 
 def test_damaged_files_are_named(finished: Store, tmp_path: Path) -> None:
     store = copy_of(finished, tmp_path)
     run = store.run(tiny("mlp-mnist/prune"))
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write("{oops\n")
+    with pytest.raises(
+        StoreError, match=r"metrics\.jsonl is damaged: .* checksum; remove .* again"
+    ):
+        next(run.metrics())
     (run.path / "result.json").write_text("{")
     with pytest.raises(StoreError, match=r"result\.json is damaged"):
         _ = run.result
-    with (run.path / "metrics.jsonl").open("a") as file:
-        file.write("{oops\n")
+    (run.path / "result.json").unlink()
     with pytest.raises(StoreError, match=r"metrics\.jsonl, line \d+ is damaged"):
         list(run.metrics())
     content = run.checkpoint_path(12).read_bytes()

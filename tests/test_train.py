@@ -286,7 +286,7 @@ def damaged(path, how):
         ("cut in the header", "abc", "cannot be read"),
         ("empty", "abc", "cannot be read"),
         ("text", "abc", "cannot be read"),
-        ("foreign", "abc", "not one of sparseflow's"),
+        ("foreign", "abc", "not written by sparseflow"),
         ("missing", "abc", "is missing"),
         ("whole", "xyz", "belongs to run abc, not to xyz"),
     ],

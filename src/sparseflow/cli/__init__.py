@@ -7,7 +7,7 @@ import sys
 import typer
 
 from sparseflow.cli.app import app
-from sparseflow.core.errors import SparseflowError
+from sparseflow.core.errors import Interrupted, SparseflowError
 
 INTERRUPTED = 130
 """Exit code that the parser makes of an interrupt."""
@@ -19,6 +19,8 @@ def main() -> None:
         code = app(prog_name="sparseflow", standalone_mode=False)
         if code == INTERRUPTED:
             _fail("interrupted: the same command goes on from the last checkpoint", code)
+    except Interrupted as error:
+        code = _fail(str(error), 128 + error.number)
     except SparseflowError as error:
         code = _fail(str(error), 1)
     except typer.Abort:

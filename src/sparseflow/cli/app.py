@@ -26,6 +26,7 @@ from sparseflow.cli.probes import Probe, check_count, make_study, places, tables
 from sparseflow.cli.ranks import joined
 from sparseflow.cli.show import print_json, run_progress, stdout, table
 from sparseflow.cli.work import (
+    check_store,
     parse_seeds,
     report_on,
     report_room,
@@ -67,8 +68,18 @@ app.command()(demo)
 
 
 @app.command("list")
-def list_(*, store: StorePath = RUNS, as_json: Json = False) -> None:
-    """List the recipes, and the runs in the store."""
+def list_(
+    *,
+    store: StorePath = RUNS,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read every file; name what is broken, and what to do.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List the recipes, and the runs in the store; or check every file of it."""
+    if check:
+        check_store(Store(store), as_json)
+        return
     recipes = [n for family in FAMILIES for n in (*recipe_names(family), *group_names(family))]
     runs = [row_of(run) for run in Store(store).runs()]
     damaged = [row["id"] for row in runs if row["state"] == "damaged"]

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sparseflow import studies
 from sparseflow.cli.show import SweepView, print_json, stderr, stdout, study_progress, table
 from sparseflow.core.errors import SparseflowError, SpecError, StoreError
-from sparseflow.runs import Executor, Graph, Run, RunSpec, Store, identity, plan, sweep
+from sparseflow.runs import Executor, Graph, Run, RunSpec, Store, audit, identity, plan, sweep
 from sparseflow.studies import Figures, Study, carry_out_all, seconds
 
 
@@ -42,16 +43,16 @@ def run_sweep(specs: list[RunSpec], store: Store, executor: Executor, device: st
     return planned
 
 
-def run_studies(studies: Sequence[Study], store: Store, executor: Executor) -> list[Figures]:
+def run_studies(wanted: Sequence[Study], store: Store, executor: Executor) -> list[Figures]:
     """Carry out studies, with a bar where someone watches."""
-    with study_progress(len(studies)) as changed:
-        return carry_out_all(studies, store, executor, changed=changed)
+    with study_progress(len(wanted)) as changed:
+        return carry_out_all(wanted, store, executor, changed=changed)
 
 
-def show_costs(specs: Sequence[RunSpec], studies: Sequence[Study], store: Store) -> None:
+def show_costs(specs: Sequence[RunSpec], made: Sequence[Study], store: Store) -> None:
     """Say what runs and studies took, whenever that was, and the peak memory of this go."""
     trained = {run.id: run.seconds for run in map(store.run, specs)}
-    measured = [seconds(study, store) for study in studies]
+    measured = [seconds(study, store) for study in made]
     usage = resource.getrusage
     peak = max(usage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     stderr.print(
@@ -164,6 +165,23 @@ def runs_table(title: str, rows: list[dict[str, Any]]) -> Any:
         for row in rows
     ]
     return table(title, short)
+
+
+def check_store(store: Store, as_json: bool) -> None:
+    """Read every file of a store and say what is wrong; raise if anything is broken."""
+    found = [*audit(store), *studies.audit(store)]
+    if as_json:
+        print_json([f._asdict() | {"path": str(f.path)} for f in found])
+    else:
+        for f in found:
+            sign = "broken" if f.broken else "note"
+            stdout.print(
+                f"{sign}: {f.path}: {f.wrong}\n    {f.remedy}", markup=False, soft_wrap=True
+            )
+        stdout.print(f"looked at everything in {store.root}", markup=False, highlight=False)
+    broken = sum(f.broken for f in found)
+    if broken:
+        raise StoreError(f"{broken} files in {store.root} are broken or missing")
 
 
 def step_of(run: Run, at: str) -> int:

@@ -50,6 +50,19 @@ class DivergedError(SparseflowError):
     """Training met a loss that is not finite."""
 
 
+class Interrupted(SparseflowError):  # noqa: N818  (asked for, not a mistake)
+    """Work that stopped because a signal asked for it; what was done is kept."""
+
+    def __init__(self, message: str, number: int) -> None:
+        """Say what stopped, and the signal's number."""
+        super().__init__(message, number)
+        self.number = number
+
+    def __str__(self) -> str:
+        """Say what stopped."""
+        return str(self.args[0])
+
+
 def unknown(kind: str, word: str, choices: Iterable[str]) -> str:
     """Return the text of an error for an unknown name, with a suggestion.
 

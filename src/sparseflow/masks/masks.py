@@ -162,7 +162,7 @@ class Masks(Mapping[str, Tensor]):
         Raises:
             StoreError: if the file is missing, damaged or holds no masks.
         """
-        tensors, meta = load_tensors(Path(path))
+        tensors, meta = load_tensors(Path(path), old=lambda m: isinstance(m.get("masks"), list))
         shapes, counts = meta.get("masks"), meta.get("counts")
         if isinstance(shapes, list):  # written by version 0.1, as bool tensors
             return cls({name: tensors[name] for name in shapes})

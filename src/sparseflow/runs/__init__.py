@@ -1,5 +1,6 @@
 """Runs: specification, store, execution, sweeps."""
 
+from sparseflow.runs.audit import Finding, audit
 from sparseflow.runs.execution import execute
 from sparseflow.runs.executors import Executor, Local, Ray
 from sparseflow.runs.graph import Graph, Job, plan
@@ -12,6 +13,7 @@ from sparseflow.runs.validate import check
 
 __all__ = [
     "Executor",
+    "Finding",
     "Graph",
     "Job",
     "Local",
@@ -20,6 +22,7 @@ __all__ = [
     "RunSpec",
     "Store",
     "ancestors",
+    "audit",
     "check",
     "execute",
     "identity",

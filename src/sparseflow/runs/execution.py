@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import filelock
 import torch
 
+from sparseflow.core.documents import save_document
 from sparseflow.core.errors import DivergedError, SparseUnavailable, SpecError, StoreError
-from sparseflow.core.files import write_atomic
+from sparseflow.core.files import cannot_write
 from sparseflow.core.functional import split
 from sparseflow.core.parallel import Ranks
 from sparseflow.core.parameters import named_weights
@@ -22,6 +22,8 @@ from sparseflow.data import in_batches
 from sparseflow.masks import Masks
 from sparseflow.measure.flow import DEFAULT_CHUNK, mean_loss
 from sparseflow.runs.build import Assembly, assemble
+from sparseflow.runs.interrupt import Stop, stoppable
+from sparseflow.runs.journal import Journal, Mark
 from sparseflow.runs.ranks import Shares, check_shares, together
 from sparseflow.runs.record import Recorder
 from sparseflow.runs.resolve import Resolved, check_execution
@@ -38,10 +40,10 @@ from sparseflow.train.checkpoint import (
     save_weights,
 )
 
-RESUME_EVERY = 500
-"""Steps between the checkpoints that an interrupted run resumes from."""
+POLL = 0.2
+"""Seconds between two looks at a run that another process is at."""
 
-RESTART = "remove it to start this run from the beginning"
+RESTART = "remove resume.safetensors to start this run from the beginning"
 
 Progress = Callable[[Run, int, float], None]
 
@@ -56,8 +58,9 @@ def execute(
     """Return the finished run of a specification, doing only what is missing.
 
     Parents come first. A run that was interrupted resumes from its last
-    checkpoint and ends bit for bit as if it had not been. Two processes that
-    want one run: the second waits and finds it finished.
+    checkpoint and ends bit for bit as if it had not been. SIGINT and SIGTERM
+    stop it after the step at hand, with a checkpoint. Two processes that want
+    one run: the second waits and finds it finished.
 
     In a process group all ranks call this, and train the run together: each
     takes an equal share of every batch, and rank 0 alone measures and writes.
@@ -78,30 +81,72 @@ def execute(
             is missing; nothing is written then.
         StoreError: if the store is damaged or cannot be written.
         DivergedError: if the loss is not finite; the last checkpoint stays.
+        Interrupted: if a signal asked for it.
     """
     check(spec)
-    run, ranks = store.run(spec), Ranks.of()
-    if ranks.first(run.finished, device):
-        return run
+    ranks = Ranks.of()
     missing = [each for each in (*ancestors(spec), spec) if not store.run(each).finished]
     check_shares(missing, ranks)
     for each in missing:
         check_execution(each.execution, device)
+    with stoppable() as stop:
+        return _execute(spec, store, device, progress, stop, ranks)
+
+
+def _execute(
+    spec: RunSpec,
+    store: Store,
+    device: str,
+    progress: Progress | None,
+    stop: Stop,
+    ranks: Ranks,
+) -> Run:
+    run = store.run(spec)
+    if ranks.first(run.settled, device):
+        return run
     if ranks.rank == 0:
         store.create(spec)
-    for parent in parents(spec):
-        execute(parent, store, device=device, progress=progress)
-    with filelock.FileLock(run.path / ".lock") if ranks.rank == 0 else nullcontext():
+    for parent in () if ranks.first(run.finished, device) else parents(spec):
+        _execute(parent, store, device, progress, stop, ranks)
+    with _lock(run, stop) if ranks.rank == 0 else nullcontext():
         if not ranks.first(run.finished, device):
-            _train(run, store, device, progress, ranks)
+            _train(run, store, device, progress, stop, ranks)
+        if ranks.rank == 0:
+            run.resume_path.unlink(missing_ok=True)
         ranks.first(True, device)  # the others wait for what rank 0 writes
     return run
 
 
-def _train(run: Run, store: Store, device: str, progress: Progress | None, ranks: Ranks) -> None:
+@contextmanager
+def _lock(run: Run, stop: Stop) -> Iterator[None]:
+    """Be the only process that works at a run, once no other is."""
+    lock = filelock.FileLock(run.path / ".lock")
+    while not lock.is_locked:
+        stop.check(f"{run.label}: interrupted before it began")
+        try:
+            lock.acquire(timeout=POLL)
+        except filelock.Timeout:
+            continue
+        except OSError as error:
+            raise cannot_write(run.path / ".lock", error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _train(
+    run: Run,
+    store: Store,
+    device: str,
+    progress: Progress | None,
+    stop: Stop,
+    ranks: Ranks,
+) -> None:
     began = time.monotonic()
     spec, parts = run.spec, assemble(run.spec, store, device, _begun(run, device))
-    recorder = Recorder(spec, parts, run.path / "metrics.jsonl")
+    journal = Journal(run.path / "metrics.jsonl")
+    recorder = Recorder(spec, parts, journal)
     topology = attach(
         parts.model,
         parts.optimizer,
@@ -110,15 +155,18 @@ def _train(run: Run, store: Store, device: str, progress: Progress | None, ranks
         seed=spec.seeds.mask,
         around=recorder.around if ranks.rank == 0 else None,
     )
-    start = _resume(run, parts, topology, recorder, ranks)
+    start = _resume(run, parts, topology, recorder, journal, ranks)
 
     def observe(step: int) -> None:
+        last_chance = stop.number is not None  # one look: what is saved is what stops
         if step > start or step == 0:
             _check_finite(parts, spec, step)
             recorder.observe(topology, step)
-            _save(run, parts, topology, recorder, step)
+            _save(run, parts, topology, recorder, journal, step, now=last_chance)
         if progress is not None:
             progress(run, step, recorder.accuracy)
+        if last_chance:
+            stop.check(f"{run.label}: interrupted at step {step}")
 
     try:
         fit(
@@ -141,19 +189,16 @@ def _train(run: Run, store: Store, device: str, progress: Progress | None, ranks
             "seconds": round(time.monotonic() - began, 1),
             "resumed_at": start,
         }
-        _finish(run, parts, topology.masks, _environment(parts, device) | facts)
-
-
-def _finish(run: Run, parts: Assembly, masks: Masks, environment: dict[str, Any]) -> None:
-    write_atomic(run.path / "environment.json", json.dumps(environment, indent=1) + "\n")
-    result = _result(parts, masks)
-    write_atomic(run.path / "result.json", json.dumps(result, indent=1) + "\n")
-    (run.path / "resume.safetensors").unlink(missing_ok=True)
+        environment = _environment(parts, device) | facts
+        save_document(run.path / "environment.json", "environment", run.id, environment)
+        journal.sync()
+        result = _result(parts, topology.masks) | {"metrics": journal.mark._asdict()}
+        save_document(run.path / "result.json", "result", run.id, result)
 
 
 def _is_due(spec: RunSpec, step: int) -> bool:
     """Say whether anything is measured or saved after this step."""
-    times = (spec.measure.every, spec.measure.evaluate, spec.train.keep, RESUME_EVERY)
+    times = (spec.measure.every, spec.measure.evaluate, spec.train.keep, spec.train.resume)
     return step == spec.train.steps or any(step % n == 0 for n in times)
 
 
@@ -165,23 +210,32 @@ def _check_finite(parts: Assembly, spec: RunSpec, step: int) -> None:
             raise DivergedError(f"the loss is {value} at step {step}: training stopped")
 
 
-def _save(run: Run, parts: Assembly, topology: Topology, recorder: Recorder, step: int) -> None:
+def _save(
+    run: Run,
+    parts: Assembly,
+    topology: Topology,
+    recorder: Recorder,
+    journal: Journal,
+    step: int,
+    *,
+    now: bool,
+) -> None:
     if step % run.spec.train.keep == 0 or step == run.spec.train.steps:
         save_weights(run.checkpoint_path(step), parts.model, topology.masks, run.id, step)
-    if step % RESUME_EVERY == 0 and step:
+    if step and (now or step % run.spec.train.resume == 0):
+        journal.sync()
         extra = {
             "step": step,
-            "metrics": recorder.size,
+            "metrics": journal.mark._asdict(),
             "accuracy": recorder.accuracy,
             "execution": parts.execution,
         }
-        path = run.path / "resume.safetensors"
-        save_resume(path, parts.model, parts.optimizer, topology, run.id, extra)
+        save_resume(run.resume_path, parts.model, parts.optimizer, topology, run.id, extra)
 
 
 def _environment(parts: Assembly, device: str) -> dict[str, Any]:
     return {
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "device": device,
@@ -198,7 +252,7 @@ def _begun(run: Run, device: str) -> Resolved | None:
         SpecError: if it was sparse, and the device is not the CPU.
         SparseUnavailable: if it was sparse, and the compiled core is missing.
     """
-    path = run.path / "resume.safetensors"
+    path = run.resume_path
     if not path.is_file():
         return None
     try:
@@ -211,31 +265,41 @@ def _begun(run: Run, device: str) -> Resolved | None:
     return begun
 
 
-def _resume(run: Run, parts: Assembly, topology: Topology, recorder: Recorder, ranks: Ranks) -> int:
+def _resume(
+    run: Run,
+    parts: Assembly,
+    topology: Topology,
+    recorder: Recorder,
+    journal: Journal,
+    ranks: Ranks,
+) -> int:
     """Restore the last resume checkpoint; return its step, or 0 for a clean start."""
-    path = run.path / "resume.safetensors"
+    path = run.resume_path
     if not path.is_file():
         if ranks.rank == 0:
-            recorder.rewind(0)
+            journal.rewind(Mark(0, None))
         return 0
     try:
         extra = load_resume(path, parts.model, parts.optimizer, topology, run.id)
+        if ranks.rank == 0:
+            _go_on(run, recorder, journal, extra)
     except StoreError as error:
         raise StoreError(f"{error}; {RESTART}") from error
-    if ranks.rank == 0:
-        _go_on(run, recorder, extra)
     return int(extra["step"])
 
 
-def _go_on(run: Run, recorder: Recorder, extra: dict[str, Any]) -> None:
+def _go_on(run: Run, recorder: Recorder, journal: Journal, extra: dict[str, Any]) -> None:
     """Let the records go on where the checkpoint was written."""
-    if recorder.size < extra["metrics"]:
-        raise StoreError(
-            f"{run.path}: metrics.jsonl is shorter than its checkpoint: remove the run"
-        )
-    recorder.rewind(extra["metrics"])
-    recorder.start_from(load_state(run.checkpoint_path(0), run.id))
+    journal.rewind(mark_of(extra["metrics"]))
+    recorder.start_from(load_state(run.checkpoint_path(0), run.id, 0))
+    if lost := set(run.expected(extra["step"])) - set(run.kept):
+        raise StoreError(f"{run.path} has lost its checkpoint of step {min(lost)}")
     recorder.accuracy = extra["accuracy"]
+
+
+def mark_of(written: Any) -> Mark:
+    """Where the metrics ended at a resume checkpoint; version 0.1 wrote their size alone."""
+    return Mark(written, None) if isinstance(written, int) else Mark(**written)
 
 
 def _result(parts: Assembly, masks: Masks) -> dict[str, Any]:

@@ -129,6 +129,6 @@ def plan(specs: Iterable[RunSpec], store: Store) -> Graph:
             run = store.run(each)
             if run.id not in jobs:
                 job = Job(each, run, needs=[identity(p) for p in parents(each)])
-                job.state = "finished" if run.finished else "waiting"
+                job.state = "finished" if run.settled else "waiting"
                 jobs[run.id] = job
     return Graph(jobs.values())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,6 +18,7 @@ from sparseflow.masks import churn
 from sparseflow.masks.state import NonZeros, State
 from sparseflow.measure import Distance, Flow, distance, gradient_flow, step_decrease
 from sparseflow.runs.build import Assembly
+from sparseflow.runs.journal import Journal
 from sparseflow.runs.spec import RunSpec
 from sparseflow.topology import Topology
 from sparseflow.train import evaluate
@@ -37,22 +37,12 @@ class Recorder:
     truly sparse network, is null.
     """
 
-    def __init__(self, spec: RunSpec, parts: Assembly, path: Path) -> None:
-        """Remember where the weights start, and append to ``path``."""
-        self._spec, self._parts, self._path = spec, parts, path
+    def __init__(self, spec: RunSpec, parts: Assembly, journal: Journal) -> None:
+        """Remember where the weights start, and add to ``journal``."""
+        self._spec, self._parts, self._journal = spec, parts, journal
         self._start = self._weights()
         self._seen: tuple[int, Flow] | None = None
         self.accuracy = float("nan")
-
-    def rewind(self, size: int) -> None:
-        """Forget what was written after the checkpoint that a run resumes from."""
-        with self._path.open("a+b") as file:
-            file.truncate(size)
-
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-        return self._path.stat().st_size if self._path.exists() else 0
 
     def start_from(self, state: State) -> None:
         """Measure distances from these weights (a resumed run's own beginning)."""
@@ -124,8 +114,7 @@ class Recorder:
         return found
 
     def _write(self, record: dict[str, Any]) -> None:
-        with self._path.open("ab") as file:
-            file.write(msgspec.json.encode(record) + b"\n")  # NaN becomes null
+        self._journal.append(msgspec.json.encode(record) + b"\n")  # NaN becomes null
 
 
 def _moved(before: Weights, after: Weights) -> Distance:

@@ -7,10 +7,13 @@ ticket, its pruning run and what is measured between them form one graph.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import msgspec
+
+from sparseflow.core.errors import SpecError
 
 NUMERICS = 1
 """Raise it when a mended bug changes results: old runs are then not reused."""
@@ -167,11 +170,17 @@ class Optimizer(_Spec, frozen=True):
 
 
 class Train(_Spec, frozen=True):
-    """Length of training, its loss, and what is kept of it."""
+    """Length of training, its loss, and what is kept of it.
+
+    ``keep``: steps between checkpoints. ``resume``: steps between those that an
+    interrupted run goes on from, of which the last is kept; it does not enter the
+    hash, since it changes nothing of the result.
+    """
 
     steps: int = 11_719
     batch: int = 128
     keep: int = 1000
+    resume: int = 500
     label_smoothing: float = 0.0
 
 
@@ -204,6 +213,32 @@ class RunSpec(_Spec, frozen=True):
     execution: Execution = "auto"
 
 
+LETTERS = re.compile(r"[\w+\-.:/=, ]{0,200}")
+"""What the name of a recipe may look like, so that it is harmless wherever it is shown."""
+
+
+def from_data(content: Any) -> RunSpec:
+    """Read a specification from JSON-like data; only listed fields of listed types are made.
+
+    Raises:
+        SpecError: if it is none.
+    """
+    try:
+        spec = msgspec.convert(content, RunSpec)
+        lineage = [spec, *ancestors(spec)]
+    except msgspec.ValidationError as error:
+        raise SpecError(str(error)) from error
+    except RecursionError as error:
+        raise SpecError("a run within a run within a run, too often") from error
+    for run in lineage:
+        if not LETTERS.fullmatch(run.recipe):
+            raise SpecError(
+                f"recipe {run.recipe[:200]!r} has more than 200 signs, or others than letters, "
+                "digits, blanks and + - . , : / = _"
+            )
+    return spec
+
+
 def parents(spec: RunSpec) -> list[RunSpec]:
     """Runs that must be finished first, without repeats."""
     found = [part.run for part in (spec.mask, spec.weights) if hasattr(part, "run")]  # type: ignore[union-attr]
@@ -226,11 +261,15 @@ def generation(spec: RunSpec) -> int:
     return 1 + max((generation(p) for p in parents(spec)), default=-1)
 
 
+NAMELESS = ("recipe", "resume")
+"""Fields that do not enter the hash."""
+
+
 def identity(spec: RunSpec) -> str:
     """Hash of everything that determines the run, its parents included.
 
-    The recipe's name does not enter, nor does a field that has its default:
-    a new field with a default keeps old runs valid.
+    The recipe's name does not enter, nor does ``train.resume``, nor a field that
+    has its default: a new field with a default keeps old runs valid.
     """
     content = {"numerics": NUMERICS, "spec": _essential(spec)}
     text = msgspec.json.encode(content, order="deterministic")
@@ -244,7 +283,7 @@ def _essential(part: Any) -> Any:
     kept = {
         field.name: _essential(getattr(part, field.name))
         for field in msgspec.structs.fields(part)
-        if field.name != "recipe" and getattr(part, field.name) != field.default
+        if field.name not in NAMELESS and getattr(part, field.name) != field.default
     }
     config = part.__struct_config__
     return {config.tag_field: config.tag, **kept} if config.tag_field else kept

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -12,15 +13,18 @@ from typing import Any, Literal
 import msgspec
 from torch import Tensor
 
-from sparseflow.core.errors import StoreError
-from sparseflow.core.files import write_atomic
+from sparseflow.core.documents import SCHEMA, load_document, save_document
+from sparseflow.core.errors import SpecError, StoreError
 from sparseflow.masks import Masks
 from sparseflow.masks.state import State
-from sparseflow.runs.spec import NUMERICS, RunSpec, identity
+from sparseflow.runs.journal import Mark, check
+from sparseflow.runs.spec import NUMERICS, RunSpec, from_data, identity
 from sparseflow.train.checkpoint import load_state
 
-SCHEMA = 1
-"""Layout of a run folder; a folder of a newer one is refused."""
+ID = re.compile(r"[0-9a-f]{16}")
+"""What the name of a run's folder looks like."""
+
+_STEP = re.compile(r"step-(\d+)", re.ASCII)
 
 
 class Run:
@@ -30,12 +34,17 @@ class Run:
     ``resume.safetensors`` while it is under way, ``result.json`` once finished,
     ``environment.json`` (versions, execution, threads, seconds: what may differ
     between two runs of equal results).
+
+    Each has a checksum that binds it to the run: JSON files and safetensors
+    carry their own, that of ``metrics.jsonl`` is in ``result.json`` and
+    ``resume.safetensors``.
     """
 
-    def __init__(self, path: Path, spec: RunSpec) -> None:
-        """Refer to a folder, which need not exist yet."""
+    def __init__(self, path: Path, spec: RunSpec, schema: int = SCHEMA) -> None:
+        """Refer to a folder, which need not exist yet; of schema 1 if version 0.1 began it."""
         self.path = path
         self.spec = spec
+        self.schema = schema
 
     @property
     def id(self) -> str:
@@ -44,8 +53,14 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Say whether the result has been written, which is the last thing a run does."""
+        """Say whether the result has been written."""
         return (self.path / "result.json").is_file()
+
+    @property
+    def settled(self) -> bool:
+        """Say whether nothing is left to do: finished, and tidied up after."""
+        left = self.resume_path.exists() or not (self.path / "spec.json").is_file()
+        return self.finished and not left
 
     @property
     def result(self) -> dict[str, Any]:
@@ -54,7 +69,8 @@ class Run:
         Raises:
             StoreError: if the run is not finished, or the file is damaged.
         """
-        return read_json(self.path / "result.json", f"run {self.id} ({self.spec.recipe})")
+        figures = _with_nan(self._document("result"))
+        return {k: v for k, v in figures.items() if k not in ("schema", "metrics")}
 
     @property
     def seconds(self) -> float:
@@ -63,7 +79,7 @@ class Run:
         Raises:
             StoreError: if the run is not finished, or the file is damaged.
         """
-        return float(self._environment["seconds"])
+        return float(self._document("environment")["seconds"])
 
     @property
     def execution(self) -> Literal["dense", "sparse"]:
@@ -72,37 +88,74 @@ class Run:
         Raises:
             StoreError: if the run is not finished, or the file is damaged.
         """
-        return self._environment.get("execution", "dense")
+        return self._document("environment").get("execution", "dense")
 
-    @property
-    def _environment(self) -> dict[str, Any]:
-        return read_json(self.path / "environment.json", f"run {self.id} ({self.spec.recipe})")
+    def _document(self, kind: str) -> dict[str, Any]:
+        path = self.path / f"{kind}.json"
+        if not path.is_file():
+            name = f"run {self.id} ({self.spec.recipe})"
+            raise StoreError(f"{name} has no {path.name}: it is not finished")
+        try:
+            return load_document(path, kind, self.id, oldest=self.schema)
+        except StoreError as error:
+            raise self._again(error) from error
+
+    def _again(self, error: StoreError) -> StoreError:
+        return StoreError(f"{error}; remove {self.path} to run it again")
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """Records in the order they were written; what was not finite is NaN.
 
+        Those of a finished run are compared with their checksum first.
+
         Raises:
-            StoreError: if a line is damaged.
+            StoreError: if the file or a line of it is missing or damaged.
         """
         path = self.path / "metrics.jsonl"
         if not path.is_file():
             raise StoreError(f"run {self.id} ({self.spec.recipe}) has no metrics.jsonl")
+        self.check_metrics()
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 try:
                     yield _with_nan(json.loads(line))
-                except json.JSONDecodeError as error:
+                except (ValueError, RecursionError) as error:
                     raise StoreError(f"{path}, line {number} is damaged: {error}") from error
+
+    def check_metrics(self) -> None:
+        """Compare ``metrics.jsonl`` with its checksum, if the run is finished.
+
+        Raises:
+            StoreError: if it is damaged, or the result that holds the checksum is.
+        """
+        written = self._document("result").get("metrics") if self.finished else None
+        if written is not None:
+            try:
+                check(self.path / "metrics.jsonl", Mark(**written), whole=True)
+            except StoreError as error:
+                raise self._again(error) from error
 
     @property
     def kept(self) -> list[int]:
         """Steps with a checkpoint, in order."""
         files = (self.path / "checkpoints").glob("step-*.safetensors")
-        return sorted(int(f.stem.removeprefix("step-")) for f in files)
+        return sorted(int(found[1]) for f in files if (found := _STEP.fullmatch(f.stem)))
+
+    def expected(self, last: int) -> list[int]:
+        """Steps that have a checkpoint once ``last`` steps are taken, in order."""
+        steps = self.spec.train.steps
+        return [*range(0, last + 1, self.spec.train.keep)] + [steps] * (
+            last == steps and bool(steps % self.spec.train.keep)
+        )
 
     def checkpoint_path(self, step: int) -> Path:
         """File of the checkpoint at a step."""
         return self.path / "checkpoints" / f"step-{step:08d}.safetensors"
+
+    @property
+    def resume_path(self) -> Path:
+        """File that an interrupted run goes on from."""
+        return self.path / "resume.safetensors"
 
     def checkpoint(self, step: int) -> tuple[dict[str, Tensor], Masks]:
         """Weights, dense, and masks at a kept step.
@@ -124,9 +177,9 @@ class Run:
                 f"run {self.id} ({self.spec.recipe}) has no checkpoint at step {step}; kept: {kept}"
             )
         try:
-            return load_state(self.checkpoint_path(step), self.id)
+            return load_state(self.checkpoint_path(step), self.id, step)
         except StoreError as error:
-            raise StoreError(f"{error}; remove {self.path} to run it again") from error
+            raise self._again(error) from error
 
     @property
     def seed(self) -> str:
@@ -155,21 +208,15 @@ class Store:
             StoreError: if its folder is damaged or of a newer schema.
         """
         path = self.root / identity(spec)
-        if (path / "spec.json").is_file():
-            self._read(path)
-        return Run(path, spec)
+        known = (path / "spec.json").is_file()
+        return Run(path, spec, self.read(path).schema if known else SCHEMA)
 
     def create(self, spec: RunSpec) -> Run:
         """Make the run's folder and write its specification, if not there yet."""
         run = self.run(spec)
         if not (run.path / "spec.json").is_file():
-            content = {
-                "schema": SCHEMA,
-                "numerics": NUMERICS,
-                "id": run.id,
-                "spec": msgspec.to_builtins(spec),
-            }
-            write_atomic(run.path / "spec.json", json.dumps(content, indent=1) + "\n")
+            content = {"numerics": NUMERICS, "spec": msgspec.to_builtins(spec)}
+            save_document(run.path / "spec.json", "spec", run.id, content)
         return run
 
     def runs(self) -> list[Run]:
@@ -179,7 +226,7 @@ class Store:
             StoreError: if one is damaged or of a newer schema.
         """
         folders = sorted(p.parent for p in self.root.glob("*/spec.json"))
-        return sorted((self._read(p) for p in folders), key=lambda r: (r.label, r.id))
+        return sorted((self.read(p) for p in folders), key=lambda r: (r.label, r.id))
 
     def find(self, prefix: str) -> Run:
         """Return the one run whose id starts so.
@@ -192,25 +239,26 @@ class Store:
         if len(found) != 1:
             names = ", ".join(p.name for p in found) or "none"
             raise StoreError(f"{prefix!r} names no single run in {self.root}: {names}")
-        return self._read(found[0])
+        return self.read(found[0])
 
-    def _read(self, path: Path) -> Run:
-        content = read_json(path / "spec.json", f"run folder {path}")
-        schema = content.get("schema")
-        if not isinstance(schema, int) or schema > SCHEMA:
-            raise StoreError(
-                f"run folder {path} has schema {schema}; this version reads up to {SCHEMA}: "
-                "install a newer sparseflow or choose another store"
-            )
+    def read(self, path: Path) -> Run:
+        """Return the run in a folder of the store.
+
+        Raises:
+            StoreError: if its specification is missing, damaged or of a newer schema.
+        """
+        if not ID.fullmatch(path.name):
+            raise StoreError(f"folder {str(path)!r} holds a spec.json, but no run is named so")
+        content = load_document(path / "spec.json", "spec", path.name, oldest=1)
         try:
-            spec = msgspec.convert(content["spec"], RunSpec)
-        except (KeyError, msgspec.ValidationError) as error:
+            spec = from_data(content.get("spec"))
+        except SpecError as error:
             raise StoreError(
                 f"run folder {path}: spec.json is no specification: {error}"
             ) from error
         if content.get("numerics") == NUMERICS and identity(spec) != path.name:
             raise StoreError(f"run folder {path} holds the specification of {identity(spec)}")
-        return Run(path, spec)
+        return Run(path, spec, content["schema"])
 
 
 def _with_nan(value: Any) -> Any:
@@ -218,20 +266,3 @@ def _with_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _with_nan(v) for k, v in value.items()}
     return math.nan if value is None else value
-
-
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        StoreError: if it is missing or damaged.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise StoreError(f"{what} has no {path.name}: it is not finished") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise StoreError(f"{what}: {path.name} is damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise StoreError(f"{what}: {path.name} holds no JSON object")
-    return content

@@ -8,6 +8,7 @@ from pathlib import Path
 from sparseflow.runs.execution import execute
 from sparseflow.runs.executors import Ended, Event, Executor, Lost, Task, Tell, Told
 from sparseflow.runs.graph import Graph, Job
+from sparseflow.runs.interrupt import stoppable
 from sparseflow.runs.resolve import check_device, check_execution
 from sparseflow.runs.spec import RunSpec
 from sparseflow.runs.store import Store
@@ -23,7 +24,9 @@ def sweep(
 ) -> None:
     """Carry out all jobs; finished ones are skipped.
 
-    A job whose parent failed is skipped; the others go on.
+    A job whose parent failed is skipped; the others go on. SIGINT and SIGTERM
+    stop every worker after the step at hand, with a checkpoint; if this process
+    is killed, they end at once.
 
     Args:
         jobs: from :func:`plan`; they are kept up to date.
@@ -36,19 +39,22 @@ def sweep(
         SpecError: if a job asks for sparse execution on another device than the CPU.
         SparseUnavailable: if a job asks for it and the compiled core is missing.
         SparseflowError: if the executor cannot be had, or breaks.
+        Interrupted: if a signal asked for it.
     """
     for job in jobs.values():
         if job.state == "waiting":
             check_execution(job.spec.execution, device)
     root = str(store.root.absolute())
-    while True:
-        while not executor.full and (job := jobs.take()) is not None:
-            executor.submit(Task(job.run.id, _work, (job.spec, root, device)))
-            changed(job)
-        if executor.idle:
-            return
-        for event in executor.wait(0.5):
-            _settle(jobs, event, changed)
+    with stoppable() as stop:
+        while True:
+            stop.check("the sweep was interrupted")
+            while not executor.full and (job := jobs.take()) is not None:
+                executor.submit(Task(job.run.id, _work, (job.spec, root, device)))
+                changed(job)
+            if executor.idle:
+                return
+            for event in executor.wait(0.5):
+                _settle(jobs, event, changed)
 
 
 def _settle(jobs: Graph, event: Event, changed: Callable[[Job], None]) -> None:

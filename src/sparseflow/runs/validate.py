@@ -25,6 +25,7 @@ MAX_SEED = 2**63 - 1
 POSITIVE = (
     "train.batch",
     "train.keep",
+    "train.resume",
     "measure.every",
     "measure.evaluate",
     "data.probe",

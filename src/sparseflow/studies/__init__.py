@@ -5,6 +5,7 @@
 The report reads what they find; ``sparseflow measure --probe`` shows one.
 """
 
+from sparseflow.studies.audit import audit
 from sparseflow.studies.execution import carry_out, carry_out_all, seconds
 from sparseflow.studies.figures import Figures
 from sparseflow.studies.load import point_of
@@ -32,6 +33,7 @@ __all__ = [
     "SpectrumStudy",
     "Study",
     "UpdateStudy",
+    "audit",
     "carry_out",
     "carry_out_all",
     "label_of",

@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
+from sparseflow.core.documents import load_document, save_document
 from sparseflow.core.errors import SparseflowError, StoreError
-from sparseflow.core.files import write_atomic
 from sparseflow.runs import Store
 from sparseflow.runs.executors import Ended, Executor, Task, Tell, attempt
 from sparseflow.studies.agreement import agreement
@@ -34,7 +34,9 @@ FOLDER = "studies"
 """Beside the runs in the store."""
 
 
-class _Kept(msgspec.Struct, frozen=True):
+class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the file of a study holds: what was asked, what was found, and how long it took."""
+
     study: Study
     found: Figures
     seconds: float
@@ -89,7 +91,7 @@ def carry_out_all(
 
     missing: deque[Task] = deque()
     for task, study in zip(tasks, studies, strict=True):
-        if _path(study, store).is_file():
+        if _path(key(study), store).is_file():
             end(attempt(task))
         else:
             missing.append(task)
@@ -111,21 +113,38 @@ def _named(study: Study) -> str:
     return f"{kind} of {', '.join(point.label or point.run for point in points_of(study)[:3])}"
 
 
-def _path(study: Study, store: Store) -> Path:
-    return store.root / FOLDER / f"{key(study)}.json"
+def _path(name: str, store: Store) -> Path:
+    return store.root / FOLDER / f"{name}.json"
 
 
-def _kept(study: Study, store: Store) -> _Kept:
-    path = _path(study, store)
+def _kept(study: Study, store: Store) -> Kept:
+    name = key(study)
+    path = _path(name, store)
     if path.is_file():
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=_Kept)
-        except msgspec.DecodeError as error:
-            raise StoreError(f"study {path} is damaged: {error}; remove it") from error
+        kept = read(path)
+        if key(kept.study) != name:
+            raise StoreError(f"{path} is of study {key(kept.study)}; remove it to make it again")
+        return kept
     began = time.monotonic()
-    kept = _Kept(study, _measure(study, store), round(time.monotonic() - began, 1))
-    write_atomic(path, msgspec.json.encode(kept))
+    kept = Kept(study, _measure(study, store), round(time.monotonic() - began, 1))
+    content = {field: getattr(kept, field) for field in Kept.__struct_fields__}
+    save_document(path, "study", name, content, indent=-1)
     return kept
+
+
+def read(path: Path) -> Kept:
+    """Read the file of a study.
+
+    Raises:
+        StoreError: if it is missing or damaged.
+    """
+    try:
+        content = load_document(path, "study", path.stem, oldest=1)
+        content.pop("schema")
+        return msgspec.convert(content, Kept)
+    except (StoreError, msgspec.ValidationError, RecursionError) as error:
+        text = str(error) if isinstance(error, StoreError) else f"{path} is damaged: {error}"
+        raise StoreError(f"{text}; remove it to make it again") from error
 
 
 def _relabelled(found: Figures, made: Study, asked: Study) -> Figures:

@@ -36,13 +36,16 @@ def save_weights(path: Path, model: nn.Module, masks: Masks, run: str, step: int
     save_tensors(path, tensors, {"format": FORMAT, "run": run, "step": step, "shapes": shapes})
 
 
-def load_state(path: Path, run: str) -> State:
-    """Read the model's state; nothing of a masked weight's dense size is made.
+def load_state(path: Path, run: str, step: int | None = None) -> State:
+    """Read the model's state, at any step or at this; nothing of dense size is made.
 
     Raises:
-        StoreError: if the file is missing, damaged, or of another run.
+        StoreError: if the file is missing, damaged, or of another run or step.
     """
-    return _state(path, *_load(path, run))
+    tensors, meta = _load(path, run)
+    if step is not None and meta.get("step") != step:
+        raise StoreError(f"checkpoint {path} is not that of step {step}: {meta.get('step')}")
+    return _state(path, tensors, meta)
 
 
 def load_weights(path: Path, run: str) -> tuple[dict[str, Tensor], Masks]:
@@ -139,7 +142,7 @@ def resume_extra(path: Path, run: str) -> dict[str, Any]:
 
 
 def _load(path: Path, run: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors, meta = load_tensors(path)
+    tensors, meta = load_tensors(path, old=lambda meta: meta.get("format") == DENSE_FORMAT)
     if meta.get("format") not in (FORMAT, DENSE_FORMAT):
         raise StoreError(f"checkpoint {path} is not one of sparseflow's (no {FORMAT!r} mark)")
     if meta.get("run") != run:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from sparseflow.runs.executors.base import Event, Executor, Lost, Task, Told, attempt
+from sparseflow.runs.interrupt import end_with_parent
 
 TELL_EVERY = 0.3
 """Seconds between two reports of a task."""
@@ -107,10 +108,11 @@ class Local(Executor):
 def _serve(pipe: Any, threads: int) -> None:
     """Carry out tasks until the pipe ends.
 
-    If the parent dies in the middle of a task, the next report fails and with
-    it the task; a run then resumes from its last checkpoint.
+    If the parent is killed, so is this process; a run then resumes from its last
+    checkpoint.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
     torch.set_num_threads(threads)
     try:
         while True:

@@ -1,0 +1,98 @@
+"""JSON files that say what they are and whose, and that notice damage.
+
+    {"schema": 2, "kind": "result", "id": "da68d4094177746c", ..., "sha256": "..."}
+
+The checksum is the last field, on a line of its own, and covers every byte
+before the comma that ends the line above it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sparseflow.core.errors import StoreError
+from sparseflow.core.files import write_atomic
+
+SCHEMA = 2
+"""Layout of what a store holds. 1, of version 0.1, has no checksums in JSON files; still read."""
+
+_SEAL = re.compile(rb',\n "sha256": "([0-9a-f]{64})"\n}\n\Z')
+
+
+def save_document(
+    path: Path, kind: str, owner: str, content: Mapping[str, Any], *, indent: int = 1
+) -> None:
+    """Write a JSON object with its kind, its owner and a checksum, atomically.
+
+    A number that is not finite becomes null.
+
+    Args:
+        path: of the file.
+        kind: what it is, such as ``result``.
+        owner: id of the run or study that it belongs to.
+        content: the other fields; anything that msgspec encodes.
+        indent: -1 for no white space.
+
+    Raises:
+        StoreError: if it cannot be written.
+    """
+    whole = {"schema": SCHEMA, "kind": kind, "id": owner, **content}
+    text = msgspec.json.format(msgspec.json.encode(whole), indent=indent)
+    covered = text.removesuffix(b"}").removesuffix(b"\n")
+    seal = f',\n "sha256": "{hashlib.sha256(covered).hexdigest()}"\n}}\n'
+    write_atomic(path, covered + seal.encode())
+
+
+def load_document(path: Path, kind: str, owner: str, *, oldest: int = SCHEMA) -> dict[str, Any]:
+    """Read what :func:`save_document` wrote; ``schema`` is among the fields returned.
+
+    Args:
+        path: of the file.
+        kind: what it must be.
+        owner: whose it must be.
+        oldest: schema down to which files are accepted; those of schema 1 say
+            nothing of themselves, so nothing of them can be checked.
+
+    Raises:
+        StoreError: if it is missing, damaged, another's or of a newer schema.
+    """
+    try:
+        data = path.read_bytes()
+        content = json.loads(data)
+    except FileNotFoundError as error:
+        raise StoreError(f"{path} is missing") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise StoreError(f"{path} is damaged: {str(error) or 'nested too deep'}") from error
+    if not isinstance(content, dict):
+        raise StoreError(f"{path} is damaged: it holds no JSON object")
+    schema = content.setdefault("schema", 1)
+    if type(schema) is not int or schema > SCHEMA:
+        raise StoreError(
+            f"{path} has schema {schema!r}; this version reads up to {SCHEMA}: "
+            "install a newer sparseflow or choose another store"
+        )
+    sealed = _sealed(path, data)
+    if not sealed and (schema != 1 or oldest > 1 or "sha256" in content):
+        raise StoreError(f"{path} is damaged: it has no checksum")
+    if sealed and (content.pop("kind", None), content.pop("id", None)) != (kind, owner):
+        mine = json.loads(data)
+        raise StoreError(
+            f"{path} is the {mine.get('kind')} of {mine.get('id')}, not the {kind} of {owner}"
+        )
+    content.pop("sha256", None)
+    return content
+
+
+def _sealed(path: Path, data: bytes) -> bool:
+    """Say whether there is a checksum; a wrong one is an error."""
+    seal = _SEAL.search(data)
+    if seal and hashlib.sha256(data[: seal.start()]).hexdigest() != seal[1].decode():
+        raise StoreError(f"{path} is damaged: its content does not match its checksum")
+    return seal is not None
