@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +37,23 @@ def elsewhere() -> Callable[[str], str]:
         return done.stdout.strip()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def crew() -> Iterator[Callable[[int], object]]:
+    """So many ranks, started once: ``crew(2)(work, *args)``."""
+    from ranks import Crew  # noqa: PLC0415  (after the import hook)
+
+    crews: dict[int, Crew] = {}
+
+    def of(count: int) -> Crew:
+        if count not in crews:
+            crews[count] = Crew(count)
+        return crews[count]
+
+    yield of
+    for each in crews.values():
+        each.close()
 
 
 class Cli:

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from scatter import scattered
@@ -27,6 +29,9 @@ from torch.nn.parallel import DistributedDataParallel
 import sparseflow as sf
 from sparseflow.core.errors import SparseflowError
 from sparseflow.core.parallel import local, part_like
+from sparseflow.recipes import make_spec
+from sparseflow.runs import Store, execute
+from sparseflow.runs.ranks import Shares
 from sparseflow.topology import Topology
 
 UPDATES = 20
@@ -80,6 +85,9 @@ class Crew:
             process.join(30)
             process.kill()
         self._folder.cleanup()
+
+
+Crews = Callable[[int], Crew]
 
 
 def _serve(rank: int, count: int, folder: str, pipe: Connection) -> None:
@@ -336,3 +344,24 @@ def sharded_values() -> None:
     masks = sf.sparsify(dense, density=0.5, init=None)
     model = fully_shard(scattered(dense, masks))
     sf.attach(model, OPTIMIZERS["sgd"](model), masks, sf.Static())
+
+
+# ---- runs
+
+STOPPED = "stopped before the end"
+
+
+def run_until(step: int, root: str, recipe: str, settings: list[str]) -> list[str]:
+    """Run a recipe that is stopped on every rank before this step; resume from every fourth."""
+    taken = Shares.__getitem__
+
+    def stopping(shares: Shares, at: int) -> Any:
+        if at == step:
+            raise SparseflowError(STOPPED)
+        return taken(shares, at)
+
+    with (
+        mock.patch.object(Shares, "__getitem__", stopping),
+        mock.patch("sparseflow.runs.execution.RESUME_EVERY", 4),
+    ):
+        return [execute(make_spec(recipe, settings=settings), Store(Path(root))).id]

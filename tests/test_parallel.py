@@ -1,12 +1,11 @@
 """Data parallel: one mask on every rank, and the one that a single process would have."""
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ranks
-from ranks import UPDATES, Crew
+from ranks import UPDATES, Crews
 
 CASES: dict[str, dict[str, Any]] = {
     f"{how} {method} {make}": {"how": how, "method": method, "make": make}
@@ -31,23 +30,7 @@ CASES |= {
     "sparse ddp probe": {"how": "ddp", "method": "probe", "sparse": True},
     "sparse ddp, micro-batches": RIGL | {"sparse": True},
 }
-Crews = Callable[[int], Crew]
 WRAPPING = ("how", "gradient_as_bucket_view")
-
-
-@pytest.fixture(scope="module")
-def crew() -> Iterator[Callable[[int], Crew]]:
-    """So many ranks, which are started once."""
-    crews: dict[int, Crew] = {}
-
-    def of(count: int) -> Crew:
-        if count not in crews:
-            crews[count] = Crew(count)
-        return crews[count]
-
-    yield of
-    for each in crews.values():
-        each.close()
 
 
 @pytest.fixture(scope="module")
