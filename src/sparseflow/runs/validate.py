@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
+
 from sparseflow.core.errors import SpecError, unknown
 from sparseflow.data import TRAIN_EXAMPLES
 from sparseflow.masks.allocation import check_density
@@ -15,6 +17,7 @@ from sparseflow.runs.spec import (
     RunSpec,
     StaticMethod,
     ancestors,
+    check_name,
     parents,
 )
 from sparseflow.train.optim import OPTIMIZERS
@@ -61,13 +64,23 @@ def check(spec: RunSpec) -> RunSpec:
 def _check_names(spec: RunSpec) -> None:
     if spec.model.name not in MODELS:
         raise SpecError(unknown("model", spec.model.name, MODELS))
-    build(spec.model.name, spec.model.widths)
+    check_name(spec.recipe)
+    _check_size(spec)
     if spec.optimizer.kind not in OPTIMIZERS:
         raise SpecError(unknown("optimizer", spec.optimizer.kind, OPTIMIZERS))
     if spec.optimizer.inner_momentum and spec.optimizer.kind != "sgd":
         raise SpecError(
             f"optimizer.inner_momentum is SGD's; set it to false for {spec.optimizer.kind}"
         )
+
+
+def _check_size(spec: RunSpec) -> None:
+    """Build the model without memory for its numbers."""
+    try:
+        with torch.device("meta"):
+            build(spec.model.name, spec.model.widths)
+    except (RuntimeError, OverflowError) as error:
+        raise SpecError(f"model.widths={list(spec.model.widths)} cannot be built") from error
 
 
 def _check_numbers(spec: RunSpec) -> None:
