@@ -7,6 +7,7 @@ import sys
 import typer
 
 from sparseflow.cli.app import app
+from sparseflow.cli.show import plain
 from sparseflow.core.errors import Interrupted, SparseflowError
 
 INTERRUPTED = 130
@@ -37,5 +38,5 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {plain(' '.join(message.splitlines()))}", file=sys.stderr)
     return code

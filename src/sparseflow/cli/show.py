@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from sparseflow.runs import Graph, Job, Run
 
@@ -39,13 +41,21 @@ def _clean(value: Any) -> Any:
 
 def table(title: str, rows: list[dict[str, Any]]) -> Table:
     """Make a table from rows that share their keys."""
-    shown = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
+    head = Text(plain(title))
+    shown = Table(title=head, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
     for key, value in (rows[0] if rows else {}).items():
-        right = isinstance(value, int | float)
-        shown.add_column(key, justify="right" if right else "left", no_wrap=key in ("id", "recipe"))
+        side = "right" if isinstance(value, int | float) else "left"
+        shown.add_column(Text(plain(key)), justify=side, no_wrap=key in ("id", "recipe"))
     for row in rows:
-        shown.add_row(*(_cell(v) for v in row.values()))
+        shown.add_row(*(Text(plain(_cell(v))) for v in row.values()))
     return shown
+
+
+def plain(text: str) -> str:
+    """Replace signs that a terminal acts on."""
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c)[0] == "C" else c for c in text
+    )
 
 
 def _cell(value: Any) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparseflow import studies
-from sparseflow.cli.show import SweepView, print_json, stderr, stdout, study_progress, table
+from sparseflow.cli.show import SweepView, plain, print_json, stderr, stdout, study_progress, table
 from sparseflow.core.errors import SparseflowError, SpecError, StoreError
 from sparseflow.runs import Executor, Graph, Run, RunSpec, Store, audit, identity, plan, sweep
 from sparseflow.studies import Figures, Study, carry_out_all, seconds
@@ -125,7 +125,8 @@ def write_out(results: Any, out: Path, as_json: bool) -> None:
     if judged:
         tables += [reports.published_markdown(results), reports.claims_markdown(judged)]
     for text in tables:
-        stdout.print(text, highlight=False, markup=False, soft_wrap=True)
+        harmless = "\n".join(map(plain, text.split("\n")))
+        stdout.print(harmless, highlight=False, markup=False, soft_wrap=True)
     stderr.print(f"wrote {len(files)} files; open {out / 'index.html'}", highlight=False)
 
 

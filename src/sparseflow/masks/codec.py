@@ -10,6 +10,9 @@ bits (the lowest first), then the unary parts.
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
@@ -18,6 +21,8 @@ from torch import Tensor
 from sparseflow.core.errors import MaskError, StoreError
 
 _MOST_LOW_BITS = 48
+_MOST = 2**60
+"""Entries of a weight, at most: positions are int64."""
 
 
 def encode(indices: Int64[Tensor, " nnz"], size: int) -> UInt8[Tensor, " bytes"]:
@@ -48,6 +53,27 @@ def encode(indices: Int64[Tensor, " nnz"], size: int) -> UInt8[Tensor, " bytes"]
     unary[ends - 1] = 1
     head = np.array([low], dtype=np.uint8)
     return torch.from_numpy(np.concatenate([head, *planes, np.packbits(unary)]))
+
+
+def read(
+    code: Tensor | None, shape: Any, count: Any, name: str
+) -> tuple[Int64[Tensor, " nnz"], torch.Size]:
+    """Read positions and the weight's shape from what a file holds, whatever that is.
+
+    Raises:
+        StoreError: if it is not what :func:`encode` made of ``count`` positions
+            in a weight of a possible shape. Memory is proportional to the file.
+    """
+    if code is None:
+        raise StoreError(f"{name!r} lacks its mask")
+    sized = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
+    if not sized or math.prod(shape) > _MOST:
+        raise StoreError(f"{name!r} has no possible shape: {str(shape)[:80]}")
+    if code.ndim != 1 or code.dtype != torch.uint8:
+        raise StoreError(f"the mask of {name!r} is damaged: {code.dtype} of {code.ndim} axes")
+    if type(count) is not int:
+        raise StoreError(f"{name!r} has no possible number of active weights: {str(count)[:80]}")
+    return decode(code, math.prod(shape), count, name), torch.Size(shape)
 
 
 def decode(

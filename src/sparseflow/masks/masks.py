@@ -14,7 +14,7 @@ from sparseflow.core.errors import MaskError, StoreError
 from sparseflow.core.files import load_tensors, save_tensors
 from sparseflow.core.parameters import named_weights, sparse_weights
 from sparseflow.core.select import find
-from sparseflow.masks.codec import decode, encode
+from sparseflow.masks.codec import encode, read
 from sparseflow.masks.entries import Bits, Entry, Places, lost, same
 
 
@@ -165,18 +165,19 @@ class Masks(Mapping[str, Tensor]):
         tensors, meta = load_tensors(Path(path), old=lambda m: isinstance(m.get("masks"), list))
         shapes, counts = meta.get("masks"), meta.get("counts")
         if isinstance(shapes, list):  # written by version 0.1, as bool tensors
+            if shapes != [*dict.fromkeys(map(str, shapes))] or set(shapes) != set(tensors):
+                raise StoreError(f"{path} is damaged: it holds other masks than it names")
             return cls({name: tensors[name] for name in shapes})
         if not (isinstance(shapes, dict) and isinstance(counts, dict)):
             raise StoreError(f"{path} holds no masks written by sparseflow")
+        if set(tensors) != {f"mask/{name}" for name in shapes} or set(counts) != set(shapes):
+            raise StoreError(f"{path} is damaged: it holds other masks than it names")
         try:
-            sizes = {name: torch.Size(shape) for name, shape in shapes.items()}
-            found = {
-                name: (decode(tensors[f"mask/{name}"], size.numel(), counts[name], name), size)
-                for name, size in sizes.items()
-            }
-        except (StoreError, KeyError, TypeError) as error:
+            return cls.from_indices(
+                {n: read(tensors[f"mask/{n}"], shape, counts[n], n) for n, shape in shapes.items()}
+            )
+        except StoreError as error:
             raise StoreError(f"{path} is damaged: {error}") from error
-        return cls.from_indices(found)
 
     def digest(self) -> str:
         """SHA-256 over names, shapes and bits: equal masks, equal digests."""

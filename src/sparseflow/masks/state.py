@@ -6,7 +6,6 @@ values of a truly sparse layer come out alike, under the dense weight's name.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from sparseflow.core.errors import MaskError, StoreError
 from sparseflow.core.parameters import SparseWeight, sparse_weights
-from sparseflow.masks.codec import decode, encode
+from sparseflow.masks.codec import encode, read
 from sparseflow.masks.masks import Masks
 
 
@@ -190,13 +189,8 @@ def _of_dense(name: str, weight: Tensor | None, masks: Masks) -> NonZeros:
 
 
 def _read(name: str, tensors: Mapping[str, Tensor], shape: Any) -> NonZeros:
-    values, code = tensors.get(f"values/{name}"), tensors.get(f"mask/{name}")
-    if values is None or code is None:
-        raise StoreError(f"{name!r} lacks its {'values' if values is None else 'mask'}")
-    sized = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
-    if not sized or math.prod(shape) > 2**60 or values.ndim != 1:
-        raise StoreError(f"{name!r} has no possible shape: {shape}")
-    if code.ndim != 1 or code.dtype != torch.uint8:
-        raise StoreError(f"the mask of {name!r} is damaged: {code.dtype} of {code.ndim} axes")
-    indices = decode(code, math.prod(shape), len(values), name)
-    return NonZeros(indices, values, torch.Size(shape))
+    values = tensors.get(f"values/{name}")
+    if values is None or values.ndim != 1:
+        raise StoreError(f"{name!r} lacks its values")
+    indices, size = read(tensors.get(f"mask/{name}"), shape, len(values), name)
+    return NonZeros(indices, values, size)

@@ -15,7 +15,7 @@ import numpy as np
 from sparseflow.measure.statistics import Estimate, mean_interval, pair_interval
 from sparseflow.report.paper import PRUNED, PUBLISHED, PUBLISHED_TABLE, PublishedLine
 from sparseflow.report.results import DEAD, Agreement, Results
-from sparseflow.report.text import NONE, accuracy, estimate, finite, minus
+from sparseflow.report.text import NONE, accuracy, estimate, finite, markdown, minus
 from sparseflow.report.vocabulary import GROUPS
 from sparseflow.studies.figures import Ensemble, GroupFigures, Member
 
@@ -251,7 +251,7 @@ def published_markdown(results: Results) -> str:
             parts = (cell.ours, cell.interval, f"({cell.more})" if cell.more else "")
             own = " ".join(part for part in parts if part) or NONE
             row += [cell.paper or NONE, own] if name in COLUMNS[:4] else [own]
-        table.append([text.replace("|", "\\|").replace("\n", " ") for text in row])
+        table.append([markdown(cell) for cell in row])
     text = "\n".join(f"| {' | '.join(row)} |" for row in table)
     return f"{text}\n\n{published_notes(results)}\n"
 

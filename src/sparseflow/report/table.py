@@ -10,7 +10,7 @@ from typing import Any
 from sparseflow.report.paper import AUTHORS_CODE, PUBLISHED, Reference
 from sparseflow.report.results import DEAD, Results
 from sparseflow.report.summary import Row, rows
-from sparseflow.report.text import NONE, accuracy, given, seeds, spread
+from sparseflow.report.text import NONE, accuracy, given, markdown, seeds, spread
 
 MARK = "✕"
 """Stands beside the accuracy of a dead run."""
@@ -182,11 +182,7 @@ def _markdown_line(line: Cells, referred: bool) -> list[str]:
     )
     published = f"{line.published}; {line.note}" if line.note else line.published
     other = [line.code_accuracy, code_start, line.code_early, published]
-    return [_escaped(cell) for cell in own + [cell or NONE for cell in other] * referred]
-
-
-def _escaped(cell: str) -> str:
-    return cell.replace("|", "\\|").replace("\n", " ")
+    return [markdown(cell) for cell in own + [cell or NONE for cell in other] * referred]
 
 
 def _published(other: Reference) -> str:

@@ -162,3 +162,15 @@ def estimate(found: Estimate, shown: Callable[[float], str] = short) -> str:
     if not (math.isfinite(found.low) and math.isfinite(found.high)):
         return shown(found.value)
     return f"{shown(found.value)} [{shown(found.low)}, {shown(found.high)}]"
+
+
+_TAG = re.compile(r"<(?=[A-Za-z/!?])")
+
+
+def markdown(cell: str) -> str:
+    r"""A cell of a Markdown table, whatever its text.
+
+    >>> print(markdown("p < 0.05 | <b>"))
+    p < 0.05 \| &lt;b>
+    """
+    return _TAG.sub("&lt;", cell).replace("|", "\\|").replace("\n", " ")

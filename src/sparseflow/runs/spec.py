@@ -214,7 +214,6 @@ class RunSpec(_Spec, frozen=True):
 
 
 LETTERS = re.compile(r"[\w+\-.:/=, ]{0,200}")
-"""What the name of a recipe may look like, so that it is harmless wherever it is shown."""
 
 
 def from_data(content: Any) -> RunSpec:
@@ -231,12 +230,21 @@ def from_data(content: Any) -> RunSpec:
     except RecursionError as error:
         raise SpecError("a run within a run within a run, too often") from error
     for run in lineage:
-        if not LETTERS.fullmatch(run.recipe):
-            raise SpecError(
-                f"recipe {run.recipe[:200]!r} has more than 200 signs, or others than letters, "
-                "digits, blanks and + - . , : / = _"
-            )
+        check_name(run.recipe)
     return spec
+
+
+def check_name(recipe: str) -> None:
+    """Refuse a name that could do harm where it is shown: on a page, in a table, on a terminal.
+
+    Raises:
+        SpecError: if it has other signs than letters, digits and a few more.
+    """
+    if not LETTERS.fullmatch(recipe):
+        raise SpecError(
+            f"recipe {recipe[:200]!r} has more than 200 signs, or others than letters, "
+            "digits, blanks and + - . , : / = _"
+        )
 
 
 def parents(spec: RunSpec) -> list[RunSpec]:

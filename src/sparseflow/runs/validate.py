@@ -17,6 +17,7 @@ from sparseflow.runs.spec import (
     RunSpec,
     StaticMethod,
     ancestors,
+    check_name,
     parents,
 )
 from sparseflow.train.optim import OPTIMIZERS
@@ -63,8 +64,8 @@ def check(spec: RunSpec) -> RunSpec:
 def _check_names(spec: RunSpec) -> None:
     if spec.model.name not in MODELS:
         raise SpecError(unknown("model", spec.model.name, MODELS))
-    with torch.device("meta"):
-        build(spec.model.name, spec.model.widths)
+    check_name(spec.recipe)
+    _check_size(spec)
     if spec.data.name not in DATA:
         raise SpecError(unknown("data.name", spec.data.name, DATA))
     wanted = MODELS[spec.model.name].data
@@ -80,6 +81,15 @@ def _check_names(spec: RunSpec) -> None:
         raise SpecError(
             f"optimizer.inner_momentum is SGD's; set it to false for {spec.optimizer.kind}"
         )
+
+
+def _check_size(spec: RunSpec) -> None:
+    """Build the model without memory for its numbers."""
+    try:
+        with torch.device("meta"):
+            build(spec.model.name, spec.model.widths)
+    except (RuntimeError, OverflowError) as error:
+        raise SpecError(f"model.widths={list(spec.model.widths)} cannot be built") from error
 
 
 def _check_numbers(spec: RunSpec) -> None:

@@ -58,6 +58,7 @@ _NAMES: dict[str, tuple[Any, str]] = {
     "torch": (torch, "relu sigmoid tanh flatten reshape cat add sub mul mean"),
     "operator": (operator, "add sub mul truediv floordiv getitem"),
 }
+_ARITHMETIC = {f"operator.{name}" for name in ("add", "sub", "mul", "truediv", "floordiv")}
 _METHODS = "relu sigmoid tanh flatten view reshape contiguous size mean add mul"
 
 
@@ -65,19 +66,42 @@ def _shape(x: Any) -> Any:
     return x.shape
 
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {
+def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Arithmetic that cannot be made to fill the memory: no sequences, no numbers without end."""
+
+    def apply(a: Any, b: Any) -> Any:
+        if isinstance(a, str | list | tuple) or isinstance(b, str | list | tuple):
+            raise StoreError(f"{function.__name__} of a sequence")
+        found = function(a, b)
+        if isinstance(found, int) and abs(found) > _MOST:
+            raise StoreError(f"{function.__name__} gives a number of more than 63 bits")
+        return found
+
+    return apply
+
+
+_MOST = 2**63 - 1
+_LISTED = {
     f"{home}.{name}": getattr(module, name)
     for home, (module, names) in _NAMES.items()
     for name in names.split()
 } | {"shape": _shape}
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    name: _bounded(function) if name in _ARITHMETIC else function
+    for name, function in _LISTED.items()
+}
 """Functions that a file may call."""
 
 METHODS = frozenset(_METHODS.split())
 """Methods of tensors that a file may call."""
 
-_FUNCTION_NAMES = {function: name for name, function in FUNCTIONS.items()}
+_FUNCTION_NAMES = {function: name for name, function in _LISTED.items()}
 _PATH = re.compile(r"\w+(\.\w+)*", re.ASCII)
 _PLAIN = (bool, int, float, type(None))
+
+
+_SENSELESS = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError)
 
 
 class Program(nn.Module):
@@ -168,7 +192,7 @@ def build(program: Any) -> Program:
         if type(output) is not int or not 0 <= output <= len(steps):
             raise StoreError(f"its output {output!r} is no value of its steps")
         return Program(layers, steps, output).eval()
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, RecursionError) as error:
+    except _SENSELESS as error:
         raise StoreError(f"its description makes no sense ({brief(error)})") from error
 
 

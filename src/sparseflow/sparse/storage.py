@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparseflow.core.errors import MaskError, SparseUnavailable, SpecError, StoreError, unknown
 from sparseflow.core.files import load_tensors, save_tensors
 from sparseflow.masks import Masks
-from sparseflow.masks.state import State
+from sparseflow.masks.state import NonZeros, State
 from sparseflow.sparse.base import SparseLayer
 from sparseflow.sparse.convert import SparseModel, assemble, convertible, to_dense
 from sparseflow.sparse.library import core
@@ -198,8 +198,18 @@ def _realised(program: Program, state: State, names: list[str], example: Tensor)
     named = dict(program.named_parameters())
     for name, kept in state.masked.items():
         if name not in names:
-            named[name].data = kept.dense()
+            named[name].data = _dense(name, kept)
     if not names:
         return program
     parts = {name: (state.masked[name].indices, state.masked[name].values) for name in names}
     return assemble(program, parts, (example,)).eval()
+
+
+def _dense(name: str, kept: NonZeros) -> Tensor:
+    try:
+        return kept.dense()
+    except RuntimeError as error:  # out of memory
+        shape = tuple(kept.shape)
+        raise StoreError(
+            f"{name!r} of shape {shape} cannot be made dense ({brief(error)})"
+        ) from error

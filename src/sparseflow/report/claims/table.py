@@ -11,7 +11,7 @@ from typing import Any
 
 from sparseflow.measure.comparison import Comparison
 from sparseflow.report.claims.judge import Claim, Judgement
-from sparseflow.report.text import NONE
+from sparseflow.report.text import NONE, markdown
 
 NOTE = (
     "Every interval is of 95 % by itself; nothing is corrected for the number of claims. A claim "
@@ -46,7 +46,7 @@ def claims_markdown(claims: Sequence[Claim]) -> str:
         for i, judgement in enumerate(claim.judgements):
             cells = [judgement.window, judgement.ours, judgement.verdict]
             table.append([*(head if i == 0 else [""] * 3), *cells])
-    lines = "\n".join(f"| {' | '.join(map(_escaped, row))} |" for row in table)
+    lines = "\n".join(f"| {' | '.join(map(markdown, row))} |" for row in table)
     notes = "\n".join(f"- {claim.sentence} {claim.note}" for claim in claims if claim.note)
     return f"{lines}\n\n{NOTE}\n\n{notes}\n"
 
@@ -89,7 +89,3 @@ def _part(compared: Comparison | None, name: str) -> float | None:
 
 def _finite(value: Any) -> Any:
     return value if value is not None and math.isfinite(value) else None
-
-
-def _escaped(cell: str) -> str:
-    return cell.replace("|", "\\|").replace("\n", " ")
