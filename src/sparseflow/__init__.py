@@ -6,6 +6,7 @@ Win" (Evci, Ioannou, Keskin, Dauphin, AAAI 2022) as a library on PyTorch.
 
 from sparseflow.core.errors import SparseflowError
 from sparseflow.core.functional import Loss
+from sparseflow.core.kinds import register_layout
 from sparseflow.core.parameters import Layer, maskable
 from sparseflow.core.schedules import Moment, constant, cosine, every, lr_proportional
 from sparseflow.init import Init, initialise, sparsify
@@ -174,6 +175,7 @@ __all__ = [
     "probe_gradient",
     "proportion_interval",
     "propose",
+    "register_layout",
     "save",
     "score",
     "shuffle_masks",

@@ -98,11 +98,6 @@ class Ranks:
         }
 
 
-def bare(model: nn.Module) -> nn.Module:
-    """Return the model inside a ``DistributedDataParallel``; any other as it is."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
-
-
 def refuse_wrapped(model: nn.Module) -> None:
     """Refuse to measure what only a backward pass of all ranks could differentiate.
 

@@ -9,30 +9,20 @@ sparse ones through :class:`SparseWeight`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Int64, Shaped
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import is_lazy
 
 from sparseflow.core.errors import MaskError
+from sparseflow.core.kinds import Kind, Layout, default_names, kind_of
 from sparseflow.core.parallel import is_sharded
-
-Layout = Literal["out_in", "in_out", "lookup"]
-
-DEFAULT_TYPES: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-_WEIGHTS: tuple[tuple[tuple[type[nn.Module], ...], str, Layout], ...] = (
-    (DEFAULT_TYPES, r"weight", "out_in"),
-    ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), r"weight", "in_out"),
-    ((nn.MultiheadAttention,), r"(in|q|k|v)_proj_weight", "out_in"),
-    ((nn.RNNBase,), r"weight_(ih|hh|hr)_l\d+(_reverse)?", "out_in"),
-    ((nn.RNNCellBase,), r"weight_(ih|hh)", "out_in"),
-    ((nn.Embedding, nn.EmbeddingBag), r"weight", "lookup"),
-)
+from sparseflow.core.parametrised import check_zeros_stay, computed, originals
+from sparseflow.core.wrappers import bare
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +34,9 @@ class Layer:
         parameter: the weight itself.
         module: the module that owns it.
         layout: ``out_in`` for (out, in / groups, *kernel), ``in_out`` for
-            transposed convolutions, ``lookup`` for embeddings.
+            transposed convolutions and GPT-2's linear layers, ``lookup`` for
+            embeddings. Stacked gates and projections (recurrent layers, packed
+            attention) are ``out_in``: each row is a neuron of its own.
         groups: groups of a convolution, else 1.
     """
 
@@ -142,7 +134,7 @@ def sparse_weights(model: nn.Module) -> dict[str, SparseWeight]:
     """
     return {
         f"{path}.weight".lstrip("."): module
-        for path, module in model.named_modules()
+        for path, module in bare(model).named_modules()
         if isinstance(module, SparseWeight)
     }
 
@@ -150,11 +142,13 @@ def sparse_weights(model: nn.Module) -> dict[str, SparseWeight]:
 def named_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """List all parameters of a model; the values of a sparse layer under its weight's name.
 
+    Those of a compiled or an averaged model go by the names of the module inside.
+
     >>> list(named_weights(nn.Linear(2, 2)))
     ['weight', 'bias']
     """
     renamed = {id(layer.values): name for name, layer in sparse_weights(model).items()}
-    return {renamed.get(id(p), name): p for name, p in model.named_parameters()}
+    return {renamed.get(id(p), name): p for name, p in bare(model).named_parameters()}
 
 
 def replace_data(parameter: nn.Parameter, data: Shaped[Tensor, "*shape"]) -> None:
@@ -179,7 +173,7 @@ def replace_data(parameter: nn.Parameter, data: Shaped[Tensor, "*shape"]) -> Non
 def maskable(
     model: nn.Module,
     *,
-    types: Iterable[type[nn.Module]] = DEFAULT_TYPES,
+    types: Collection[type[nn.Module]] | None = None,
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
     where: Callable[[str, nn.Module], bool] | None = None,
@@ -188,14 +182,18 @@ def maskable(
 ) -> dict[str, Layer]:
     """List the weights of a model that are to be sparse, in order of definition.
 
-    By default every trainable Linear and Conv1d/2d/3d weight. A tied weight is
-    listed once, under its first name; frozen ones are left alone.
+    By default every trainable Linear and Conv1d/2d/3d weight, those of subclasses
+    and of transformers' ``Conv1D`` included. A tied weight is listed once, under
+    its first name, and its mask holds wherever it is used; frozen ones are left
+    alone. Of a parametrised weight it is the original that is listed, if zeros
+    of it are zeros of the weight, as under ``spectral_norm``.
 
     Args:
-        model: any module.
+        model: any module; of a compiled or an averaged one, the module inside.
         types: module types whose weights are taken. Transposed convolutions,
             ``nn.MultiheadAttention`` (its packed ``in_proj_weight``), recurrent
-            layers and embeddings are known and taken on request.
+            layers and embeddings are known and taken on request; others once they
+            are known through :func:`sparseflow.register_layout`.
         include: regular expressions (or one); a parameter is kept only if one matches
             its name (``re.search``). Empty means all.
         exclude: regular expressions (or one); a parameter that matches one is left out.
@@ -205,60 +203,94 @@ def maskable(
 
     Raises:
         MaskError: if nothing is left, a lazy module has no shape yet, or a weight
-            is sharded already.
+            is sharded already, or is computed from others in a way under which a mask
+            would not hold.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
         >>> list(maskable(net)), list(maskable(net, dense_last=True))
         (['0.weight', '2.weight'], ['0.weight'])
     """
-    wanted = tuple(types)
-    unknown = [t.__name__ for t in wanted if not any(issubclass(t, w) for w, _, _ in _WEIGHTS)]
-    if unknown:
-        raise MaskError(f"no sparse weights are known for module type {', '.join(unknown)}")
+    model, passes = bare(model), _filter(include, exclude, where)
     names = {id(p): name for name, p in model.named_parameters()}
-    keep = [include] if isinstance(include, str) else list(include)
-    drop = [exclude] if isinstance(exclude, str) else list(exclude)
     layers: dict[str, Layer] = {}
-    for path, module in model.named_modules():
-        if not isinstance(module, wanted):
-            continue
-        for layer in _layers_of(path, module, names):
-            name = layer.name
-            if name in layers or not layer.parameter.requires_grad:
-                continue
-            if keep and not any(re.search(p, name) for p in keep):
-                continue
-            if any(re.search(p, name) for p in drop) or (where and not where(name, module)):
-                continue
-            layers[name] = layer
-    chosen = list(layers)[1 if dense_first else 0 : -1 if dense_last else None]
+    for path, module, kind in _modules(model, types):
+        for layer in _layers_of(module, kind, names):
+            if layer.parameter.requires_grad and passes(layer.name, module):
+                layers.setdefault(layer.name, layer)
+        for local in computed(module, kind.weights):
+            if passes(name := f"{path}.{local}".lstrip("."), module):
+                raise MaskError(
+                    f"{name} is no parameter: a forward hook computes it from others (the older "
+                    "weight_norm, spectral_norm or prune). Take torch.nn.utils.parametrizations "
+                    "or remove the hook, or leave it out with exclude="
+                )
+    chosen = list(layers.values())[1 if dense_first else 0 : -1 if dense_last else None]
     if not chosen:
-        kinds = ", ".join(t.__name__ for t in wanted)
+        kinds = default_names() if types is None else ", ".join(t.__name__ for t in types)
         raise MaskError(
             f"{type(model).__name__} has no weight to make sparse: none of its trainable "
             f"parameters belongs to {kinds} and passes the filters"
         )
-    if sharded := [name for name in chosen if is_sharded(layers[name].parameter)]:
+    for layer in chosen:
+        _check(layer)
+    return {layer.name: layer for layer in chosen}
+
+
+def _filter(
+    include: str | Iterable[str],
+    exclude: str | Iterable[str],
+    where: Callable[[str, nn.Module], bool] | None,
+) -> Callable[[str, nn.Module], bool]:
+    keep = [include] if isinstance(include, str) else list(include)
+    drop = [exclude] if isinstance(exclude, str) else list(exclude)
+
+    def passes(name: str, module: nn.Module) -> bool:
+        if keep and not any(re.search(p, name) for p in keep):
+            return False
+        return not any(re.search(p, name) for p in drop) and (where is None or where(name, module))
+
+    return passes
+
+
+def _modules(
+    model: nn.Module, types: Collection[type[nn.Module]] | None
+) -> Iterator[tuple[str, nn.Module, Kind]]:
+    """Modules of these types, or of those taken by default, with what is known of them."""
+    unknown = [t.__name__ for t in types or () if kind_of(t) is None]
+    if unknown:
         raise MaskError(
-            f"{', '.join(sharded)} are sharded: make the model sparse first, then call fully_shard"
+            f"no sparse weights are known for module type {', '.join(unknown)}: make them known "
+            "with sf.register_layout"
         )
-    return {name: layers[name] for name in chosen}
+    for path, module in model.named_modules():
+        kind = kind_of(type(module))
+        if kind and (kind.default if types is None else isinstance(module, tuple(types))):
+            yield path, module, kind
 
 
-def _layers_of(path: str, module: nn.Module, names: dict[int, str]) -> list[Layer]:
-    found: list[Layer] = []
-    for types, pattern, layout in _WEIGHTS:
-        if not isinstance(module, types):
-            continue
-        for local, parameter in module.named_parameters(recurse=False):
-            if not re.fullmatch(pattern, local):
-                continue
-            if isinstance(parameter, UninitializedParameter):
-                raise MaskError(
-                    f"{path or type(module).__name__} is a lazy module without a shape: "
-                    "run the model on one batch first"
-                )
-            groups = getattr(module, "groups", 1)
-            found.append(Layer(names[id(parameter)], parameter, module, layout, groups))
-    return found
+def _layers_of(module: nn.Module, kind: Kind, names: dict[int, str]) -> Iterator[Layer]:
+    own = module.named_parameters(recurse=False)
+    found = [parameter for local, parameter in own if re.fullmatch(kind.weights, local)]
+    groups = getattr(module, "groups", 1)
+    for parameter in (*found, *originals(module, kind.weights)):
+        yield Layer(names[id(parameter)], parameter, module, kind.layout, groups)
+
+
+def _check(layer: Layer) -> None:
+    """Refuse a weight that has no shape or axes, is in parts, or whose zeros would not hold."""
+    if is_lazy(layer.parameter):
+        raise MaskError(
+            f"{layer.name} is of a lazy module and has no shape yet: run the model on one batch "
+            "first"
+        )
+    if layer.parameter.ndim < 2:
+        raise MaskError(
+            f"{layer.name} has shape {tuple(layer.shape)}: a weight has an axis of neurons and one "
+            "of inputs"
+        )
+    if is_sharded(layer.parameter):
+        raise MaskError(
+            f"{layer.name} is sharded: make the model sparse first, then call fully_shard"
+        )
+    check_zeros_stay(layer.name, layer.module, layer.parameter)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from sparseflow.core.errors import MaskError, StoreError
 from sparseflow.core.files import load_tensors, save_tensors
@@ -204,6 +205,11 @@ class Masks(Mapping[str, Tensor]):
         for name, entry in self._entries.items():
             if name not in weights:
                 raise MaskError(f"mask {name!r} names no parameter of {type(model).__name__}")
+            if is_lazy(weights[name]):
+                raise MaskError(
+                    f"{name!r} is of a lazy module and has no shape yet: run the model on one "
+                    "batch first"
+                )
             layer = layers.get(name)
             shape = weights[name].shape if layer is None else layer.shape
             if entry.shape != shape:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sparseflow.core.errors import MaskError, StoreError
 from sparseflow.core.parameters import SparseWeight, sparse_weights
+from sparseflow.core.wrappers import bare
 from sparseflow.masks.codec import encode, read
 from sparseflow.masks.masks import Masks
 
@@ -63,6 +64,7 @@ class State:
         Raises:
             MaskError: if the masks do not fit, or an inactive weight is not zero.
         """
+        model = bare(model)
         layers = sparse_weights(model)
         others = dict(model.state_dict())
         for name, layer in layers.items():

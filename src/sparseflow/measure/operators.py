@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sparseflow.core.errors import MeasureError
 from sparseflow.core.functional import Loss, undisturbed
 from sparseflow.core.parallel import refuse_wrapped
+from sparseflow.core.wrappers import bare
 from sparseflow.masks import Masks
 from sparseflow.measure.flow import DEFAULT_CHUNK
 from sparseflow.measure.linear import Replay
@@ -148,8 +149,9 @@ class Curvature:
         cache: int,
     ) -> None:
         """Take the snapshot and evaluate the loss once."""
-        refuse_noise(model)
         refuse_wrapped(model)
+        model = bare(model)
+        refuse_noise(model)
         if chunk < 1:
             raise MeasureError(f"chunk is {chunk}; it is a number of examples, at least 1")
         values = masks if isinstance(masks, Masks) else Masks(masks or {})

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparseflow.core.functional import undisturbed
 from sparseflow.core.parameters import Layer
+from sparseflow.core.wrappers import bare
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ def signal(model: nn.Module, inputs: Tensor, layers: Mapping[str, Layer]) -> Sig
         layers: from :func:`sparseflow.maskable`; a layer whose module is called
             more than once reports its last call.
     """
+    model = bare(model)  # a compiled one ignores hooks that come later
     stds: dict[str, float] = {}
 
     def watch(name: str) -> Callable[..., None]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparseflow.core.errors import KernelError, MaskError
+from sparseflow.core.wrappers import bare
 from sparseflow.masks import Masks
 from sparseflow.sparse.base import SparseLayer, active
 from sparseflow.sparse.conv import check_numbers
@@ -119,6 +120,7 @@ def to_sparse(
         ['0.values', '0.bias']
     """
     core()
+    model = bare(model)
     values = masks if isinstance(masks, Masks) else Masks(masks)
     values.check(model)
     named = dict(model.named_parameters())

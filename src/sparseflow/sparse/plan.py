@@ -18,6 +18,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from sparseflow.core.wrappers import bare
 from sparseflow.masks import Masks
 from sparseflow.sparse.base import active
 from sparseflow.sparse.convert import assemble, convertible
@@ -147,6 +148,7 @@ def plan(
         ([('0.weight', (300, 784)), ('2.weight', (10, 300))], True)
     """
     core()
+    model = bare(model)
     values = masks if isinstance(masks, Masks) else Masks(masks)
     values.check(model)
     names, obstacles = convertible(model, values)

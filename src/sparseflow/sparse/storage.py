@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sparseflow.core.errors import MaskError, SparseUnavailable, SpecError, StoreError, unknown
 from sparseflow.core.files import load_tensors, save_tensors
+from sparseflow.core.wrappers import bare
 from sparseflow.masks import Masks
 from sparseflow.masks.state import NonZeros, State
 from sparseflow.sparse.base import SparseLayer
@@ -63,7 +64,7 @@ def save(
         >>> bool(torch.allclose(back(x), net(x), atol=1e-5))
         True
     """
-    structure = model
+    structure = model = bare(model)
     if isinstance(model, SparseModel):
         structure = model.dense_skeleton
     elif any(isinstance(m, SparseLayer) for m in model.modules()):

@@ -21,8 +21,9 @@ from torch.distributed import ProcessGroup
 
 from sparseflow.core.errors import MaskError, TopologyError
 from sparseflow.core.functional import RowGradient
-from sparseflow.core.parallel import Ranks, bare
+from sparseflow.core.parallel import Ranks
 from sparseflow.core.schedules import Moment
+from sparseflow.core.wrappers import bare
 from sparseflow.masks import Masks
 from sparseflow.masks.entries import Entry, Places
 from sparseflow.topology.check import (

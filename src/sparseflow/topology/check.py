@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from sparseflow.core.errors import TopologyError
-from sparseflow.core.parallel import Ranks, bare, is_sharded
+from sparseflow.core.parallel import Ranks, is_sharded
 from sparseflow.core.parameters import named_weights, sparse_weights
+from sparseflow.core.wrappers import bare
 from sparseflow.masks import Masks
 from sparseflow.topology.methods import Method
 from sparseflow.topology.weights import SparseValues, Weight
@@ -20,11 +21,10 @@ ATTACHED: weakref.WeakKeyDictionary[torch.optim.Optimizer, set[int]] = weakref.W
 
 
 def bare_names(model: nn.Module, masks: Masks) -> Masks:
-    """Name masks as the model inside a ``DistributedDataParallel`` does."""
-    inside = named_weights(bare(model))
-    if inside.keys() == named_weights(model).keys():
-        return masks
-    return Masks({n if n in inside else n.removeprefix("module."): masks.entry(n) for n in masks})
+    """Name masks as the model inside wrappers does, whichever way they are named."""
+    inside, inner = named_weights(model), bare(model)
+    prefix = next(path for path, module in model.named_modules() if module is inner) + "."
+    return Masks({n if n in inside else n.removeprefix(prefix): masks.entry(n) for n in masks})
 
 
 def check(model: nn.Module, optimizer: torch.optim.Optimizer, masks: Masks, method: Method) -> None:

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from sparseflow.core.errors import TopologyError
 from sparseflow.core.functional import Loss, RowGradient, dense_gradient, split
-from sparseflow.core.parallel import bare
 from sparseflow.core.schedules import Fraction, When, constant, cubic, every
+from sparseflow.core.wrappers import bare
 from sparseflow.masks.allocation import check_density
 from sparseflow.topology.update import pruned, regrown
 from sparseflow.topology.view import Connections, View
