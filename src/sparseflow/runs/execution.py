@@ -22,7 +22,7 @@ from sparseflow.data import in_batches
 from sparseflow.masks import Masks
 from sparseflow.measure.flow import DEFAULT_CHUNK, mean_loss
 from sparseflow.runs.build import Assembly, assemble
-from sparseflow.runs.ranks import Shares, check_shares, together
+from sparseflow.runs.ranks import check_shares, together
 from sparseflow.runs.record import Recorder
 from sparseflow.runs.resolve import Resolved, check_execution
 from sparseflow.runs.spec import RunSpec, ancestors, parents
@@ -124,7 +124,7 @@ def _train(run: Run, store: Store, device: str, progress: Progress | None, ranks
         fit(
             together(parts.model, ranks),
             parts.loss,
-            Shares(parts.batches, spec.train.batch, ranks),
+            parts.batches.shard(ranks.rank, ranks.size),
             parts.optimizer,
             steps=spec.train.steps,
             start=start,
