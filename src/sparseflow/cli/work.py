@@ -80,6 +80,8 @@ def show_flow(values: dict[str, Any], as_json: bool) -> None:
         "output std": signal["output"],
         "L2 distance to start": values["distance_to_start"]["l2"],
         "cosine distance to start": values["distance_to_start"]["cosine"],
+        "FLOPs an example": values["flops"]["forward"],
+        "the same, dense": values["flops"]["dense_forward"],
     }
     stdout.print(table("measured", [{"": k, "value": v} for k, v in (head | norms | rest).items()]))
     layers = [

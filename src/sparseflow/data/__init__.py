@@ -3,6 +3,7 @@
 from sparseflow.data.augment import CropFlip
 from sparseflow.data.batches import Batches
 from sparseflow.data.cifar import load_cifar10
+from sparseflow.data.imagenet import load_imagenet
 from sparseflow.data.mnist import load_mnist
 from sparseflow.data.registry import DATA, Source
 from sparseflow.data.split import Batch, Dataset, Examples, Split, in_batches
@@ -18,5 +19,6 @@ __all__ = [
     "Split",
     "in_batches",
     "load_cifar10",
+    "load_imagenet",
     "load_mnist",
 ]

@@ -62,7 +62,7 @@ class Batches:
         self._seed, self._stream = seed, stream
         self._share = slice(rank * size // world, (rank + 1) * size // world)
         self._permutation = lru_cache(maxsize=2)(
-            lambda epoch: torch.randperm(len(split), generator=generator(seed, *stream, epoch))
+            lambda epoch: split.order(generator(seed, *stream, epoch))
         )
 
     def shard(self, rank: int, world: int) -> Batches:

@@ -6,26 +6,17 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
 
 from sparseflow.core.errors import DataError
 from sparseflow.data.augment import CropFlip
 from sparseflow.data.hub import open_split, reading
+from sparseflow.data.normalise import Normalise
 from sparseflow.data.split import Dataset, Examples
 
 HUB = "uoft-cs/cifar10"
-MEAN = (0.4914, 0.4822, 0.4465)
-STD = (0.2470, 0.2435, 0.2616)
-"""Of each colour over the training images, pixels in [0, 1]."""
+NORMALISE = Normalise((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 
 _CHUNK = 2000
-
-
-def normalise(x: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
-    """Bring each colour to mean 0 and standard deviation 1 over the training images."""
-    mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in (MEAN, STD))
-    return (x.float() / 255 - mean) / std
 
 
 @lru_cache(maxsize=1)
@@ -62,4 +53,4 @@ def _load(split: str, limit: int | None) -> Examples:
             f"CIFAR-10, split {split}: images of shape {tuple(x.shape[1:])} and classes from "
             f"{int(y.min())} to {int(y.max())}, expected (32, 32, 3) and 0 to 9"
         )
-    return Examples(x.permute(0, 3, 1, 2).contiguous(), y, normalise, CropFlip())
+    return Examples(x.permute(0, 3, 1, 2).contiguous(), y, NORMALISE, CropFlip())

@@ -35,6 +35,10 @@ class Split(Protocol):
         """
         ...
 
+    def order(self, stream: torch.Generator) -> Int[Tensor, " n"]:
+        """Return the order of one epoch, all examples once, drawn from ``stream``."""
+        ...
+
     def to(self, device: torch.device | str) -> Split:
         """Return the split with its batches on a device."""
         ...
@@ -94,6 +98,10 @@ class Examples:
         """Return the same, augmented."""
         x, y = self[where]
         return (x if self.vary is None else self.vary(x, chances.to(x.device))), y
+
+    def order(self, stream: torch.Generator) -> Int[Tensor, " n"]:
+        """Return a random permutation."""
+        return torch.randperm(len(self), generator=stream)
 
     def to(self, device: torch.device | str) -> Examples:
         """Return the split on a device."""

@@ -22,6 +22,7 @@ from sparseflow.measure.align import Alignment, align
 from sparseflow.measure.comparison import Comparison, paired, unpaired
 from sparseflow.measure.density import SpectralDensity, spectral_density
 from sparseflow.measure.distance import Distance, Distances, distance, distances
+from sparseflow.measure.flops import Flops, flops
 from sparseflow.measure.flow import Decrease, Flow, gradient_flow, step_decrease
 from sparseflow.measure.landscape import loss_and_accuracy
 from sparseflow.measure.mds import Map, mds
@@ -57,6 +58,7 @@ __all__ = [
     "Distances",
     "Eigenvalues",
     "Estimate",
+    "Flops",
     "Flow",
     "Map",
     "Path",
@@ -74,6 +76,7 @@ __all__ = [
     "divergence",
     "eigenvalues",
     "ensemble",
+    "flops",
     "gauss_newton",
     "gradient_flow",
     "hessian",

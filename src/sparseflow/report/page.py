@@ -35,6 +35,8 @@ _FAMILIES = {
     "lenet5-mnist": _Family("Gradient flow in a sparse LeNet5 on MNIST", 0.05, Train().steps),
     "mlp-mnist": _Family("Gradient flow in a sparse perceptron on MNIST", 0.02, Train().steps),
     "resnet20-cifar10": _Family("Gradient flow in a sparse ResNet-20 on CIFAR-10", 0.1, 64_000),
+    "resnet50-imagenet": _Family("Gradient flow in a sparse ResNet-50 on ImageNet", 0.2, 32_000),
+    "vgg16-imagenet": _Family("Gradient flow in a sparse VGG-16 on ImageNet", 0.2, 32_000),
 }
 
 VERDICTS: dict[Verdict, tuple[str, str]] = {

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from sparseflow import models
+from sparseflow.core.errors import DataError
 from sparseflow.core.functional import Loss
 from sparseflow.core.parameters import Layer, maskable
 from sparseflow.core.schedules import Fraction, constant, cosine, every, lr_proportional
@@ -145,9 +146,15 @@ def load_data(spec: RunSpec) -> Dataset:
     """Load the data set of a run, or the first ``data.limit`` examples of each of its parts.
 
     Raises:
-        DataError: if it is missing or damaged.
+        DataError: if it is missing or damaged, or has fewer examples than a batch.
     """
-    return DATA[spec.data.name].load(spec.data.limit)
+    dataset = DATA[spec.data.name].load(spec.data.limit, spec.data.image)
+    if len(dataset.train) < max(spec.train.batch, 2 * spec.data.probe):
+        raise DataError(
+            f"{spec.data.name} has {len(dataset.train):,} training examples here: too few for "
+            f"train.batch={spec.train.batch}, or twice data.probe={spec.data.probe}"
+        )
+    return dataset
 
 
 def make_model(spec: RunSpec) -> nn.Module:

@@ -24,7 +24,7 @@ from sparseflow.measure.flow import DEFAULT_CHUNK, mean_loss
 from sparseflow.runs.build import Assembly, assemble
 from sparseflow.runs.interrupt import Stop, stoppable
 from sparseflow.runs.journal import Journal, Mark
-from sparseflow.runs.ranks import Shares, check_shares, together
+from sparseflow.runs.ranks import check_shares, together
 from sparseflow.runs.record import Recorder
 from sparseflow.runs.resolve import Resolved, check_execution
 from sparseflow.runs.spec import RunSpec, ancestors, parents
@@ -172,7 +172,7 @@ def _train(
         fit(
             together(parts.model, ranks),
             parts.loss,
-            Shares(parts.batches, spec.train.batch, ranks),
+            parts.batches.shard(ranks.rank, ranks.size),
             parts.optimizer,
             steps=spec.train.steps,
             start=start,

@@ -8,7 +8,7 @@ from typing import Any
 
 from sparseflow.core.parameters import maskable
 from sparseflow.data import in_batches
-from sparseflow.measure import distance, gradient_flow, signal, step_decrease
+from sparseflow.measure import distance, flops, gradient_flow, signal, step_decrease
 from sparseflow.runs.build import load_data, make_loss, make_model, make_rate, probe_batch
 from sparseflow.runs.spec import RunSpec, identity
 from sparseflow.runs.store import Run, Store
@@ -34,7 +34,7 @@ def matching(makers: Iterable[Callable[[int], RunSpec]], store: Store) -> list[R
 
 
 def remeasure(run: Run, step: int, *, device: str = "cpu") -> dict[str, Any]:
-    """Measure a kept checkpoint again: gradient flow, a step's gain, signal, accuracy, distance.
+    """Measure a kept checkpoint again: flow, a step's gain, signal, accuracy, distance, operations.
 
     Raises:
         StoreError: if the step was not kept or a file is damaged.
@@ -59,6 +59,7 @@ def remeasure(run: Run, step: int, *, device: str = "cpu") -> dict[str, Any]:
         "signal": asdict(signal(model, probe[0], maskable(model))),
         "decrease": asdict(step_decrease(model, loss_of, probe, masks, lr)),
         "distance_to_start": asdict(moved),
+        "flops": asdict(flops(model, probe[0][:1], masks)),
         "active": masks.counts,
         "masks": masks.digest(),
     }

@@ -38,13 +38,14 @@ class Data(_Spec, frozen=True):
     """Data set, the size of the probe batches cut from its start, and a limit for quick trials.
 
     ``augment`` varies the training examples as the data set's literature does;
-    probes are never varied.
+    probes are never varied. ``image`` is the side that ImageNet's images are brought to.
     """
 
     name: str = "mnist"
     probe: int = 1000
     limit: int | None = None
     augment: bool = False
+    image: int = 224
 
 
 class Model(_Spec, frozen=True):

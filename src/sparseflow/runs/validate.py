@@ -12,6 +12,7 @@ from sparseflow.data import DATA
 from sparseflow.masks.allocation import check_density
 from sparseflow.models import MODELS, build
 from sparseflow.runs.spec import (
+    Data,
     ParentWeights,
     PruneMethod,
     RunSpec,
@@ -31,6 +32,7 @@ POSITIVE = (
     "measure.evaluate",
     "data.probe",
     "data.limit",
+    "data.image",
     "optimizer.lr",
     "init.scale",
     "method.every",
@@ -55,6 +57,7 @@ def check(spec: RunSpec) -> RunSpec:
     for run in (*ancestors(spec), spec):
         check_density(run.density)
         _check_names(run)
+        _check_data(run)
         _check_numbers(run)
         _check_schedules(run)
         _check_lineage(run)
@@ -66,15 +69,6 @@ def _check_names(spec: RunSpec) -> None:
         raise SpecError(unknown("model", spec.model.name, MODELS))
     check_name(spec.recipe)
     _check_size(spec)
-    if spec.data.name not in DATA:
-        raise SpecError(unknown("data.name", spec.data.name, DATA))
-    wanted = MODELS[spec.model.name].data
-    if spec.data.name != wanted:
-        raise SpecError(
-            f"model {spec.model.name} is made for {wanted}, not for data.name={spec.data.name}"
-        )
-    if spec.data.augment and not DATA[wanted].augmented:
-        raise SpecError(f"data.augment=true: {wanted} has no augmentation")
     if spec.optimizer.kind not in OPTIMIZERS:
         raise SpecError(unknown("optimizer", spec.optimizer.kind, OPTIMIZERS))
     if spec.optimizer.inner_momentum and spec.optimizer.kind != "sgd":
@@ -90,6 +84,19 @@ def _check_size(spec: RunSpec) -> None:
             build(spec.model.name, spec.model.widths)
     except (RuntimeError, OverflowError) as error:
         raise SpecError(f"model.widths={list(spec.model.widths)} cannot be built") from error
+
+
+def _check_data(spec: RunSpec) -> None:
+    name = spec.data.name
+    if name not in DATA:
+        raise SpecError(unknown("data.name", name, DATA))
+    wanted = MODELS[spec.model.name].data
+    if name != wanted:
+        raise SpecError(f"model {spec.model.name} is made for {wanted}, not for data.name={name}")
+    if spec.data.augment and not DATA[name].augmented:
+        raise SpecError(f"data.augment=true: {name} has no augmentation")
+    if spec.data.image != Data().image and not DATA[name].resized:
+        raise SpecError(f"data.image={spec.data.image}: the images of {name} have one size")
 
 
 def _check_numbers(spec: RunSpec) -> None:

@@ -1,0 +1,27 @@
+"""Pixels as bytes to the numbers that a network takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """Bring each colour to mean 0 and standard deviation 1 over the training images.
+
+    Attributes:
+        mean: of each colour, pixels in [0, 1].
+        std: their standard deviations.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, x: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+        """Normalise a batch."""
+        mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in (self.mean, self.std))
+        return (x.float() / 255 - mean) / std
