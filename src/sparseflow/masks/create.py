@@ -11,13 +11,14 @@ from torch import Tensor
 from sparseflow.core.errors import MaskError, unknown
 from sparseflow.core.parameters import Layer
 from sparseflow.core.select import top_k
+from sparseflow.masks.draw import first_of_permutation
 
 Pattern = Callable[[Layer, int, torch.Generator], Tensor]
 
 
 def random(layer: Layer, k: int, generator: torch.Generator) -> Bool[Tensor, "*w"]:
     """Exactly ``k`` active weights, every subset equally likely."""
-    return _scatter(torch.randperm(layer.size, generator=generator)[:k], layer)
+    return _scatter(first_of_permutation(layer.size, k, generator), layer)
 
 
 def magnitude(layer: Layer, k: int, generator: torch.Generator) -> Bool[Tensor, "*w"]:
