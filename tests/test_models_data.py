@@ -1,6 +1,7 @@
 """Models, MNIST and batches."""
 
 import gzip
+import math
 
 import pytest
 import torch
@@ -15,12 +16,14 @@ from sparseflow.data.mnist import FOLDER, _read
 from sparseflow.models import (
     LENET5_WIDTHS,
     MLP_WIDTHS,
+    MODELS,
     build,
     lenet5,
     mlp,
     parameters,
     solve_widths,
 )
+from sparseflow.models.resnet import BasicBlock
 
 # ---- models
 
@@ -34,13 +37,67 @@ from sparseflow.models import (
         ("mlp", (8, 8), 6_416, 26),
     ],
 )
-def test_parameter_counts(name, widths, weights, biases):
+def test_parameter_counts_on_mnist(name, widths, weights, biases):
     model = build(name, widths)
     assert sum(layer.size for layer in sf.maskable(model).values()) == weights
     assert parameters(model) == weights + biases
     assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
     zero = [p for n, p in model.named_parameters() if n.endswith("bias")]
     assert not any(b.any() for b in zero)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "kernels"),
+    [
+        ("resnet20", 269_722, 268_336),  # He et al. 2016: 0.27 M, 0.85 M
+        ("resnet56", 853_018, 848_944),
+        ("wrn22-2", 1_079_642, 1_076_912),
+        ("resnet50", 25_557_032, 25_502_912),
+        ("vgg16", 138_357_544, 138_344_128),
+    ],
+)
+def test_parameter_counts_of_the_literature(name, count, kernels):
+    with torch.device("meta"):
+        model = build(name)
+    assert parameters(model) == count
+    assert sum(layer.size for layer in sf.maskable(model).values()) == kernels
+
+
+SMALL = {
+    "resnet20": (4, 8, 16),
+    "resnet56": (2, 4, 4),
+    "wrn22-2": (4, 4, 8, 8),
+    "resnet50": (4, 4, 8, 8),
+    "vgg16": (4, 4, 8, 8, 8, 16, 16),
+}
+
+
+@pytest.mark.parametrize("name", [n for n in SMALL if n != "resnet56"])
+def test_residual_networks_and_vgg_can_be_executed_sparse(name):
+    model = build(name, SMALL[name]).eval()
+    masks = sf.make_masks(sf.maskable(model), 0.3)
+    masks.apply(model)
+    x = torch.randn(3, 3, 32, 32)
+    sparse = sf.to_sparse(model, masks, x, force=True)
+    assert sparse(x).shape == (3, 1000 if MODELS[name].data == "imagenet" else 10)
+    torch.testing.assert_close(sparse(x), model(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_no_network_depends_on_what_pytorch_draws_for_biases(name):
+    zero = [p for n, p in build(name, SMALL[name]).named_parameters() if n.endswith("bias")]
+    assert zero
+    assert not any(p.any() for p in zero)
+
+
+def test_the_shortcut_of_he_et_al_has_no_parameters():
+    block = BasicBlock(2, 5, 2).eval()
+    x = torch.randn(1, 2, 6, 6)
+    conv = torch.nn.functional.conv2d
+    inner = conv(x, block.first.weight, stride=2, padding=1) / math.sqrt(1 + 1e-5)
+    inner = conv(inner.relu(), block.second.weight, padding=1) / math.sqrt(1 + 1e-5)
+    inner[:, :2] += x[:, :, ::2, ::2]
+    torch.testing.assert_close(block(x), inner.relu())
 
 
 def test_parameters_counts_trainable_ones():

@@ -14,7 +14,7 @@ from sparseflow.core.extra import need
 from sparseflow.data.hub import FOLDER, open_split, reading, split_files
 from sparseflow.data.normalise import Normalise
 from sparseflow.data.split import Dataset
-from sparseflow.data.stream import Blocks, Images
+from sparseflow.data.stream import BLOCK, Blocks, Images
 
 HUB = "ILSVRC/imagenet-1k"
 CLASSES = 1000
@@ -71,7 +71,9 @@ def _open(split: str, limit: int | None, size: int) -> Images:
     rows = open_split("imagenet", split, HUB, ("image", "label"))
     rows = rows.cast_column("image", need("datasets", extra="data").Image(decode=False))
     name = f"ImageNet, split {split}"
-    images = Images(Blocks(rows, name), name, _count(rows, split), CLASSES, size, frame, NORMALISE)
+    images = Images(
+        Blocks(rows, name, BLOCK), name, _count(rows, split), CLASSES, size, frame, NORMALISE
+    )
     return images.first(limit)
 
 

@@ -32,7 +32,7 @@ Frame = Callable[[int, int, Float[Tensor, " chances"] | None], tuple[tuple[float
 class Blocks:
     """Rows of a stream by block; forwards they are read on, otherwise skipped to."""
 
-    def __init__(self, rows: Any, name: str, size: int = BLOCK) -> None:
+    def __init__(self, rows: Any, name: str, size: int) -> None:
         """Read from an ``IterableDataset``."""
         self._rows, self._name, self.size = rows, name, size
         self._kept: OrderedDict[int, dict[str, list[Any]]] = OrderedDict()

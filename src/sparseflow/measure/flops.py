@@ -87,8 +87,13 @@ def flops(model: nn.Module, example: Any, masks: Mapping[str, Tensor] | None = N
         if call.name in densities
     )
     per_layer = {name: count * densities.get(name, 1.0) for name, count in own.items() if count}
-    idle = sum(count for name, count in own.items()) - sum(per_layer.values())
-    return Flops(dense_forward - idle, dense_step - saved, dense_forward, dense_step, per_layer)
+    return Flops(
+        forward=float(dense_forward - sum(own.values()) + sum(per_layer.values())),
+        step=float(dense_step - saved),
+        dense_forward=dense_forward,
+        dense_step=dense_step,
+        per_layer=per_layer,
+    )
 
 
 class _Call(NamedTuple):

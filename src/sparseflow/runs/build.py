@@ -15,6 +15,7 @@ from sparseflow import models
 from sparseflow.core.errors import DataError
 from sparseflow.core.functional import Loss
 from sparseflow.core.parameters import Layer, maskable
+from sparseflow.core.random import generator
 from sparseflow.core.schedules import Fraction, constant, cosine, every, lr_proportional
 from sparseflow.data import DATA, Batch, Batches, Dataset
 from sparseflow.init import Init, initialise
@@ -65,6 +66,7 @@ class Assembly:
     Attributes:
         execution: whether the model's masked layers are masked dense or truly sparse.
         beginning: what was measured of the network at initialisation.
+        prepare: called before each step, with the number of steps taken.
         probe: the batch that gradients are measured on.
     """
 
@@ -75,7 +77,7 @@ class Assembly:
     method: Method
     optimizer: torch.optim.Optimizer
     rate: Callable[[int], float]
-    set_rate: Callable[[int], None]
+    prepare: Callable[[int], None]
     loss: Loss
     batches: Batches
     dataset: Dataset
@@ -120,6 +122,15 @@ def assemble(
         fused=execution == "sparse",
     )
     rate, inner = make_rate(spec), o.momentum if o.inner_momentum else None
+    random = any(isinstance(module, nn.Dropout) for module in model.modules())
+
+    def preparation(step: int) -> None:
+        set_rate(optimizer, rate, step, inner_momentum=inner)
+        if random:  # a function of the step alone, as all else that a step depends on
+            torch.manual_seed(
+                generator(spec.seeds.data, "dropout", generation(spec), step).initial_seed()
+            )
+
     return Assembly(
         execution=execution,
         model=model,
@@ -128,7 +139,7 @@ def assemble(
         method=make_method(spec, model, probes[1]),
         optimizer=optimizer,
         rate=rate,
-        set_rate=lambda step: set_rate(optimizer, rate, step, inner_momentum=inner),
+        prepare=preparation,
         loss=make_loss(spec),
         batches=Batches(
             dataset.train,

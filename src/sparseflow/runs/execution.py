@@ -176,7 +176,7 @@ def _train(
             parts.optimizer,
             steps=spec.train.steps,
             start=start,
-            set_rate=parts.set_rate,
+            set_rate=parts.prepare,
             observers=[observe] if ranks.rank == 0 else [],
         )
     except DivergedError as error:

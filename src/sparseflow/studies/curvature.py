@@ -135,7 +135,7 @@ def _just_before(run: Run, store: Store, step: int) -> tuple[Assembly, nn.Module
         parts.batches,
         parts.optimizer,
         steps=step,
-        set_rate=parts.set_rate,
+        set_rate=parts.prepare,
     )
     topology.detach()
     return parts, model, *seen[-1]
