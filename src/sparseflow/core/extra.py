@@ -14,8 +14,9 @@ def need(module: str, *, extra: str) -> Any:
     Args:
         module: its full name.
         extra: ``measure`` (curvature and geometry), ``report`` (tables,
-            figures and the page; ``measure`` included), ``onnx`` (export) or
-            ``ray`` (sweeps on a cluster).
+            figures and the page; ``measure`` included), ``onnx`` (export),
+            ``ray`` (sweeps on a cluster), ``huggingface`` and ``lightning``
+            (callbacks of their trainers) or ``tensorboard`` (event files).
 
     Raises:
         SparseflowError: if it is not installed, saying how to get it.

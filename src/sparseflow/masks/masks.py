@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int64
@@ -152,9 +153,7 @@ class Masks(Mapping[str, Tensor]):
         Raises:
             StoreError: if the file cannot be written.
         """
-        codes = {f"mask/{n}": encode(self.indices(n), self.shape(n).numel()) for n in self}
-        shapes = {name: list(self.shape(name)) for name in self}
-        save_tensors(Path(path), codes, {"masks": shapes, "counts": self.counts})
+        save_tensors(Path(path), *self.packed())
 
     @classmethod
     def load(cls, path: Path | str) -> Masks:
@@ -164,21 +163,37 @@ class Masks(Mapping[str, Tensor]):
             StoreError: if the file is missing, damaged or holds no masks.
         """
         tensors, meta = load_tensors(Path(path), old=lambda m: isinstance(m.get("masks"), list))
-        shapes, counts = meta.get("masks"), meta.get("counts")
+        shapes = meta.get("masks")
         if isinstance(shapes, list):  # written by version 0.1, as bool tensors
             if shapes != [*dict.fromkeys(map(str, shapes))] or set(shapes) != set(tensors):
                 raise StoreError(f"{path} is damaged: it holds other masks than it names")
             return cls({name: tensors[name] for name in shapes})
+        return cls.unpacked(tensors, meta, str(path))
+
+    def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a file holds: coded positions (uint8), and their shapes and counts as JSON."""
+        codes = {f"mask/{n}": encode(self.indices(n), self.shape(n).numel()) for n in self}
+        shapes = {name: list(self.shape(name)) for name in self}
+        return codes, {"masks": shapes, "counts": self.counts}
+
+    @classmethod
+    def unpacked(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], where: str) -> Masks:
+        """Undo :meth:`packed`.
+
+        Raises:
+            StoreError: if there are no masks ``where`` it says, or they are damaged.
+        """
+        shapes, counts = meta.get("masks"), meta.get("counts")
         if not (isinstance(shapes, dict) and isinstance(counts, dict)):
-            raise StoreError(f"{path} holds no masks written by sparseflow")
+            raise StoreError(f"{where} holds no masks written by sparseflow")
         if set(tensors) != {f"mask/{name}" for name in shapes} or set(counts) != set(shapes):
-            raise StoreError(f"{path} is damaged: it holds other masks than it names")
+            raise StoreError(f"{where} is damaged: it holds other masks than it names")
         try:
             return cls.from_indices(
                 {n: read(tensors[f"mask/{n}"], shape, counts[n], n) for n, shape in shapes.items()}
             )
         except StoreError as error:
-            raise StoreError(f"{path} is damaged: {error}") from error
+            raise StoreError(f"{where} is damaged: {error}") from error
 
     def digest(self) -> str:
         """SHA-256 over names, shapes and bits: equal masks, equal digests."""
