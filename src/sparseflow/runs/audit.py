@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from sparseflow.core.errors import StoreError
 from sparseflow.core.files import orphans
-from sparseflow.runs.execution import mark_of
 from sparseflow.runs.journal import check
+from sparseflow.runs.reached import reached
 from sparseflow.runs.store import ID, Run, Store
-from sparseflow.train.checkpoint import load_state, resume_extra
+from sparseflow.train.checkpoint import load_state
 
 
 class Finding(NamedTuple):
@@ -100,12 +100,12 @@ def _under_way(run: Run) -> Iterator[Finding]:
     anew = f"remove {resume}: running it again makes all of it, from the beginning"
     if not resume.exists():
         return
-    unread = list(looked_at(resume, lambda: resume_extra(resume, run.id)["step"], anew))
+    unread = list(looked_at(resume, lambda: reached(run), anew))
     yield from unread
     if not unread:
-        extra = resume_extra(resume, run.id)
-        yield from looked_at(metrics, lambda: check(metrics, mark_of(extra["metrics"])), anew)
-        yield from _checkpoints(run, extra["step"], anew)
+        there = reached(run)
+        yield from looked_at(metrics, lambda: check(metrics, there.mark), anew)
+        yield from _checkpoints(run, there.step, anew)
 
 
 def _checkpoints(run: Run, last: int, remedy: str) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import filelock
+import msgspec
 import torch
 
 from sparseflow.core.documents import save_document
@@ -25,6 +26,7 @@ from sparseflow.runs.build import Assembly, assemble
 from sparseflow.runs.interrupt import Stop, stoppable
 from sparseflow.runs.journal import Journal, Mark
 from sparseflow.runs.ranks import check_shares, together
+from sparseflow.runs.reached import Reached, reached
 from sparseflow.runs.record import Recorder
 from sparseflow.runs.resolve import Resolved, check_execution
 from sparseflow.runs.spec import RunSpec, ancestors, parents
@@ -35,7 +37,6 @@ from sparseflow.train import evaluate, fit
 from sparseflow.train.checkpoint import (
     load_resume,
     load_state,
-    resume_extra,
     save_resume,
     save_weights,
 )
@@ -158,15 +159,16 @@ def _train(
     start = _resume(run, parts, topology, recorder, journal, ranks)
 
     def observe(step: int) -> None:
-        last_chance = stop.number is not None  # one look: what is saved is what stops
-        if step > start or step == 0:
-            _check_finite(parts, spec, step)
-            recorder.observe(topology, step)
-            _save(run, parts, topology, recorder, journal, step, now=last_chance)
-        if progress is not None:
-            progress(run, step, recorder.accuracy)
-        if last_chance:
-            stop.check(f"{run.label}: interrupted at step {step}")
+        asked = ranks.first(stop.number is not None, device)  # one look: what saves is what stops
+        if ranks.rank == 0:
+            if step > start or step == 0:
+                _check_finite(parts, spec, step)
+                recorder.observe(topology, step)
+                _save(run, parts, topology, recorder, journal, step, now=asked)
+            if progress is not None:
+                progress(run, step, recorder.accuracy)
+        if asked:
+            stop.here(f"{run.label}: interrupted at step {step}")
 
     try:
         fit(
@@ -177,7 +179,7 @@ def _train(
             steps=spec.train.steps,
             start=start,
             set_rate=parts.prepare,
-            observers=[observe] if ranks.rank == 0 else [],
+            observers=[observe],
         )
     except DivergedError as error:
         kept = f"the last checkpoint is that of step {run.kept[-1]}" if run.kept else "none is kept"
@@ -192,7 +194,7 @@ def _train(
         environment = _environment(parts, device) | facts
         save_document(run.path / "environment.json", "environment", run.id, environment)
         journal.sync()
-        result = _result(parts, topology.masks) | {"metrics": journal.mark._asdict()}
+        result = _result(parts, topology.masks) | {"metrics": journal.mark}
         save_document(run.path / "result.json", "result", run.id, result)
 
 
@@ -224,12 +226,8 @@ def _save(
         save_weights(run.checkpoint_path(step), parts.model, topology.masks, run.id, step)
     if step and (now or step % run.spec.train.resume == 0):
         journal.sync()
-        extra = {
-            "step": step,
-            "metrics": journal.mark._asdict(),
-            "accuracy": recorder.accuracy,
-            "execution": parts.execution,
-        }
+        here = Reached(step, journal.mark, recorder.accuracy, parts.execution)
+        extra = msgspec.to_builtins(here)
         save_resume(run.resume_path, parts.model, parts.optimizer, topology, run.id, extra)
 
 
@@ -256,7 +254,7 @@ def _begun(run: Run, device: str) -> Resolved | None:
     if not path.is_file():
         return None
     try:
-        begun = resume_extra(path, run.id).get("execution", "dense")
+        begun = reached(run).execution
         check_execution(begun, device)
     except StoreError as error:
         raise StoreError(f"{error}; {RESTART}") from error
@@ -281,25 +279,21 @@ def _resume(
         return 0
     try:
         extra = load_resume(path, parts.model, parts.optimizer, topology, run.id)
+        there = Reached.read(extra)
         if ranks.rank == 0:
-            _go_on(run, recorder, journal, extra)
+            _go_on(run, recorder, journal, there)
     except StoreError as error:
         raise StoreError(f"{error}; {RESTART}") from error
-    return int(extra["step"])
+    return there.step
 
 
-def _go_on(run: Run, recorder: Recorder, journal: Journal, extra: dict[str, Any]) -> None:
+def _go_on(run: Run, recorder: Recorder, journal: Journal, there: Reached) -> None:
     """Let the records go on where the checkpoint was written."""
-    journal.rewind(mark_of(extra["metrics"]))
+    journal.rewind(there.mark)
     recorder.start_from(load_state(run.checkpoint_path(0), run.id, 0))
-    if lost := set(run.expected(extra["step"])) - set(run.kept):
+    if lost := set(run.expected(there.step)) - set(run.kept):
         raise StoreError(f"{run.path} has lost its checkpoint of step {min(lost)}")
-    recorder.accuracy = extra["accuracy"]
-
-
-def mark_of(written: Any) -> Mark:
-    """Where the metrics ended at a resume checkpoint; version 0.1 wrote their size alone."""
-    return Mark(written, None) if isinstance(written, int) else Mark(**written)
+    recorder.accuracy = there.accuracy
 
 
 def _result(parts: Assembly, masks: Masks) -> dict[str, Any]:

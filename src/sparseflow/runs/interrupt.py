@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from types import FrameType
+from typing import NoReturn
 
 from sparseflow.core.errors import Interrupted
 
@@ -38,7 +39,16 @@ class Stop:
             Interrupted: saying so of ``what``.
         """
         if self.number is not None:
-            raise Interrupted(f"{what}: the same command goes on from there", self.number)
+            self.here(what)
+
+    def here(self, what: str) -> NoReturn:
+        """Stop here; the signal may have come to another rank of the job first.
+
+        Raises:
+            Interrupted: saying so of ``what``.
+        """
+        number = self.number or int(signal.SIGTERM)
+        raise Interrupted(f"{what}: the same command goes on from there", number)
 
 
 @contextmanager

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import NamedTuple
+
+import msgspec
 
 from sparseflow.core.errors import StoreError
 from sparseflow.core.files import append, cannot_write, sync
@@ -12,7 +13,7 @@ from sparseflow.core.files import append, cannot_write, sync
 _CHUNK = 1 << 20
 
 
-class Mark(NamedTuple):
+class Mark(msgspec.Struct, frozen=True):
     """A place in a journal.
 
     Attributes:

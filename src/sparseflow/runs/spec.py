@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -285,14 +285,19 @@ def identity(spec: RunSpec) -> str:
     return hashlib.sha256(text).hexdigest()[:16]
 
 
-def _essential(part: Any) -> Any:
+def as_data(spec: RunSpec) -> Any:
+    """Turn into what :func:`from_data` reads; equal specifications give equal data."""
+    return _essential(spec, without=())
+
+
+def _essential(part: Any, without: Sequence[str] = NAMELESS) -> Any:
     """Fields that differ from their defaults, and the kind of each part."""
     if not isinstance(part, msgspec.Struct):
         return part
     kept = {
-        field.name: _essential(getattr(part, field.name))
+        field.name: _essential(getattr(part, field.name), without)
         for field in msgspec.structs.fields(part)
-        if field.name not in NAMELESS and getattr(part, field.name) != field.default
+        if field.name not in without and getattr(part, field.name) != field.default
     }
     config = part.__struct_config__
     return {config.tag_field: config.tag, **kept} if config.tag_field else kept

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
 from torch import Tensor
 
 from sparseflow.core.documents import SCHEMA, load_document, save_document
@@ -18,7 +17,7 @@ from sparseflow.core.errors import SpecError, StoreError
 from sparseflow.masks import Masks
 from sparseflow.masks.state import State
 from sparseflow.runs.journal import Mark, check
-from sparseflow.runs.spec import NUMERICS, RunSpec, from_data, identity
+from sparseflow.runs.spec import NUMERICS, RunSpec, as_data, from_data, identity
 from sparseflow.train.checkpoint import load_state
 
 ID = re.compile(r"[0-9a-f]{16}")
@@ -215,7 +214,7 @@ class Store:
         """Make the run's folder and write its specification, if not there yet."""
         run = self.run(spec)
         if not (run.path / "spec.json").is_file():
-            content = {"numerics": NUMERICS, "spec": msgspec.to_builtins(spec)}
+            content = {"numerics": NUMERICS, "spec": as_data(spec)}
             save_document(run.path / "spec.json", "spec", run.id, content)
         return run
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseflow.core.errors import StoreError
+from sparseflow.core.errors import SparseflowError, StoreError
 from sparseflow.core.files import load_tensors, save_tensors
 from sparseflow.core.parameters import named_weights
 from sparseflow.masks import Masks
@@ -107,13 +107,32 @@ def load_resume(
     The file may have been written under the other execution, masked dense or sparse.
 
     Raises:
-        StoreError: if the file is missing, damaged, of another run, or holds
-            weights alone.
+        StoreError: if the file is missing, damaged, of another run or network,
+            or holds weights alone.
     """
     tensors, meta = _load(path, run)
     if "optimizer" not in meta:
         raise StoreError(f"checkpoint {path} holds no optimiser state: it cannot be resumed")
-    state = _state(path, tensors, meta)
+    try:
+        _restore(tensors, meta, _state(path, tensors, meta), model, optimizer, topology)
+        return dict(meta["extra"])
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError) as e:
+        if isinstance(e, SparseflowError):
+            raise
+        line = (str(e).strip().splitlines() or [""])[0]
+        raise StoreError(
+            f"checkpoint {path} holds no state of this run ({type(e).__name__}: {line})"
+        ) from e
+
+
+def _restore(
+    tensors: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    state: State,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    topology: Topology,
+) -> None:
     packed = meta["optimizer"]
     slots: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in packed["numbers"].items()}
     sizes = dict(enumerate(p.shape for p in _parameters(optimizer)))
@@ -129,7 +148,6 @@ def load_resume(
         slots.setdefault(int(index), {})[key] = kept.spread(tensor) if spread else tensor
     optimizer.load_state_dict({"state": slots, "param_groups": packed["groups"]})
     topology.load_state_dict(meta["topology"] | {"masks": state.masks()})
-    return meta["extra"]
 
 
 def resume_extra(path: Path, run: str) -> dict[str, Any]:
