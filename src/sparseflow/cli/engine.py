@@ -59,4 +59,4 @@ class Engine:
     def _gpus(self) -> float:
         """Without a word, a run on an accelerator reserves one."""
         on_cpu = self.device.partition(":")[0] == "cpu"
-        return self.gpus if self.gpus is not None else 0 if on_cpu else 1
+        return self.gpus if self.gpus is not None else 0.0 if on_cpu else 1.0

@@ -72,10 +72,13 @@ class Graph(Mapping[str, Job]):
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def take(self) -> Job | None:
-        """Start the first job whose parents are finished; None if there is none."""
-        if not self._ready:
-            return None
+    @property
+    def ready(self) -> bool:
+        """Say whether a job waits for nothing but its start."""
+        return bool(self._ready)
+
+    def take(self) -> Job:
+        """Start the first of the jobs that are ready."""
         _, job = heapq.heappop(self._ready)
         self._move(job, "running")
         return job

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from sparseflow.runs.execution import execute
 from sparseflow.runs.executors import Ended, Event, Executor, Lost, Task, Tell, Told
 from sparseflow.runs.graph import Graph, Job
@@ -48,8 +50,10 @@ def sweep(
     with stoppable() as stop:
         while True:
             stop.check("the sweep was interrupted")
-            while not executor.full and (job := jobs.take()) is not None:
-                executor.submit(Task(job.run.id, _work, (job.spec, root, device)))
+            while jobs.ready and not executor.full:
+                job = jobs.take()
+                spec = msgspec.json.encode(job.spec)  # a pickled default is no longer a default
+                executor.submit(Task(job.run.id, _work, (spec, root, device)))
                 changed(job)
             if executor.idle:
                 return
@@ -73,9 +77,9 @@ def _settle(jobs: Graph, event: Event, changed: Callable[[Job], None]) -> None:
                 changed(each)
 
 
-def _work(tell: Tell, spec: RunSpec, root: str, device: str) -> float:
+def _work(tell: Tell, encoded: bytes, root: str, device: str) -> float:
     check_device(device)
 
-    store = Store(Path(root))
+    spec, store = msgspec.json.decode(encoded, type=RunSpec), Store(Path(root))
     run = execute(spec, store, device=device, progress=lambda _, *reached: tell(reached))
     return float(run.result["test_accuracy"])

@@ -261,7 +261,9 @@ def _run(stages: tuple[Stage, ...], layers: tuple[Weighted, ...], n: int, x: Ten
     return y if y.dtype == kind else y.to(kind)
 
 
-_opaque = cast(Callable[..., Tensor], torch.compiler.disable(_run))
+# torch.compiler.disable, but the compiler is imported with the first call, not with this module:
+# that takes longer than to import all the rest.
+_opaque = cast(Callable[..., Tensor], torch._disable_dynamo(_run))
 
 
 def _float32(tensor: Any) -> Any:
