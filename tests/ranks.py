@@ -29,9 +29,9 @@ from torch.nn.parallel import DistributedDataParallel
 import sparseflow as sf
 from sparseflow.core.errors import SparseflowError
 from sparseflow.core.parallel import local, part_like
+from sparseflow.data import Batches
 from sparseflow.recipes import make_spec
 from sparseflow.runs import Store, execute
-from sparseflow.runs.ranks import Shares
 from sparseflow.topology import Topology
 
 UPDATES = 20
@@ -353,15 +353,13 @@ STOPPED = "stopped before the end"
 
 def run_until(step: int, root: str, recipe: str, settings: list[str]) -> list[str]:
     """Run a recipe that is stopped on every rank before this step; resume from every fourth."""
-    taken = Shares.__getitem__
+    taken = Batches.__getitem__
 
-    def stopping(shares: Shares, at: int) -> Any:
+    def stopping(batches: Batches, at: int) -> Any:
         if at == step:
             raise SparseflowError(STOPPED)
-        return taken(shares, at)
+        return taken(batches, at)
 
-    with (
-        mock.patch.object(Shares, "__getitem__", stopping),
-        mock.patch("sparseflow.runs.execution.RESUME_EVERY", 4),
-    ):
-        return [execute(make_spec(recipe, settings=settings), Store(Path(root))).id]
+    spec = make_spec(recipe, settings=[*settings, "train.resume=4"])
+    with mock.patch.object(Batches, "__getitem__", stopping):
+        return [execute(spec, Store(Path(root))).id]

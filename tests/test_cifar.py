@@ -181,10 +181,9 @@ def test_recipes_run(short: str, cifar: Path, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_run_ends_bit_for_bit_as_an_undisturbed_one(
-    cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cifar: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("sparseflow.runs.execution.RESUME_EVERY", 2)
-    spec = tiny("resnet20-cifar10/rigl+")
+    spec = tiny("resnet20-cifar10/rigl+", "train.resume=2")
     whole, broken = Store(tmp_path / "whole"), Store(tmp_path / "broken")
     run = execute(spec, whole)
     interrupt(spec, broken, 3)

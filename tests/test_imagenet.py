@@ -190,11 +190,8 @@ def test_three_steps(name: str, imagenet: Path, tmp_path: Path) -> None:
     )
 
 
-def test_a_run_with_dropout_resumes_bit_for_bit(
-    imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sparseflow.runs.execution.RESUME_EVERY", 1)
-    spec = three_steps("vgg16-imagenet/rigl+")
+def test_a_run_with_dropout_resumes_bit_for_bit(imagenet: Path, tmp_path: Path) -> None:
+    spec = three_steps("vgg16-imagenet/rigl+", "train.resume=1")
     run = execute(spec, Store(tmp_path / "whole"))
     broken = Store(tmp_path / "broken")
     torch.manual_seed(7)

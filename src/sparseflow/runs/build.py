@@ -107,6 +107,8 @@ def assemble(
     layers = maskable(model)
     masks = _masks(spec, layers, store).to(device)
     _set_weights(spec, model, layers, masks, store)
+    reseed = _reseeding(spec, model)
+    reseed(0)
     beginning = at_beginning(model, layers, masks, probes[0][0], spec.seeds.data)
     execution = execution or resolve(spec, masks, device)
     if execution == "sparse":
@@ -122,14 +124,10 @@ def assemble(
         fused=execution == "sparse",
     )
     rate, inner = make_rate(spec), o.momentum if o.inner_momentum else None
-    random = any(isinstance(module, nn.Dropout) for module in model.modules())
 
-    def preparation(step: int) -> None:
+    def prepare(step: int) -> None:
+        reseed(step)
         set_rate(optimizer, rate, step, inner_momentum=inner)
-        if random:  # a function of the step alone, as all else that a step depends on
-            torch.manual_seed(
-                generator(spec.seeds.data, "dropout", generation(spec), step).initial_seed()
-            )
 
     return Assembly(
         execution=execution,
@@ -139,7 +137,7 @@ def assemble(
         method=make_method(spec, model, probes[1]),
         optimizer=optimizer,
         rate=rate,
-        prepare=preparation,
+        prepare=prepare,
         loss=make_loss(spec),
         batches=Batches(
             dataset.train,
@@ -150,6 +148,16 @@ def assemble(
         ),
         dataset=dataset,
         probe=probes[0],
+    )
+
+
+def _reseeding(spec: RunSpec, model: nn.Module) -> Callable[[int], None]:
+    """Make what the network itself draws a function of the step alone, as is all else."""
+    if not any(isinstance(module, nn.Dropout) for module in model.modules()):
+        return lambda step: None
+    stream = ("dropout", generation(spec))
+    return lambda step: torch.manual_seed(  # type: ignore[return-value]
+        generator(spec.seeds.data, *stream, step).initial_seed()
     )
 
 
