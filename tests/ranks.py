@@ -352,7 +352,7 @@ STOPPED = "stopped before the end"
 
 
 def run_until(step: int, root: str, recipe: str, settings: list[str]) -> list[str]:
-    """Run a recipe that is stopped on every rank before this step; resume from every fourth."""
+    """Run a recipe that is stopped on every rank before this step."""
     taken = Shares.__getitem__
 
     def stopping(shares: Shares, at: int) -> Any:
@@ -360,8 +360,5 @@ def run_until(step: int, root: str, recipe: str, settings: list[str]) -> list[st
             raise SparseflowError(STOPPED)
         return taken(shares, at)
 
-    with (
-        mock.patch.object(Shares, "__getitem__", stopping),
-        mock.patch("sparseflow.runs.execution.RESUME_EVERY", 4),
-    ):
+    with mock.patch.object(Shares, "__getitem__", stopping):
         return [execute(make_spec(recipe, settings=settings), Store(Path(root))).id]
