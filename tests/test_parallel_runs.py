@@ -18,8 +18,8 @@ from sparseflow.recipes import make_spec
 from sparseflow.runs import Run, Store, execute
 
 SHORT = [
-    "train.steps=12", "train.batch=24", "train.keep=4", "measure.every=4", "measure.evaluate=12",
-    "data.probe=48", "data.limit=200", "mask=er", "density=0.2",
+    "train.steps=12", "train.batch=24", "train.keep=4", "train.resume=4", "measure.every=4",
+    "measure.evaluate=12", "data.probe=48", "data.limit=200", "mask=er", "density=0.2",
 ]  # fmt: skip
 MLP, LENET5 = ["model.widths=[24,16]"], ["model.widths=[2,4,20,16]"]
 BATCH = ["method.every=3", "method.grow=batch"]

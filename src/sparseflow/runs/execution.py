@@ -184,6 +184,10 @@ def _train(
     except DivergedError as error:
         kept = f"the last checkpoint is that of step {run.kept[-1]}" if run.kept else "none is kept"
         raise DivergedError(f"{run.label}: {error}; {kept}") from error
+    except RuntimeError:
+        if ranks.rank > 0:  # rank 0, stopped by the same signal, has left this one waiting
+            stop.check(f"{run.label}: rank {ranks.rank} interrupted")
+        raise
     topology.detach()
     if ranks.rank == 0:
         facts = {
@@ -191,11 +195,17 @@ def _train(
             "seconds": round(time.monotonic() - began, 1),
             "resumed_at": start,
         }
-        environment = _environment(parts, device) | facts
-        save_document(run.path / "environment.json", "environment", run.id, environment)
-        journal.sync()
-        result = _result(parts, topology.masks) | {"metrics": journal.mark}
-        save_document(run.path / "result.json", "result", run.id, result)
+        _finish(run, parts, topology.masks, journal, _environment(parts, device) | facts)
+
+
+def _finish(
+    run: Run, parts: Assembly, masks: Masks, journal: Journal, environment: dict[str, Any]
+) -> None:
+    """Write what a run ends with; its result comes last."""
+    save_document(run.path / "environment.json", "environment", run.id, environment)
+    journal.sync()
+    result = _result(parts, masks) | {"metrics": journal.mark}
+    save_document(run.path / "result.json", "result", run.id, result)
 
 
 def _is_due(spec: RunSpec, step: int) -> bool:
