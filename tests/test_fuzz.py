@@ -28,7 +28,7 @@ from sparseflow.runs import Store, check, execute, identity
 from sparseflow.runs.spec import RunSpec, from_data
 from sparseflow.train.checkpoint import load_resume, load_state, save_resume, save_weights
 
-COUNTS = [pytest.param(150, id="few"), pytest.param(10_000, marks=pytest.mark.soak, id="many")]
+COUNTS = [pytest.param(150, id="few"), pytest.param(3000, marks=pytest.mark.soak, id="many")]
 
 numbers = (
     st.integers(-3, 3)
