@@ -15,6 +15,7 @@ def need(module: str, *, extra: str) -> Any:
         module: its full name.
         extra: ``measure`` (curvature and geometry), ``report`` (tables,
             figures and the page; ``measure`` included), ``onnx`` (export),
+            ``data`` (CIFAR-10 and ImageNet),
             ``ray`` (sweeps on a cluster), ``huggingface`` and ``lightning``
             (callbacks of their trainers) or ``tensorboard`` (event files).
 
