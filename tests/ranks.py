@@ -73,7 +73,7 @@ class Crew:
         """
         for pipe in self._ours:
             pipe.send((work, args))
-        found = [pipe.recv() if pipe.poll(120) else "no answer" for pipe in self._ours]
+        found = [pipe.recv() if pipe.poll(300) else "no answer" for pipe in self._ours]
         assert not any(isinstance(each, str) for each in found), "\n".join(map(str, found))
         return found
 
@@ -99,7 +99,7 @@ def _serve(rank: int, count: int, folder: str, pipe: Connection) -> None:
         init_method=f"file://{folder}/store",
         rank=rank,
         world_size=count,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=180),
     )
     while order := pipe.recv():
         work, args = order
