@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, Literal
 
 import msgspec
@@ -230,13 +231,16 @@ def identity(spec: RunSpec) -> str:
     return hashlib.sha256(text).hexdigest()[:16]
 
 
+_fields = cache(msgspec.structs.fields)  # it evaluates all annotations anew
+
+
 def _essential(part: Any) -> Any:
     """Fields that differ from their defaults, and the kind of each part."""
     if not isinstance(part, msgspec.Struct):
         return part
     kept = {
         field.name: _essential(getattr(part, field.name))
-        for field in msgspec.structs.fields(part)
+        for field in _fields(type(part))
         if field.name != "recipe" and getattr(part, field.name) != field.default
     }
     config = part.__struct_config__

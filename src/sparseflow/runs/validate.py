@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 from sparseflow.core.errors import SpecError, unknown
@@ -60,13 +61,19 @@ def check(spec: RunSpec) -> RunSpec:
 def _check_names(spec: RunSpec) -> None:
     if spec.model.name not in MODELS:
         raise SpecError(unknown("model", spec.model.name, MODELS))
-    build(spec.model.name, spec.model.widths)
+    _check_model(spec.model.name, spec.model.widths)
     if spec.optimizer.kind not in OPTIMIZERS:
         raise SpecError(unknown("optimizer", spec.optimizer.kind, OPTIMIZERS))
     if spec.optimizer.inner_momentum and spec.optimizer.kind != "sgd":
         raise SpecError(
             f"optimizer.inner_momentum is SGD's; set it to false for {spec.optimizer.kind}"
         )
+
+
+@cache
+def _check_model(name: str, widths: tuple[int, ...]) -> None:
+    """Build it once: a sweep asks for one model thousands of times."""
+    build(name, widths)
 
 
 def _check_numbers(spec: RunSpec) -> None:
