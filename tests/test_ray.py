@@ -59,9 +59,10 @@ def test_with_a_worker_killed_in_the_middle_the_table_is_the_local_one(
 
 
 def test_tasks_fail_and_report_as_in_local_processes(two: Cluster, tmp_path: Path) -> None:
+    (marks := tmp_path / "marks").mkdir()
     with Ray(tmp_path, address=two.address, retries=1) as executor:
         executor.submit(Task("diverge", tasks.diverge))
-        executor.submit(Task("die", tasks.die, (str(tmp_path), 2)))
+        executor.submit(Task("die", tasks.die, (str(marks), 2)))
         executor.submit(Task("double", tasks.double, (4,)))
         ended = {e.key: e for e in drain(executor) if isinstance(e, Ended)}
     assert ended["double"].value == 8

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,12 +38,19 @@ class Engine:
     address: str | None = None
     gpus: float | None = None
 
-    def executor(self, store: Store) -> Executor:
-        """Make the executor; it starts nothing yet.
+    @contextmanager
+    def executor(self, store: Store) -> Iterator[Executor]:
+        """Give the executor, which starts nothing before the first task, and end it.
 
         Raises:
             SpecError: for an option of the other kind, or a device that is not here.
         """
+        made = self._make(store)
+        # Ray writes to standard output when a worker dies, which is the place of tables and JSON
+        with redirect_stdout(sys.stderr), made:
+            yield made
+
+    def _make(self, store: Store) -> Executor:
         if self.kind == "ray":
             return Ray(
                 store.root,

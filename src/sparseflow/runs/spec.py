@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any, Literal
 
 import msgspec
@@ -290,13 +291,16 @@ def as_data(spec: RunSpec) -> Any:
     return _essential(spec, without=())
 
 
+_fields = cache(msgspec.structs.fields)  # it evaluates all annotations anew
+
+
 def _essential(part: Any, without: Sequence[str] = NAMELESS) -> Any:
     """Fields that differ from their defaults, and the kind of each part."""
     if not isinstance(part, msgspec.Struct):
         return part
     kept = {
         field.name: _essential(getattr(part, field.name), without)
-        for field in msgspec.structs.fields(part)
+        for field in _fields(type(part))
         if field.name not in without and getattr(part, field.name) != field.default
     }
     config = part.__struct_config__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ def _check_names(spec: RunSpec) -> None:
     if spec.model.name not in MODELS:
         raise SpecError(unknown("model", spec.model.name, MODELS))
     check_name(spec.recipe)
-    _check_size(spec)
+    _check_size(spec.model.name, spec.model.widths)
     if spec.optimizer.kind not in OPTIMIZERS:
         raise SpecError(unknown("optimizer", spec.optimizer.kind, OPTIMIZERS))
     if spec.optimizer.inner_momentum and spec.optimizer.kind != "sgd":
@@ -77,13 +78,14 @@ def _check_names(spec: RunSpec) -> None:
         )
 
 
-def _check_size(spec: RunSpec) -> None:
-    """Build the model without memory for its numbers."""
+@cache
+def _check_size(name: str, widths: tuple[int, ...]) -> None:
+    """Build the model without memory for its numbers; once, since a sweep asks thousands of times."""
     try:
         with torch.device("meta"):
-            build(spec.model.name, spec.model.widths)
+            build(name, widths)
     except (RuntimeError, OverflowError) as error:
-        raise SpecError(f"model.widths={list(spec.model.widths)} cannot be built") from error
+        raise SpecError(f"model.widths={list(widths)} cannot be built") from error
 
 
 def _check_data(spec: RunSpec) -> None:

@@ -1,0 +1,1 @@
+"""Sweeps and stores of thousands of runs."""
