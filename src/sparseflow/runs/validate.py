@@ -80,7 +80,7 @@ def _check_names(spec: RunSpec) -> None:
 
 @cache
 def _check_size(name: str, widths: tuple[int, ...]) -> None:
-    """Build the model without memory for its numbers; once, since a sweep asks thousands of times."""
+    """Build the model once, without memory for its numbers: a sweep asks thousands of times."""
     try:
         with torch.device("meta"):
             build(name, widths)
