@@ -12,7 +12,7 @@ torch.manual_seed(0)
 sequences = torch.randint(1, 4, (512, 16)).cumsum(1) % 32  # each token is one to three ahead
 data = [{"input_ids": s, "labels": s} for s in sequences]
 config = GPT2Config(vocab_size=32, n_positions=16, n_embd=32, n_layer=2, n_head=2,
-                    bos_token_id=0, eos_token_id=0, loss_type="ForCausalLM")  # fmt: skip
+                    bos_token_id=0, eos_token_id=0)  # fmt: skip
 model = GPT2LMHeadModel(config)
 
 arguments = TrainingArguments("gpt2", max_steps=120, logging_steps=20, save_steps=60,

@@ -11,14 +11,14 @@ import sparseflow as sf
 from sparseflow.data import load_mnist
 from sparseflow.integrations.lightning import SparseCallback
 
-PATCHES = {"image_size": 28, "patch_size": 7, "num_channels": 1, "num_labels": 10}
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
+SIZES = {"image_size": 28, "patch_size": 7, "num_channels": 1, "num_labels": 10, "hidden_size": 32,
+         "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}  # fmt: skip
 
 
 class Classifier(lightning.LightningModule):
     def __init__(self):
         super().__init__()
-        self.net = ViTForImageClassification(ViTConfig(num_attention_heads=2, **PATCHES, **SIZES))
+        self.net = ViTForImageClassification(ViTConfig(**SIZES))
 
     def training_step(self, batch, *_):
         loss = self.net(pixel_values=batch[0], labels=batch[1]).loss
@@ -29,12 +29,10 @@ class Classifier(lightning.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=3e-3)
 
 
-lightning.seed_everything(0, verbose=False)
 images = load_mnist().train
 batches = DataLoader(TensorDataset(images.x, images.y), batch_size=64, shuffle=True)
 masks = partial(sf.sparsify, density=0.2, pattern="constant_fan_in")
-method = sf.RigL(sf.every(10, stop=120), drop=sf.cosine(0.3, 120))
-callback = SparseCallback(masks, method)
+callback = SparseCallback(masks, sf.RigL(sf.every(10, stop=120), drop=sf.cosine(0.3, 120)))
 trainer = lightning.Trainer(max_steps=150, callbacks=[callback])
 trainer.fit(Classifier(), batches)
 print(

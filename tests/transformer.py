@@ -21,7 +21,7 @@ SMALL = {
 def gpt2(**changed: Any) -> nn.Module:
     """Two blocks of width 16; the head is tied to the embedding."""
     size = {"n_positions": LENGTH, "n_embd": 16, "n_layer": 2, "n_head": 2}
-    special = {"bos_token_id": 0, "eos_token_id": 0, "loss_type": "ForCausalLM"}
+    special = {"bos_token_id": 0, "eos_token_id": 0}
     config = transformers.GPT2Config(vocab_size=TOKENS, **(size | special | changed))
     return transformers.GPT2LMHeadModel(config)
 
