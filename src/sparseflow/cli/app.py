@@ -25,6 +25,7 @@ from sparseflow.cli.options import (
 from sparseflow.cli.probes import Probe, check_count, make_study, places, tables
 from sparseflow.cli.ranks import joined
 from sparseflow.cli.show import print_json, run_progress, stdout, table
+from sparseflow.cli.tensorboard import tensorboard
 from sparseflow.cli.work import (
     check_store,
     parse_seeds,
@@ -243,3 +244,4 @@ def report(
 
 
 app.command()(export)
+app.command()(tensorboard)

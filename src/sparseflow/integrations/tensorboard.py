@@ -1,0 +1,74 @@
+"""What a run has measured, as TensorBoard's event files."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sparseflow.core.errors import StoreError
+from sparseflow.core.extra import need
+
+EVENTS = "events.out.tfevents.*"
+
+
+def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield the finite numbers of one record of ``metrics.jsonl``, with their tags.
+
+    A tag starts with the event, and says the way into what is nested.
+
+    Example:
+        >>> flow = {"total": 1.5, "dense": float("nan"), "per_layer": {"fc.weight": 0.5}}
+        >>> list(scalars({"event": "flow", "step": 100, **flow}))
+        [('flow/total', 1.5), ('flow/per_layer/fc.weight', 0.5)]
+    """
+    rest = {k: v for k, v in record.items() if k not in ("event", "step")}
+    yield from _numbers(str(record["event"]), rest)
+
+
+def _numbers(tag: str, value: Any) -> Iterator[tuple[str, float]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _numbers(f"{tag}/{key}", inner)
+    elif isinstance(value, int | float) and math.isfinite(value):
+        yield tag, float(value)
+
+
+def write_events(folder: Path, records: Iterable[Mapping[str, Any]]) -> int:
+    """Write one run's records to a folder; events that were there are replaced.
+
+    All of them are read before anything is replaced, so that a damaged record
+    leaves the folder as it was.
+
+    Args:
+        folder: what TensorBoard takes for one run.
+        records: of ``metrics.jsonl``: ``event``, ``step`` and what was measured.
+
+    Returns:
+        Number of scalars written.
+
+    Raises:
+        SparseflowError: if the extra ``tensorboard`` is not installed.
+        StoreError: if the folder cannot be written.
+    """
+    need("tensorboard", extra="tensorboard")
+    writers = need("torch.utils.tensorboard", extra="tensorboard")
+    count = 0
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
+            with writers.SummaryWriter(part) as writer:
+                for record in records:
+                    for tag, value in scalars(record):
+                        writer.add_scalar(tag, value, record["step"])
+                        count += 1
+            old = list(folder.glob(EVENTS))
+            for path in Path(part).glob(EVENTS):
+                path.replace(folder / path.name)
+            for path in old:
+                path.unlink()
+    except OSError as error:
+        raise StoreError(f"cannot write {folder}: {error.strerror}") from error
+    return count
