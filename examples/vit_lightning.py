@@ -37,4 +37,6 @@ method = sf.RigL(sf.every(10, stop=120), drop=sf.cosine(0.3, 120))
 callback = SparseCallback(masks, method)
 trainer = lightning.Trainer(max_steps=150, callbacks=[callback])
 trainer.fit(Classifier(), batches)
-print(f"loss {trainer.callback_metrics['loss']:.2f} with {callback.masks.density:.0%} of the weights")
+print(
+    f"loss {trainer.callback_metrics['loss']:.2f} with {callback.masks.density:.0%} of the weights"
+)
