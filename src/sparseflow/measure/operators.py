@@ -163,7 +163,7 @@ class Curvature:
             for name, p in named.items()
             if p.requires_grad and len(where := _active(p, values.get(name)))
         }
-        self.names = tuple(self._where)
+        self.names: tuple[str, ...] = tuple(self._where)
         if not self.names:
             raise MeasureError(f"{type(model).__name__} has no active trainable parameter")
         ends = list(accumulate(len(where) for where in self._where.values()))
@@ -172,12 +172,13 @@ class Curvature:
         buffers = {name: cast(b, dtype).clone() for name, b in model.named_buffers()}
         self._point = {name: copies.pop(name) for name in self.names}
         first = self._point[self.names[0]]
-        self.shape = (ends[-1], ends[-1])
-        self.dtype, self.device = first.dtype, first.device
+        self.shape: tuple[int, int] = (ends[-1], ends[-1])
+        self.dtype: torch.dtype = first.dtype
+        self.device: torch.device = first.device
         self._chunks = chunks_of(model, loss, data, copies, buffers, dtype, chunk)
         self._replay = Replay(self._chunks, self._point, product, cache)
         with self._quiet():
-            self.loss = mean_value(self._chunks, self._point)
+            self.loss: float = mean_value(self._chunks, self._point)
             if product is gauss_newton_product:
                 self._chunks[0].output(self._point)
 

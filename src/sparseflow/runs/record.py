@@ -42,7 +42,7 @@ class Recorder:
         self._spec, self._parts, self._journal = spec, parts, journal
         self._start = self._weights()
         self._seen: tuple[int, Flow] | None = None
-        self.accuracy = float("nan")
+        self.accuracy: float = float("nan")
 
     def start_from(self, state: State) -> None:
         """Measure distances from these weights (a resumed run's own beginning)."""

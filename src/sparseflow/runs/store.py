@@ -198,7 +198,7 @@ class Store:
 
     def __init__(self, root: Path | str | None = None) -> None:
         """Refer to a folder, which need not exist yet."""
-        self.root = Path(root or os.environ.get("SPARSEFLOW_RUNS") or "runs")
+        self.root: Path = Path(root or os.environ.get("SPARSEFLOW_RUNS") or "runs")
 
     def run(self, spec: RunSpec) -> Run:
         """Return the run of a specification, started or not.

@@ -53,7 +53,7 @@ class SparseLayer(nn.Module, SparseWeight):
             SparseUnavailable: if the compiled core is missing.
         """
         super().__init__()
-        self.shape = torch.Size(shape)
+        self.shape: torch.Size = torch.Size(shape)
         self.record: Record | None = None
         pointers, columns = _rows(indices, self.shape)
         self._pattern: Any = self._checked(values, pointers, columns)

@@ -75,7 +75,9 @@ class Tape:
 
     def __init__(self, layers: tuple[Weighted, ...], n: int, parameters: tuple[Any, ...]) -> None:
         """Start before the first stage."""
-        self.n, self.layers, self.parameters = n, layers, parameters
+        self.n: int = n
+        self.layers: tuple[Weighted, ...] = layers
+        self.parameters: tuple[Any, ...] = parameters
         self.kept: list[Tensor] = []
         self.shapes: list[torch.Size] = []
         self.gradients: list[Tensor | None] = [None] * len(parameters)

@@ -149,7 +149,9 @@ class SparseConv2d(SparseLayer):
         groups: int = 1,
     ) -> None:
         """Hold the connections at sorted flat positions of (out, in / groups, kh, kw)."""
-        self.stride, self.padding, self.dilation = stride, padding, dilation
+        self.stride: tuple[int, int] = stride
+        self.padding: tuple[int, int] = padding
+        self.dilation: tuple[int, int] = dilation
         self.groups = groups
         super().__init__(shape, indices, values, bias)
 

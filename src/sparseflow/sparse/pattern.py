@@ -97,10 +97,10 @@ class LinearPattern:
         self.row_pointers = row_pointers
         self.columns = columns
         self.in_features = in_features
-        self.out_features = len(row_pointers) - 1
-        self.nnz = len(columns)
+        self.out_features: int = len(row_pointers) - 1
+        self.nnz: int = len(columns)
         density = self.nnz / max(1, in_features * self.out_features)
-        self.width = _block_width(density)
+        self.width: int = _block_width(density)
         self._starts: dict[int, Int32[Tensor, "blocks_plus_1 out"]] = {}
 
     def forward(self, nb: int) -> tuple[int, Int32[Tensor, "blocks_plus_1 out"]]:

@@ -66,8 +66,8 @@ class Topology:
         model, masks = bare(model), bare_names(model, masks)
         check(model, optimizer, masks, method)
         self.method = method
-        self.step = 0
-        self.updates = 0
+        self.step: int = 0
+        self.updates: int = 0
         self._seed = seed
         self._around = around or (lambda topology: nullcontext())
         self._optimizer = optimizer
