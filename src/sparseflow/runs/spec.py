@@ -201,6 +201,8 @@ class RunSpec(_Spec, frozen=True):
 def parents(spec: RunSpec) -> list[RunSpec]:
     """Runs that must be finished first, without repeats."""
     found = [part.run for part in (spec.mask, spec.weights) if hasattr(part, "run")]  # type: ignore[union-attr]
+    if len(found) < 2:
+        return found
     return list({identity(run): run for run in found}.values())
 
 
@@ -231,7 +233,10 @@ def identity(spec: RunSpec) -> str:
     return hashlib.sha256(text).hexdigest()[:16]
 
 
-_fields = cache(msgspec.structs.fields)  # it evaluates all annotations anew
+@cache
+def fields(kind: type[msgspec.Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    """Fields of a part; looked up once, since that evaluates all annotations anew."""
+    return msgspec.structs.fields(kind)
 
 
 def _essential(part: Any) -> Any:
@@ -240,7 +245,7 @@ def _essential(part: Any) -> Any:
         return part
     kept = {
         field.name: _essential(getattr(part, field.name))
-        for field in _fields(type(part))
+        for field in fields(type(part))
         if field.name != "recipe" and getattr(part, field.name) != field.default
     }
     config = part.__struct_config__

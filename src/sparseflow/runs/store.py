@@ -87,11 +87,12 @@ class Run:
         path = self.path / "metrics.jsonl"
         if not path.is_file():
             raise StoreError(f"run {self.id} ({self.spec.recipe}) has no metrics.jsonl")
-        with path.open(encoding="utf-8") as file:
+        with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    yield _with_nan(json.loads(line))
-                except json.JSONDecodeError as error:
+                    record = msgspec.json.decode(line)
+                    yield _with_nan(record) if b"null" in line else record
+                except msgspec.DecodeError as error:
                     raise StoreError(f"{path}, line {number} is damaged: {error}") from error
 
     @property
@@ -171,6 +172,10 @@ class Store:
             }
             write_atomic(run.path / "spec.json", json.dumps(content, indent=1) + "\n")
         return run
+
+    def ids(self) -> set[str]:
+        """Ids of all runs that were begun, and names of other folders, from one listing."""
+        return set(os.listdir(self.root)) if self.root.is_dir() else set()
 
     def runs(self) -> list[Run]:
         """All runs, sorted by label.
