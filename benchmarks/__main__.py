@@ -17,6 +17,8 @@ from benchmarks.curvature import curvature
 from benchmarks.flow import gradient_flow
 from benchmarks.initialisation import initialisation
 from benchmarks.progress import progress, skipped
+from benchmarks.scale.store import store
+from benchmarks.scale.sweep import sweep_overhead
 from benchmarks.sparse.figure import write_layers_figure
 from benchmarks.sparse.inference import inference
 from benchmarks.sparse.layers import layers
@@ -72,6 +74,10 @@ GROUPS = {
         Path("results/benchmarks-sparse.json"),
         threads=tuple(sorted({1, torch.get_num_threads()})),
         picture=Path("docs/images/sparse-layers.png"),
+    ),
+    "scale": Group(
+        {"sweep": sweep_overhead, "store": store},
+        Path("results/benchmarks-scale.json"),
     ),
 }
 

@@ -141,8 +141,10 @@ def report_room() -> Any:
 
 def row_of(run: Run) -> dict[str, Any]:
     """Say how a run stands, for a table and for JSON."""
-    accuracy, state = float("nan"), "started" if run.kept else "not started"
-    if run.finished:
+    accuracy = float("nan")
+    if not run.finished:
+        state = "started" if run.kept else "not started"
+    else:
         try:
             accuracy, state = run.result["test_accuracy"], "finished"
         except StoreError:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from sparseflow.runs import Run, RunSpec, identity, with_seeds
+from sparseflow.runs.spec import fields
 
 SHOWN = 3
 """Differences that a label names."""
@@ -69,6 +70,6 @@ def _leaves(part: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     tag = part.__struct_config__.tag
     if tag is not None:
         yield path, tag
-    for field in msgspec.structs.fields(part):
+    for field in fields(type(part)):
         if field.name not in ("recipe", "seeds"):
             yield from _leaves(getattr(part, field.name), f"{path}.{field.name}".lstrip("."))

@@ -127,11 +127,12 @@ def plan(specs: Iterable[RunSpec], store: Store) -> Graph:
         StoreError: if a run folder is damaged or of a newer schema.
     """
     jobs: dict[str, Job] = {}
+    there = store.ids()
     for spec in specs:
         for each in (*ancestors(check(spec)), spec):
-            run = store.run(each)
-            if run.id not in jobs:
-                job = Job(each, run, needs=[identity(p) for p in parents(each)])
-                job.state = "finished" if run.settled else "waiting"
-                jobs[run.id] = job
+            name = identity(each)
+            if name not in jobs:
+                run = store.run(each) if name in there else Run(store.root / name, each)
+                job = jobs[name] = Job(each, run, needs=[identity(p) for p in parents(each)])
+                job.state = "finished" if name in there and run.settled else "waiting"
     return Graph(jobs.values())

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from sparseflow.core.errors import SpecError, unknown
-from sparseflow.runs.spec import ParentWeights, PruneMethod, RunSpec, Seeds, StaticMethod
+from sparseflow.runs.spec import ParentWeights, PruneMethod, RunSpec, Seeds, StaticMethod, fields
 
 SHARED = ("data", "model", "execution")
 """Parts that a run shares with its parents: setting them sets the parents' too."""
@@ -113,14 +113,14 @@ def _set(spec: RunSpec, path: list[str], value: Any, shown: str) -> RunSpec:
 def _replace(part: Any, path: list[str], value: Any, shown: str) -> Any:
     """Rebuild ``part`` with the field at ``path`` replaced; types are checked by msgspec."""
     name, rest = path[0], path[1:]
-    fields = {f.name: f for f in msgspec.structs.fields(part)}
+    known = {f.name: f for f in fields(type(part))}
     tag = type(part).__struct_config__.tag_field
     if name == tag and not rest:
         raise SpecError(f"set {shown.rpartition('.')[0]}={value} instead of {shown}")
-    if name not in fields:
+    if name not in known:
         where = f"field of {shown.rpartition('.')[0]}" if "." in shown else "field"
-        raise SpecError(unknown(where, name, [*fields, *([tag] if tag else [])]))
-    kind, current = fields[name].type, getattr(part, name)
+        raise SpecError(unknown(where, name, [*known, *([tag] if tag else [])]))
+    kind, current = known[name].type, getattr(part, name)
     if rest == [_tag_field(kind)]:
         rest = []
     if rest:
@@ -139,7 +139,7 @@ def _switch(current: Any, union: Any, kind: str, shown: str) -> Any:
     if kind not in members:
         raise SpecError(unknown(f"{shown.removesuffix('.kind')} kind", kind, members))
     chosen = members[kind]
-    wanted = {f.name: f for f in msgspec.structs.fields(chosen)}
+    wanted = {f.name: f for f in fields(chosen)}
     shared = {n: getattr(current, n) for n in wanted if hasattr(current, n)}
     kept = {n: v for n, v in shared.items() if _fits(v, wanted[n].type)}
     missing = [n for n, f in wanted.items() if f.required and n not in kept]

@@ -252,6 +252,8 @@ def check_name(recipe: str) -> None:
 def parents(spec: RunSpec) -> list[RunSpec]:
     """Runs that must be finished first, without repeats."""
     found = [part.run for part in (spec.mask, spec.weights) if hasattr(part, "run")]  # type: ignore[union-attr]
+    if len(found) < 2:
+        return found
     return list({identity(run): run for run in found}.values())
 
 
@@ -291,7 +293,10 @@ def as_data(spec: RunSpec) -> Any:
     return _essential(spec, without=())
 
 
-_fields = cache(msgspec.structs.fields)  # it evaluates all annotations anew
+@cache
+def fields(kind: type[msgspec.Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    """Fields of a part; looked up once, since that evaluates all annotations anew."""
+    return msgspec.structs.fields(kind)
 
 
 def _essential(part: Any, without: Sequence[str] = NAMELESS) -> Any:
@@ -300,7 +305,7 @@ def _essential(part: Any, without: Sequence[str] = NAMELESS) -> Any:
         return part
     kept = {
         field.name: _essential(getattr(part, field.name), without)
-        for field in _fields(type(part))
+        for field in fields(type(part))
         if field.name not in without and getattr(part, field.name) != field.default
     }
     config = part.__struct_config__

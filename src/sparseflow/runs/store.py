@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 from torch import Tensor
 
 from sparseflow.core.documents import SCHEMA, load_document, save_document
@@ -114,11 +114,12 @@ class Run:
         if not path.is_file():
             raise StoreError(f"run {self.id} ({self.spec.recipe}) has no metrics.jsonl")
         self.check_metrics()
-        with path.open(encoding="utf-8") as file:
+        with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    yield _with_nan(json.loads(line))
-                except (ValueError, RecursionError) as error:
+                    record = msgspec.json.decode(line)
+                    yield _with_nan(record) if b"null" in line else record
+                except (msgspec.DecodeError, RecursionError) as error:
                     raise StoreError(f"{path}, line {number} is damaged: {error}") from error
 
     def check_metrics(self) -> None:
@@ -217,6 +218,10 @@ class Store:
             content = {"numerics": NUMERICS, "spec": as_data(spec)}
             save_document(run.path / "spec.json", "spec", run.id, content)
         return run
+
+    def ids(self) -> set[str]:
+        """Ids of all runs that were begun, and names of other folders, from one listing."""
+        return set(os.listdir(self.root)) if self.root.is_dir() else set()
 
     def runs(self) -> list[Run]:
         """All runs, sorted by label.

@@ -25,6 +25,10 @@ from sparseflow.report.results import Results, RunFigures
 from sparseflow.report.vocabulary import OTHER, PANELS, kind_of
 
 Part = Literal["total", "kernels"]
+
+EACH = 12
+"""Seeds of a recipe up to which each has its thin line; of more the range says enough."""
+
 _NAMES = {"total": "gradient norm", "kernels": "gradient norm, kernels"}
 
 
@@ -32,7 +36,7 @@ def flow_figure(results: Results, part: Part = "total") -> Figure | None:
     """Draw the norm over all active parameters, or over kernels alone.
 
     The line is the median over the living seeds (all, if none lives), the band
-    their range, thin lines the seeds; × ends a dead one. Grey lines are the
+    their range, thin lines the seeds where they are few; × ends a dead one. Grey lines are the
     medians of the other panels.
 
     Returns:
@@ -83,14 +87,14 @@ def _draw_panel(axes: Axes, groups: dict[str, list[RunFigures]], name: str, part
 
 def _draw_recipe(axes: Axes, runs: list[RunFigures], part: Part, recipe: str) -> None:
     style = look(recipe)
-    for run in runs:
-        steps, values = _positive(run, part)
+    curves = [_positive(run, part) for run in runs]
+    for steps, values in curves if len(runs) <= EACH else ():
         axes.plot(steps, values, color=style.color, linewidth=0.6, alpha=0.45, zorder=2)
-        if run.dead and len(values):
-            axes.plot(
-                steps[-1:], values[-1:], "x", color=style.color, markersize=5, zorder=5,
-                clip_on=False,
-            )  # fmt: skip
+    ends = [(x[-1], y[-1]) for run, (x, y) in zip(runs, curves, strict=True) if run.dead and len(y)]
+    if ends:
+        axes.plot(
+            *zip(*ends, strict=True), "x", color=style.color, markersize=5, zorder=5, clip_on=False
+        )
     steps, table = stacked(_shown(runs), part)
     if len(table) > 1:
         low, high = np.nanmin(table, axis=0), np.nanmax(table, axis=0)
