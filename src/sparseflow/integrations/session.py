@@ -87,7 +87,9 @@ class Session:
     @property
     def masks(self) -> Masks | None:
         """Its masks."""
-        return None if self.saved is None else self.saved.masks
+        if self._topology is not None:
+            return self._topology.masks
+        return None if self._ended is None else self._ended.masks
 
     def begin(
         self,
