@@ -32,8 +32,19 @@ def joined(device: str) -> Iterator[tuple[str, bool]]:
     if where.type == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
+    _meet("nccl" if where.type == "cuda" else "gloo")
     try:
         yield device, distributed.get_rank() == 0
     finally:
         distributed.destroy_process_group()
+
+
+def _meet(backend: str) -> None:
+    """Make the process group, apart from what earlier attempts of the job have left behind.
+
+    After a restart torchrun's store still has the addresses of the dead ranks:
+    gloo would wait for them.
+    """
+    store, rank, size = next(distributed.rendezvous("env://"))
+    attempt = distributed.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
+    distributed.init_process_group(backend, store=attempt, rank=rank, world_size=size)
