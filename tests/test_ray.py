@@ -142,7 +142,7 @@ def test_after_any_death_the_same_command_goes_on(tmp_path: Path, victim: str) -
                 nodes.kill(("head", "machine").index(victim))
         assert (first.returncode == 0) == (victim == "machine")
         if victim == "driver":
-            under_way = store.glob("*/.lock")
+            under_way = list(store.glob("*/.lock"))
             tasks.until(lambda: not any(tasks.holder(lock) for lock in under_way))
             subprocess.run(sweep_command(store, nodes.address, *names), env=env, check=True)
     if victim == "head":
