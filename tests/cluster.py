@@ -14,8 +14,8 @@ from pathlib import Path
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # so that localhost stays 127.0.0.1
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
-    "RAY_gcs_server_request_timeout_seconds": "5",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+    "RAY_raylet_start_wait_time_s": "240",  # on a busy machine
 }
 
 
@@ -42,7 +42,6 @@ def cluster() -> Iterator[Cluster]:
         env=os.environ | SETTINGS | {"PYTHONPATH": path},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
         text=True,
     ) as process:
         yield Cluster(process)

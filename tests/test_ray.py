@@ -129,10 +129,8 @@ def sweep_command(store: Path, address: str, *names: str) -> list[str]:
 @pytest.mark.soak
 @pytest.mark.parametrize("victim", ["driver", "machine", "head"])
 def test_after_any_death_the_same_command_goes_on(tmp_path: Path, victim: str) -> None:
-    """1,172 steps a run, 8 runs; the local sweep of them is what it must come to."""
-    names = [
-        f"{family}/{name}" for family in ("mlp-mnist", "lenet5-mnist") for name in ("dense", "set+")
-    ]
+    """Six runs of 1,172 steps; the local sweep of them is what it must come to."""
+    names = ["mlp-mnist/dense", "mlp-mnist/set+"]
     store, env = tmp_path / "cluster", os.environ | SETTINGS
     with cluster() as nodes:
         first = subprocess.Popen(sweep_command(store, nodes.address, *names), env=env)
@@ -144,7 +142,7 @@ def test_after_any_death_the_same_command_goes_on(tmp_path: Path, victim: str) -
                 nodes.kill(("head", "machine").index(victim))
         assert (first.returncode == 0) == (victim == "machine")
         if victim == "driver":
-            under_way = store.glob("*/.lock")
+            under_way = list(store.glob("*/.lock"))
             tasks.until(lambda: not any(tasks.holder(lock) for lock in under_way))
             subprocess.run(sweep_command(store, nodes.address, *names), env=env, check=True)
     if victim == "head":
@@ -155,6 +153,6 @@ def test_after_any_death_the_same_command_goes_on(tmp_path: Path, victim: str) -
     with Local(2, threads=1) as executor:
         sweep(jobs, alone, executor)
     assert [row_of(run) for run in swept.runs()] == [row_of(run) for run in alone.runs()]
-    assert len(jobs) == 12
+    assert len(jobs) == 6
     for run in alone.runs():
         assert files(swept.run(run.spec)) == files(run)
