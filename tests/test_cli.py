@@ -112,7 +112,7 @@ def test_a_damaged_data_file_is_one_clear_line(
     name = "t10k-labels-idx1-ubyte.gz"
     (folder / name).write_bytes(gzip.compress(b"not labels"))
     monkeypatch.setattr(
-        "sparseflow.runs.build.load_mnist", lambda: mnist.load_mnist.__wrapped__(folder)
+        "sparseflow.data.registry.load_mnist", lambda: mnist.load_mnist.__wrapped__(folder)
     )
     assert name in cli.fails("run", "mlp-mnist/dense", *settings(*TINY))
 
@@ -120,7 +120,7 @@ def test_a_damaged_data_file_is_one_clear_line(
 def test_a_newer_store_is_one_clear_line(cli: Cli) -> None:
     run = cli.json("run", "mlp-mnist/dense", *settings(*TINY))
     spec = Path(run["path"]) / "spec.json"
-    spec.write_text(spec.read_text().replace('"schema": 1', '"schema": 9'))
+    spec.write_text(spec.read_text().replace('"schema": 2', '"schema": 9'))
     for command in (["list"], ["measure", run["id"]], ["report", "mlp-mnist"]):
         assert "schema 9" in cli.fails(*command)
 
