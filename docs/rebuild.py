@@ -23,18 +23,30 @@ from sparseflow.report import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "claims.md", ROOT / "benchmarks" / "README.md")
-SPARSE = ROOT / "results" / "benchmarks-sparse.json"
-PICTURES = (
-    "accuracy",
-    "flow",
-    "start-signal",
-    "paths",
-    "plane",
-    "map",
-    "spectra",
-    "disagreement",
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "docs" / "claims.md",
+    ROOT / "docs" / "cifar.md",
+    ROOT / "benchmarks" / "README.md",
 )
+SPARSE = ROOT / "results" / "benchmarks-sparse.json"
+PICTURES = {
+    "lenet5-mnist": {
+        name: name
+        for name in (
+            "accuracy",
+            "flow",
+            "start-signal",
+            "paths",
+            "plane",
+            "map",
+            "spectra",
+            "disagreement",
+        )
+    },
+    "resnet20-cifar10": {"accuracy": "cifar-accuracy", "flow": "cifar-flow"},
+}
+"""Pictures of a family's report, and their names among the docs'."""
 
 
 def blocks() -> dict[str, str]:
@@ -46,7 +58,7 @@ def blocks() -> dict[str, str]:
     }
     found |= {
         f"table {family}": markdown_table(load_results(ROOT / "results" / f"{family}.json"))
-        for family in ("lenet5-mnist", "mlp-mnist")
+        for family in ("lenet5-mnist", "mlp-mnist", "resnet20-cifar10")
     }
     measured = json.loads((ROOT / "results" / "benchmarks.json").read_text())
     found["benchmarks"] = f"{benchmark_table(measured['records'])}\n\n{conditions(measured)}"
@@ -141,10 +153,11 @@ def main() -> None:
     texts = blocks()
     for path in PAGES:
         path.write_text(rebuilt(path.read_text(), texts))
-    with tempfile.TemporaryDirectory() as folder:
-        write_report(load_results(ROOT / "results" / "lenet5-mnist.json"), Path(folder))
-        for name in PICTURES:
-            shutil.copy(Path(folder) / f"{name}.png", ROOT / "docs" / "images" / f"{name}.png")
+    for family, names in PICTURES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            write_report(load_results(ROOT / "results" / f"{family}.json"), Path(folder))
+            for name, here in names.items():
+                shutil.copy(Path(folder) / f"{name}.png", ROOT / "docs" / "images" / f"{here}.png")
     if SPARSE.exists():
         sys.path.insert(0, str(ROOT))
         from benchmarks.sparse.figure import write_layers_figure  # noqa: PLC0415
