@@ -1,14 +1,15 @@
 """The report: nothing lost between run folders and page, and nothing said that is not so."""
 
-import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
 from sparseflow.core import extra
+from sparseflow.core.documents import save_document
 from sparseflow.core.errors import SparseflowError, StoreError
 from sparseflow.recipes import make_spec
 from sparseflow.report import (
@@ -97,12 +98,13 @@ def put(store: Store, spec: RunSpec, accuracy: float = 97.0, updates: int = 0) -
     for step in range(updates):
         norm = {"before": {"total": 1.0}, "after": {"total": 1.5 if step % 2 else 0.9}}
         lines.append({"event": "update", "step": step, **norm})
-    (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    written = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
+    (run.path / "metrics.jsonl").write_bytes(written)
     final = {
         "test_accuracy": accuracy, "test_loss": 0.1, "train_accuracy": accuracy,
         "train_loss": 0.1, "active_weights": 2210,
     }  # fmt: skip
-    (run.path / "result.json").write_text(json.dumps(final))
+    save_document(run.path / "result.json", "result", run.id, final)
     return run
 
 
