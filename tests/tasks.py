@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sparseflow.core.errors import DivergedError
+from sparseflow.core.errors import DivergedError, Interrupted
 
 Tell = Callable[[object], None]
 
@@ -35,6 +35,14 @@ def die(tell: Tell, marks: str, times: int) -> int:
     if tried < times:
         os.kill(os.getpid(), signal.SIGKILL)
     return tried + 1
+
+
+def stop_once(tell: Tell, mark: str) -> str:
+    """End the first time as a run does that a signal has stopped."""
+    if not Path(mark).exists():
+        Path(mark).touch()
+        raise Interrupted("stopped at step 3", signal.SIGTERM)
+    return "done"
 
 
 def endure(tell: Tell, seconds: float) -> None:

@@ -122,6 +122,12 @@ def test_a_death_costs_one_task_a_try(
     assert events[-1] == Ended("die", None if error else deaths + 1, error)
 
 
+def test_a_task_that_a_signal_stopped_is_tried_again(tmp_path: Path) -> None:
+    with Local(1, threads=1) as executor:
+        executor.submit(Task("stop", tasks.stop_once, (str(tmp_path / "mark"),)))
+        assert drain(executor) == [Lost("stop", "stopped at step 3"), Ended("stop", "done")]
+
+
 def test_an_idle_worker_that_died_is_replaced() -> None:
     with Local(1, threads=1) as executor:
         first = carried_out(executor, Task("first", tasks.process))

@@ -13,7 +13,7 @@ import msgspec
 from sparseflow.core.documents import load_document, save_document
 from sparseflow.core.errors import SparseflowError, StoreError
 from sparseflow.runs import Store
-from sparseflow.runs.executors import Ended, Executor, Task, Tell, attempt
+from sparseflow.runs.executors import Ended, Executor, Task, Tell
 from sparseflow.studies.agreement import agreement
 from sparseflow.studies.curvature import spectrum, updates
 from sparseflow.studies.figures import Figures
@@ -92,7 +92,7 @@ def carry_out_all(
     missing: deque[Task] = deque()
     for task, study in zip(tasks, studies, strict=True):
         if _path(key(study), store).is_file():
-            end(attempt(task))
+            end(_made(task.key, study, store))
         else:
             missing.append(task)
     while missing or not executor.idle:
@@ -106,6 +106,13 @@ def carry_out_all(
         each = "; ".join(f"{_named(studies[i])}: {error}" for i, error in sorted(failed.items()))
         raise SparseflowError(f"{len(failed)} of {len(studies)} studies failed: {each}")
     return [ended[task.key].value for task in tasks]
+
+
+def _made(name: str, study: Study, store: Store) -> Ended:
+    try:
+        return Ended(name, carry_out(study, store))
+    except StoreError as error:
+        return Ended(name, error=str(error))
 
 
 def _named(study: Study) -> str:

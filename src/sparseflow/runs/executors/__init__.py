@@ -8,9 +8,8 @@ from sparseflow.runs.executors.base import (
     Task,
     Tell,
     Told,
-    attempt,
 )
 from sparseflow.runs.executors.local import Local
 from sparseflow.runs.executors.ray import Ray
 
-__all__ = ["Ended", "Event", "Executor", "Local", "Lost", "Ray", "Task", "Tell", "Told", "attempt"]
+__all__ = ["Ended", "Event", "Executor", "Local", "Lost", "Ray", "Task", "Tell", "Told"]

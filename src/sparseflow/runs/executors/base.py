@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from sparseflow.core.errors import SparseflowError
+from sparseflow.core.errors import Interrupted, SparseflowError
 
 Tell = Callable[[Any], None]
 """What a task reports its progress with; only the latest report matters."""
@@ -41,7 +41,7 @@ class Told:
 
 @dataclass(frozen=True)
 class Lost:
-    """The worker of a task died; the task has been submitted again."""
+    """The worker of a task died or was told to stop; the task has been submitted again."""
 
     key: str
     reason: str
@@ -151,8 +151,10 @@ class Executor(ABC):
         """Stop what is under way, and all workers."""
 
 
-def attempt(task: Task, tell: Tell = lambda value: None, every: float = 0.0) -> Ended:
+def attempt(task: Task, tell: Tell, every: float) -> Ended | Lost:
     """Carry a task out in this process; whatever it raises becomes the error's text.
+
+    A task that a signal has stopped is lost, as if its worker had died.
 
     Args:
         task: what to do.
@@ -170,6 +172,8 @@ def attempt(task: Task, tell: Tell = lambda value: None, every: float = 0.0) -> 
 
     try:
         return Ended(task.key, task.function(report, *task.arguments))
+    except Interrupted as error:
+        return Lost(task.key, str(error))
     except Exception as error:  # one task's trouble, out of memory say, is not the others'
         return Ended(task.key, error=describe(error))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sparseflow.runs.executors.base import Ended, Task, attempt
+from sparseflow.runs.executors.base import Ended, Lost, Task, attempt
 from sparseflow.runs.spec import NUMERICS
 
 TELL_EVERY = 5.0
@@ -63,7 +63,7 @@ class Board:
         return latest
 
 
-def carry_out(allowed: Pass, task: Task, board: Any) -> Ended | Refusal:
+def carry_out(allowed: Pass, task: Task, board: Any) -> Ended | Lost | Refusal:
     """Carry a task out in this worker, if it may."""
     reason = refusal(allowed)
     if reason:
