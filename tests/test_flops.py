@@ -152,5 +152,8 @@ def test_what_cannot_be_counted_is_refused() -> None:
     whole = {"in_proj_weight": torch.ones(24, 8, dtype=torch.bool)}
     with pytest.raises(sf.SparseflowError, match="in_proj_weight belongs to a module with others"):
         sf.flops(attention, (torch.ones(3, 1, 8),) * 3, whole)
+    out = {"out_proj.weight": torch.ones(8, 8, dtype=torch.bool)}
+    with pytest.raises(sf.SparseflowError, match="out_proj are never called by themselves"):
+        sf.flops(attention, (torch.ones(3, 1, 8),) * 3, out)
     with pytest.raises(sf.SparseflowError, match="nothing"):
         sf.flops(model, x, {"nothing": torch.ones(2, dtype=torch.bool)})

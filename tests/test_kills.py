@@ -30,6 +30,14 @@ SWEEP = ["train.steps=30", "train.keep=5", "train.resume=5", "measure.every=1", 
 COUNTS = [3, pytest.param(50, marks=pytest.mark.soak)]
 
 
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """Take SIGINT, which a shell lets its background jobs ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def rng() -> random.Random:
     print(f"SPARSEFLOW_TEST_SEED={SEED}")  # shown if the test fails

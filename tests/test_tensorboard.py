@@ -54,6 +54,7 @@ def test_scalars_by_tag_and_step(tmp_path):
 
 def test_writing_again_replaces(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / ".part-left").mkdir()  # by a writer that was killed
     write_events(tmp_path, RECORDS)
     write_events(tmp_path, RECORDS[:1])
     assert read(tmp_path) == {"flow/total": [(0, 1.5)], "flow/per_layer/a.weight": [(0, 1.0)]}
@@ -109,3 +110,12 @@ def test_a_damaged_file_is_named(cli, tmp_path):
     path = run.path / "metrics.jsonl"
     path.write_text(json.dumps({"event": "flow", "step": 0, "total": 1.0}) + "\n{")
     assert "metrics.jsonl is damaged" in cli.fails("tensorboard", run.id, "-o", str(tmp_path))
+
+
+def test_a_line_half_written_of_a_run_under_way_is_left_out(tmp_path):
+    run = execute(short(), Store(tmp_path))
+    whole = list(run.metrics())
+    (run.path / "result.json").unlink()
+    with (run.path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"event": "fl')
+    assert [r["event"] for r in run.metrics()] == [r["event"] for r in whole]

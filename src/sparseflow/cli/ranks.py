@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from torch import distributed
 
 from sparseflow.core.errors import SpecError
+
+PATIENCE = timedelta(days=7)
+"""How long ranks wait for rank 0, which measures alone; a dead rank is torchrun's to notice."""
 
 
 @contextmanager
@@ -47,4 +51,6 @@ def _meet(backend: str) -> None:
     """
     store, rank, size = next(distributed.rendezvous("env://"))
     attempt = distributed.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
-    distributed.init_process_group(backend, store=attempt, rank=rank, world_size=size)
+    distributed.init_process_group(
+        backend, store=attempt, rank=rank, world_size=size, timeout=PATIENCE
+    )

@@ -119,7 +119,7 @@ class Images:
     def _batch(self, where: Where, chances: Tensor | None) -> Batch:
         numbers = torch.arange(self.count)[where].tolist()
         wanted: dict[int, tuple[bytes, int]] = {}
-        for number in sorted(numbers):  # forwards through the stream, whatever the order
+        for number in numbers:  # block after block, over the end of an epoch too
             block, place = divmod(number, self.blocks.size)
             rows = self.blocks[block]
             if place >= len(rows["label"]):

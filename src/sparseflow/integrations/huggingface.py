@@ -50,7 +50,7 @@ class SparseCallback(transformers.TrainerCallback):
         loss: ``loss(model, batch) -> scalar``.
         every: log after so many steps, see :meth:`Session.metrics
             <sparseflow.integrations.session.Session.metrics>`; by default the
-            trainer's own ``logging_steps``.
+            trainer's own ``logging_steps``, unless its ``logging_strategy`` is ``no``.
         resume_from: the checkpoint folder that the trainer is told to resume
             from, where that is not ``checkpoint-<step>`` in its ``output_dir``.
 
@@ -91,7 +91,10 @@ class SparseCallback(transformers.TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Log at the cadence; the trainer's own log, if due at this step, comes after."""
-        if state.global_step % (self._every or state.logging_steps) == 0:
+        every = self._every
+        if every is None:
+            every = 0 if args.logging_strategy == "no" else state.logging_steps
+        if every and state.global_step % every == 0:
             due = control.should_log
             self._trainer.log(self._session.metrics())
             control.should_log = due

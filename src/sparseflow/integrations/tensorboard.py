@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from sparseflow.core.errors import StoreError
 from sparseflow.core.extra import need
 
 EVENTS = "events.out.tfevents.*"
+PART = ".part-"
 
 
 def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -58,7 +60,9 @@ def write_events(folder: Path, records: Iterable[Mapping[str, Any]]) -> int:
     count = 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
+        for left in folder.glob(f"{PART}*"):  # by a writer that was killed
+            shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=PART) as part:
             with writers.SummaryWriter(part) as writer:
                 for record in records:
                     for tag, value in scalars(record):

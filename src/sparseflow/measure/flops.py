@@ -57,7 +57,7 @@ def flops(model: nn.Module, example: Any, masks: Mapping[str, Tensor] | None = N
     Raises:
         MaskError: if the masks do not fit the model.
         MeasureError: if the model is truly sparse, or a masked weight belongs
-            to a module that has others inside.
+            to a module that has others inside or is never called by itself.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(100, 50), nn.ReLU(), nn.Linear(50, 10))
@@ -75,6 +75,11 @@ def flops(model: nn.Module, example: Any, masks: Mapping[str, Tensor] | None = N
     with _watched(model, calls):
         dense_forward = _count(model, args, kwargs, backward=False)
     seen = list(calls)
+    if missing := sorted(set(densities) - {call.name for call in seen}):
+        raise MeasureError(
+            f"the masked {', '.join(missing)} are never called by themselves, as the projections "
+            "of attention are not: their operations cannot be told apart; leave these masks out"
+        )
     with _watched(model, calls):
         dense_step = _count(model, args, kwargs, backward=True)
     own: dict[str, int] = {}

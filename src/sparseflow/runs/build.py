@@ -14,6 +14,7 @@ from torch import nn
 from sparseflow import models
 from sparseflow.core.errors import DataError
 from sparseflow.core.functional import Loss
+from sparseflow.core.parallel import Ranks
 from sparseflow.core.parameters import Layer, maskable
 from sparseflow.core.random import generator
 from sparseflow.core.schedules import Fraction, constant, cosine, every, lr_proportional
@@ -155,7 +156,8 @@ def _reseeding(spec: RunSpec, model: nn.Module) -> Callable[[int], None]:
     """Make what the network itself draws a function of the step alone, as is all else."""
     if not any(isinstance(module, nn.Dropout) for module in model.modules()):
         return lambda step: None
-    stream = ("dropout", generation(spec))
+    rank = Ranks.of().rank
+    stream = ("dropout", generation(spec), *([rank] if rank else []))  # shares drop units apart
     return lambda step: torch.manual_seed(  # type: ignore[return-value]
         generator(spec.seeds.data, *stream, step).initial_seed()
     )

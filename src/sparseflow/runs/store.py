@@ -105,7 +105,8 @@ class Run:
     def metrics(self) -> Iterator[dict[str, Any]]:
         """Records in the order they were written; what was not finite is NaN.
 
-        Those of a finished run are compared with their checksum first.
+        Those of a finished run are compared with their checksum first. Of a run
+        under way the last line may be half written, and is then left out.
 
         Raises:
             StoreError: if the file or a line of it is missing or damaged.
@@ -116,6 +117,8 @@ class Run:
         self.check_metrics()
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
+                if not (line.endswith(b"\n") or self.finished):
+                    return
                 try:
                     record = msgspec.json.decode(line)
                     yield _with_nan(record) if b"null" in line else record

@@ -27,8 +27,8 @@ def sweep(
     """Carry out all jobs; finished ones are skipped.
 
     A job whose parent failed is skipped; the others go on. SIGINT and SIGTERM
-    stop every worker after the step at hand, with a checkpoint; if this process
-    is killed, they end at once.
+    stop every local worker after the step at hand, with a checkpoint, and tasks
+    of a Ray cluster at once; if this process is killed, all end at once.
 
     Args:
         jobs: from :func:`plan`; they are kept up to date.

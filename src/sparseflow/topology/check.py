@@ -106,7 +106,7 @@ def check_agreement(masks: Masks, ranks: Ranks, device: torch.device) -> None:
     Raises:
         TopologyError: on all ranks alike, naming layers and ranks.
     """
-    if not ranks.odd({"masks": masks.digest()}, device):
+    if ranks.size == 1 or not ranks.odd({"masks": masks.digest()}, device):
         return
     if odd := ranks.odd({"names": repr([(n, masks.shape(n)) for n in masks])}, device):
         raise TopologyError(

@@ -29,7 +29,8 @@ class LastGrad:
     say), and its gradient with it. ``DistributedDataParallel`` may put a view
     of a bucket in its place after the pass; so what is there when the next
     gradient arrives is what counts. For a sharded weight nothing arrives:
-    ``fully_shard`` adds to ``.grad`` in place, by itself.
+    ``fully_shard`` adds to ``.grad`` in place, by itself. A ``.grad`` of zeros
+    was thrown away too, by ``zero_grad(set_to_none=False)``.
     """
 
     def __init__(self) -> None:
@@ -96,7 +97,7 @@ class MaskedWeight:
     def arriving(self, gradient: Tensor) -> None:
         """Note which ``.grad`` the coming gradient is added to."""
         del gradient
-        self._last.note(self.parameter.grad)
+        self._last.note(_left(self.parameter.grad) if self.collecting else None)
 
     def accumulated(self, parameter: Tensor) -> None:
         """Mask ``.grad``, which a backward pass has just filled."""
@@ -196,8 +197,8 @@ class SparseValues:
         Under ``torch.autograd.grad`` it is not filled, and that pass does not count.
         """
         del gradient
-        self._last.note(self.parameter.grad)
         if self._recording is not None and self._layer.record is self._recording:
+            self._last.note(_left(self.parameter.grad))
             self._pass = self._recording
             self._recording = self._layer.record = []
 
@@ -226,6 +227,11 @@ class SparseValues:
         if torch.equal(own, wanted):
             return {"indices": own, "values": values}
         return {"indices": wanted, "values": values[find(wanted, own)[0]]}
+
+
+def _left(grad: Tensor | None) -> Tensor | None:
+    """What earlier passes left in ``.grad``; None if that is nothing."""
+    return None if grad is None or not bool(grad.any()) else grad
 
 
 Weight = MaskedWeight | SparseValues
