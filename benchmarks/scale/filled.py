@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from sparseflow.core.documents import load_document, save_document
 from sparseflow.recipes import expand, make_spec
 from sparseflow.runs import Local, Run, Store, plan, sweep
 from sparseflow.runs.spec import RunSpec
@@ -17,7 +19,7 @@ OPTIONS = ["--scale", str(SCALE), *(word for s in SETTINGS for word in ("--set",
 """What names these runs on the command line."""
 
 
-def fill(root: Path, runs: int, length: int = 1) -> Store:
+def fill(root: Path, runs: int) -> Store:
     """Make a store with all trained recipes of a family, at so many seeds that ``runs`` come out.
 
     Those of seed 0 are trained: 117 steps each. The others are copies of them
@@ -26,7 +28,6 @@ def fill(root: Path, runs: int, length: int = 1) -> Store:
     Args:
         root: a new folder.
         runs: how many, at least.
-        length: how many times as long their metrics shall be as they are.
     """
     store = Store(root)
     names = [n for n in expand([FAMILY]) if "/init-" not in n]
@@ -34,8 +35,6 @@ def fill(root: Path, runs: int, length: int = 1) -> Store:
     with Local(2, threads=1) as executor:
         sweep(plan(first, store), store, executor)
     real = [store.run(spec) for spec in first]
-    for run in real:
-        _lengthen(run, length)
     for seed in range(1, -(-runs // len(names))):
         for name, run in zip(names, real, strict=True):
             _copy(run, _spec(name, seed), store)
@@ -51,16 +50,23 @@ def _copy(run: Run, spec: RunSpec, store: Store) -> None:
     for step in run.kept:
         copy.checkpoint_path(step).parent.mkdir(exist_ok=True)
         copy.checkpoint_path(step).hardlink_to(run.checkpoint_path(step))
-    for name in ("metrics.jsonl", "environment.json", "result.json"):
-        (copy.path / name).write_bytes((run.path / name).read_bytes())
+    (copy.path / "metrics.jsonl").write_bytes((run.path / "metrics.jsonl").read_bytes())
+    for kind in ("environment", "result"):
+        save_document(copy.path / f"{kind}.json", kind, copy.id, _content(run, kind))
 
 
-def _lengthen(run: Run, times: int) -> None:
-    """Repeat what was measured after step 0, at later steps."""
-    records = list(run.metrics())
-    with (run.path / "metrics.jsonl").open("wb") as file:
-        for record in _repeated(records, times):
-            file.write(msgspec.json.encode(record) + b"\n")
+def lengthen(run: Run, times: int) -> None:
+    """Repeat what was measured after step 0, at later steps, under a checksum that fits."""
+    lines = [msgspec.json.encode(r) + b"\n" for r in _repeated(list(run.metrics()), times)]
+    data = b"".join(lines)
+    (run.path / "metrics.jsonl").write_bytes(data)
+    mark = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    result = _content(run, "result") | {"metrics": mark}
+    save_document(run.path / "result.json", "result", run.id, result)
+
+
+def _content(run: Run, kind: str) -> dict[str, Any]:
+    return load_document(run.path / f"{kind}.json", kind, run.id)
 
 
 def _repeated(records: list[dict[str, Any]], times: int) -> Iterator[dict[str, Any]]:

@@ -12,16 +12,16 @@ from time import perf_counter
 from typing import Any
 
 from benchmarks.progress import progress
-from benchmarks.scale.filled import FAMILY, OPTIONS, SCALE, SETTINGS, fill
+from benchmarks.scale.filled import FAMILY, OPTIONS, SCALE, SETTINGS, fill, lengthen
 from benchmarks.timing import Record, reduce
 from sparseflow.recipes import expand, makers
 from sparseflow.report import collect, markdown_table
 from sparseflow.report.page import render
 from sparseflow.runs import Store, matching
 
-RUNS, LONGER = 1000, 10
+RUNS, FEW = 1000, 18
+LENGTHS = (1, 10, 100)
 LIMIT_S = 2.0
-LIMIT_GROWTH = 1.1
 CASE = f"{RUNS:,} finished runs of 117 steps"
 NAMES = [n for n in expand([FAMILY]) if "/init-" not in n]
 
@@ -33,15 +33,24 @@ def store(share: float) -> list[Record]:
         with progress.status("makes a store"):
             short = fill(Path(folder) / "short", RUNS)
         records = [*_commands(short, Path(folder), rounds), *_parts(short, rounds)]
-        peaks = []
-        for times in (1, LONGER):
-            with progress.status(f"makes a store of metrics {times} times as long"):
-                made = fill(Path(folder) / f"long-{times}", RUNS // 10, times)
-            peaks.append(_peak(lambda made=made: _collect(made)))
-    growth = [peaks[1] / peaks[0]] * 2
-    case = f"{RUNS // 10} runs"
-    what = f"peak memory of collecting at {LONGER} × the metrics, of that at 1 ×"
-    return [*records, _record(case, what, growth, "×", LIMIT_GROWTH)]
+        few, grown = fill(Path(folder) / "few", FEW), 1
+        for times in LENGTHS:
+            for run in few.runs():
+                lengthen(run, times // grown)
+            grown = times
+            records += _memory(few, times)
+    return records
+
+
+def _memory(made: Store, times: int) -> list[Record]:
+    """What collecting holds at most, which ends at 240 points of a curve, beside what it reads."""
+    size = sum((run.path / "metrics.jsonl").stat().st_size for run in made.runs())
+    case = f"metrics of {times} × 117 steps"
+    peak = _peak(lambda: _collect(made))
+    return [
+        _record(case, f"{what}, for each run", [value / len(made.runs()) / 1e3] * 2, "kB")
+        for what, value in (("metrics", size), ("peak memory of collecting", peak))
+    ]
 
 
 def _commands(made: Store, folder: Path, rounds: int) -> list[Record]:
