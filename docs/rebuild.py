@@ -64,7 +64,8 @@ def blocks() -> dict[str, str]:
     found["benchmarks"] = f"{benchmark_table(measured['records'])}\n\n{conditions(measured)}"
     if SPARSE.exists():
         sparse = json.loads(SPARSE.read_text())
-        single = [r for r in sparse["records"] if r["benchmark"] != "sparse-layers"]
+        in_plot = ("sparse-layers", "sparse-roofline")
+        single = [r for r in sparse["records"] if r["benchmark"] not in in_plot]
         found["sparse layers"] = f"{layers_tables(sparse['records'])}\n\n{conditions(sparse)}"
         found["sparse figures"] = benchmark_table(single, threads=True)
     return found
