@@ -2,6 +2,7 @@
 
 import gzip
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,14 @@ def test_every_command_has_help_that_teaches(cli: Cli, command: str) -> None:
     out, _ = cli(command, "--help")
     assert "Usage: sparseflow" in out
     assert len(out.splitlines()) > 8
+
+
+def test_the_command_line_imports_nothing_that_only_training_or_drawing_needs(
+    elsewhere: Callable[[str], str],
+) -> None:
+    """The compiler alone takes longer to import than all the rest."""
+    slow = "{'torch._dynamo', 'matplotlib', 'sklearn', 'scipy', 'ray'}"
+    assert elsewhere(f"import sys, sparseflow.cli; print({slow} & set(sys.modules))") == "set()"
 
 
 def test_list_shows_recipes_and_runs(cli: Cli) -> None:

@@ -196,7 +196,8 @@ def _norm(
     return y
 
 
-norm = cast(Callable[..., Tensor], torch.compiler.disable(_norm))
+# As in chain.py: the compiler is imported with the first call, not with this module.
+norm = cast(Callable[..., Tensor], torch._disable_dynamo(_norm))
 """Batch norm by a module, plus ``added``, after a ReLU if asked for.
 
 The padding of the last block does not count. In training the module's running
