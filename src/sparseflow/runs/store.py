@@ -263,7 +263,10 @@ class Store:
             raise StoreError(
                 f"run folder {path}: spec.json is no specification: {error}"
             ) from error
-        if content.get("numerics") == NUMERICS and identity(spec) != path.name:
+        numerics = content.get("numerics")
+        if not isinstance(numerics, int):
+            raise StoreError(f"run folder {path}: spec.json has numerics {numerics!r}, no number")
+        if numerics == NUMERICS and identity(spec) != path.name:
             raise StoreError(f"run folder {path} holds the specification of {identity(spec)}")
         return Run(path, spec, content["schema"])
 
