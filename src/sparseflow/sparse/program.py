@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -271,7 +272,8 @@ def _build_layer(path: str, kind: str, arguments: dict[str, Any]) -> nn.Module:
     layer = _BY_NAME[kind]
     if set(arguments) != set(LAYERS[layer]):
         raise StoreError(f"{path!r} is a {kind} of {', '.join(sorted(arguments)) or 'nothing'}")
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a size of 0: its weight will not fit
         return layer(**arguments)
 
 
