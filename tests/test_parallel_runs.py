@@ -10,12 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 import ranks
 from ranks import STOPPED, Crews
 
 from sparseflow.recipes import make_spec
-from sparseflow.runs import Run, Store, execute
+from sparseflow.runs import Run, Store, audit, execute
+from sparseflow.train.checkpoint import resume_extra
 
 SHORT = [
     "train.steps=12", "train.batch=24", "train.keep=4", "train.resume=4", "measure.every=4",
@@ -87,28 +89,36 @@ def test_batches_that_ranks_cannot_share_are_refused(tmp_path: Path, crew: Crews
     assert not list(tmp_path.iterdir())
 
 
-def test_torchrun_restarts_a_job_that_lost_a_rank(tmp_path: Path) -> None:
+def torchrun(root: Path, *options: str) -> subprocess.Popen[str]:
+    """Start a job of two ranks on a run of 2,000 steps, with a checkpoint every 500."""
     settings = [
         "mask=erk", "execution=dense", "train.steps=2000", "train.batch=8", "data.limit=300",
         "model.widths=[8,8]", "data.probe=32", "measure.every=500", "measure.evaluate=2000",
     ]  # fmt: skip
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    torchrun += ["--nproc-per-node", "2", "--max-restarts", "1"]
-    command = ["-m", "sparseflow", "run", "mlp-mnist/set+", "--store", str(tmp_path), "--json"]
-    command += [part for each in settings for part in ("--set", each)]
-    job = subprocess.Popen(
-        [*torchrun, *command],
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launch += ["--nproc-per-node", "2", *options]
+    command = ["-m", "sparseflow", "run", "mlp-mnist/set+", "--store", str(root), "--json"]
+    return subprocess.Popen(
+        [*launch, *command, *(part for each in settings for part in ("--set", each))],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"},
     )
+
+
+def wait_for(pattern: str, root: Path, job: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 240
+    while not list(root.glob(pattern)):
+        assert job.poll() is None, job.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_torchrun_restarts_a_job_that_lost_a_rank(tmp_path: Path) -> None:
+    job = torchrun(tmp_path, "--max-restarts", "1")
     try:
-        while not list(tmp_path.glob("*/resume.safetensors")):
-            assert job.poll() is None, job.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for("*/resume.safetensors", tmp_path, job)
         lost = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()[-1]
         os.kill(int(lost), signal.SIGKILL)
         out, err = job.communicate(timeout=240)
@@ -120,3 +130,42 @@ def test_torchrun_restarts_a_job_that_lost_a_rank(tmp_path: Path) -> None:
     assert run.finished
     assert environment(run)["ranks"] == 2
     assert environment(run)["resumed_at"] in (500, 1000, 1500)
+
+
+def test_a_signal_stops_all_ranks_with_a_checkpoint(tmp_path: Path) -> None:
+    job = torchrun(tmp_path)
+    try:
+        wait_for("*/resume.safetensors", tmp_path, job)
+        job.send_signal(signal.SIGTERM)  # torchrun hands it on to its workers
+        _, err = job.communicate(timeout=240)
+    finally:
+        job.terminate()
+    (run,) = Store(tmp_path).runs()
+    stopped = resume_extra(run.resume_path, run.id)["step"]
+    assert f"set+ seed 0: interrupted at step {stopped}:" in err
+    assert "RuntimeError" not in err
+    assert not list(audit(Store(tmp_path)))
+    _, err = torchrun(tmp_path).communicate(timeout=240)
+    assert environment(run)["resumed_at"] == stopped, err
+    assert run.finished
+
+
+@pytest.mark.soak
+def test_a_signal_stops_ranks_that_wait_for_another_process(tmp_path: Path) -> None:
+    store = Store(tmp_path / "runs")
+    job = torchrun(store.root)
+    try:
+        wait_for("*/spec.json", store.root, job)
+        (run,) = store.runs()
+        job.terminate()
+        job.communicate(timeout=60)
+        with filelock.FileLock(run.path / ".lock", timeout=60):
+            job = torchrun(store.root)
+            time.sleep(15)  # both have long begun to wait: nothing shows it
+            assert job.poll() is None
+            job.send_signal(signal.SIGTERM)
+            _, err = job.communicate(timeout=60)
+    finally:
+        job.terminate()
+    assert err.count("error: mlp-mnist/set+") == 2, err
+    assert "RuntimeError" not in err

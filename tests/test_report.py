@@ -192,6 +192,14 @@ def test_the_dead_are_counted_and_never_averaged() -> None:
     assert row["median"] is None
 
 
+def test_the_dead_are_those_under_twice_the_accuracy_of_guessing() -> None:
+    runs = [figures("rigl+", s, a) for s, a in enumerate((0.1, 0.19, 0.21, 5.0))]
+    many = results(*(replace(run, classes=1000) for run in runs))
+    (row,) = summary_rows(many)
+    assert row["dead"] == 2
+    assert "accuracy under 0.2 % at the end" in markdown_table(many)
+
+
 def test_the_range_is_of_three_living_runs_or_more() -> None:
     def interval(*accuracies: float) -> tuple[float, float] | None:
         (row,) = rows(results(*(figures("set+", s, a) for s, a in enumerate(accuracies))))

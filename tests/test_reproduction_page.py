@@ -330,10 +330,11 @@ def test_effects_average_draws_then_steps_then_seeds(whole: Results) -> None:
 
 def test_dead_runs_are_counted_and_left_out_of_lines(whole: Results) -> None:
     ends = lines_from(whole, "scratch", "end", aligned=False)
-    gone = [line.labels[0] for line in ends if dead(line)]
+    gone = [line.labels[0] for line in ends if dead(line, whole.dead_below)]
     assert gone
     assert set(gone) <= {f"scratch {seed} end" for seed in DEAD_SCRATCH}
-    assert not any(dead(line) for line in lines_from(whole, "scratch", "start", aligned=False))
+    starts = lines_from(whole, "scratch", "start", aligned=False)
+    assert not any(dead(line, whole.dead_below) for line in starts)
     said = CAPTIONS["paths"].seen(whole)
     tops = [max(v for a, v in zip(line.alphas, line.train_loss, strict=True) if 0 <= a <= 1)
             for line in ends if line.labels[0] not in gone]  # fmt: skip

@@ -63,6 +63,24 @@ class Interrupted(SparseflowError):  # noqa: N818  (asked for, not a mistake)
         return str(self.args[0])
 
 
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of what an error of someone else's says; its kind if it says nothing.
+
+    >>> first_line(ValueError("too long\nin frame 3"))
+    'too long'
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def brief(error: BaseException) -> str:
+    r"""Return kind and first line of an error of someone else's.
+
+    >>> brief(ValueError("too long\nin frame 3"))
+    'ValueError: too long'
+    """
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+
+
 def unknown(kind: str, word: str, choices: Iterable[str]) -> str:
     """Return the text of an error for an unknown name, with a suggestion.
 

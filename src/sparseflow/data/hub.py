@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sparseflow.core.errors import DataError
+from sparseflow.core.errors import DataError, brief
 from sparseflow.core.extra import need
 
 FOLDER = "SPARSEFLOW_DATA"
@@ -48,7 +48,7 @@ def open_split(name: str, split: str, hub: str, columns: Sequence[str]) -> Any:
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"{where}, split {split}: cannot be read ({_line(error)})") from error
+        raise DataError(f"{where}, split {split}: cannot be read ({brief(error)})") from error
     _check_columns(features, columns, f"{where}, split {split}")
     return found
 
@@ -77,10 +77,6 @@ def _check_columns(features: Any, columns: Sequence[str], where: str) -> None:
         )
 
 
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
 def reading(error: Exception, what: str) -> DataError:
     """Say that examples could not be read."""
-    return DataError(f"{what}: damaged, or not images ({_line(error)})")
+    return DataError(f"{what}: damaged, or not images ({brief(error)})")

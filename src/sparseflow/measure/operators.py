@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sparseflow.core.errors import MeasureError
+from sparseflow.core.errors import MeasureError, first_line
 from sparseflow.core.functional import Loss, undisturbed
 from sparseflow.core.parallel import refuse_wrapped
 from sparseflow.core.wrappers import bare
@@ -297,8 +297,9 @@ class Curvature:
             try:
                 yield
             except NotImplementedError as error:
-                first = str(error).splitlines()[0]
-                raise MeasureError(f"an operation has no second derivative: {first}") from error
+                raise MeasureError(
+                    f"an operation has no second derivative: {first_line(error)}"
+                ) from error
 
     def _check_finite(self, found: Tensor) -> None:
         bad = (~found.isfinite()).flatten(1).any(1)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from sparseflow.core.errors import StoreError
+from sparseflow.data import DATA
 from sparseflow.report.results import (
     EvalCurve,
     FlowCurve,
@@ -29,7 +30,7 @@ AT_START = "init-"
 WINDOW, LENGTH = 1000, Train().steps
 """The early window, in the authors' number of steps."""
 
-ROWS = 240
+ROWS = 120
 """Points of a curve that are kept at most."""
 
 RESOLUTION = 1e-5
@@ -231,6 +232,7 @@ def _run_figures(run: Run, variant: str, published: bool) -> RunFigures:
         flow=seen.flow(),
         evals=seen.evals(),
         updates=seen.updates(),
+        classes=DATA[spec.data.name].classes,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from sparseflow.report.results import DEAD, Number, Results, StartFigures
+from sparseflow.report.results import Number, Results, StartFigures
 from sparseflow.report.summary import Row, changes, rows
 from sparseflow.report.text import accuracy, change, count, finite, listing, percent, short
 from sparseflow.report.vocabulary import FAN_IN, INITS, LIU, MASKED_DENSE
@@ -186,13 +186,14 @@ def _early_changes(row: Row) -> list[float]:
 
 def _deaths(table: list[Row]) -> str:
     dead, total = sum(r.dead for r in table), sum(len(r.runs) for r in table)
+    below = table[0].runs[0].dead_below
     medians = f"medians are {_medians(table)}" if len(_living(table)) > 1 else _medians(table)
     if dead == 0:
-        return f"none of {count(total, 'run')} ends under {DEAD:g} %: {medians}"
+        return f"none of {count(total, 'run')} ends under {below:g} %: {medians}"
     if dead == total:
-        return f"{_all(dead)} {'end' if dead > 1 else 'ends'} under {DEAD:g} %, dead"
+        return f"{_all(dead)} {'end' if dead > 1 else 'ends'} under {below:g} %, dead"
     ends = "end" if dead > 1 else "ends"
-    return f"{dead} of {count(total, 'run')} {ends} under {DEAD:g} %, dead; of the rest, {medians}"
+    return f"{dead} of {count(total, 'run')} {ends} under {below:g} %, dead; of the rest, {medians}"
 
 
 def _living(table: list[Row]) -> list[Row]:

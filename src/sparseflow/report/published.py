@@ -14,7 +14,7 @@ import numpy as np
 
 from sparseflow.measure.statistics import Estimate, mean_interval, pair_interval
 from sparseflow.report.paper import PRUNED, PUBLISHED, PUBLISHED_TABLE, PublishedLine
-from sparseflow.report.results import DEAD, Agreement, Results
+from sparseflow.report.results import Agreement, Results
 from sparseflow.report.text import NONE, accuracy, estimate, finite, markdown, minus
 from sparseflow.report.vocabulary import GROUPS
 from sparseflow.studies.figures import Ensemble, GroupFigures, Member
@@ -227,9 +227,9 @@ def published_notes(results: Results) -> str:
     text = (
         "Ours: mean over the living runs [95 % interval]: Student's t over runs; for "
         "disagreement a jackknife over runs, since pairs share them. "
-        f"Dead: test accuracy under {DEAD:g} %; counted, and left out of everything else. With "
-        "an ensemble: its gain over the mean of its members, ± one standard error over the test "
-        "images. ECE: expected calibration error."
+        f"Dead: test accuracy under {results.dead_below:g} %; counted, and left out of everything "
+        "else. With an ensemble: its gain over the mean of its members, ± one standard error over "
+        "the test images. ECE: expected calibration error."
     )
     if any(row.paper for row in published_rows(results)):
         return f"{text} Paper: {PUBLISHED}, mean ± standard deviation."

@@ -13,7 +13,6 @@ import msgspec
 from sparseflow.core.errors import StoreError
 from sparseflow.core.files import write_atomic
 from sparseflow.studies.figures import (
-    DEAD,
     Agreement,
     Distances,
     Figures,
@@ -22,6 +21,7 @@ from sparseflow.studies.figures import (
     Plane,
     Spectrum,
     Updates,
+    dead_below,
 )
 
 SCHEMA = 2
@@ -117,6 +117,7 @@ class RunFigures(_Part, frozen=True):
         flow: gradient flow at the cadence.
         evals: accuracy at its cadence.
         updates: gradient norm around mask updates; None if there were none.
+        classes: of the data set.
     """
 
     recipe: str
@@ -142,11 +143,17 @@ class RunFigures(_Part, frozen=True):
     flow: FlowCurve
     evals: EvalCurve
     updates: UpdateCurve | None = None
+    classes: int = 10
 
     @property
     def dead(self) -> bool:
-        """Say whether the run ended under :data:`DEAD`."""
-        return not self.test_accuracy >= DEAD
+        """Say whether the run ended under :attr:`dead_below`."""
+        return not self.test_accuracy >= self.dead_below
+
+    @property
+    def dead_below(self) -> float:
+        """Test accuracy in % under which it counts as dead."""
+        return dead_below(self.classes)
 
     @property
     def seed(self) -> str:
@@ -206,6 +213,11 @@ class Results(_Part, frozen=True):
     def main(self) -> tuple[RunFigures, ...]:
         """Runs of the shared settings: those that are drawn and compared."""
         return tuple(run for run in self.runs if not run.variant)
+
+    @property
+    def dead_below(self) -> float:
+        """Test accuracy in % under which its runs count as dead; they share a data set."""
+        return self.runs[0].dead_below if self.runs else dead_below(10)
 
     @property
     def spectra(self) -> tuple[Spectrum, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from sparseflow.measure.statistics import Estimate, mean_interval
 from sparseflow.report.paper import CURVATURE
-from sparseflow.report.results import DEAD, Agreement, Line, Plane, Results, Spectrum, Updates
+from sparseflow.report.results import Agreement, Line, Plane, Results, Spectrum, Updates
 from sparseflow.report.text import (
     change,
     count,
@@ -179,8 +179,8 @@ def lines_from(results: Results, recipe: str, when: str, *, aligned: bool) -> li
     return found
 
 
-def dead(line: Line) -> bool:
-    """Whether the run at α = 0 ended at chance; one that has yet to start is not dead."""
+def dead(line: Line, below: float) -> bool:
+    """Whether the run at α = 0 ended under ``below`` %; one that has yet to start is not dead."""
     if place_of(line.labels[0]).when == "start":
         return False
     known = [
@@ -188,7 +188,7 @@ def dead(line: Line) -> bool:
         for alpha, value in zip(line.alphas, line.test_accuracy, strict=True)
         if alpha is not None and value is not None
     ]
-    return bool(known) and not min(known)[1] >= DEAD
+    return bool(known) and not min(known)[1] >= below
 
 
 def highest_on_lines(results: Results) -> str:
@@ -198,7 +198,7 @@ def highest_on_lines(results: Results) -> str:
         parts = []
         for aligned in (False, True):
             found = lines_from(results, recipe, "end", aligned=aligned)
-            living = [line for line in found if not dead(line)]
+            living = [line for line in found if not dead(line, results.dead_below)]
             gone[recipe] = max(gone.get(recipe, 0), len(found) - len(living))
             tops = finite(_top(line) for line in living)
             if tops:

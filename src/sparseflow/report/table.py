@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sparseflow.report.paper import AUTHORS_CODE, PUBLISHED, Reference
-from sparseflow.report.results import DEAD, Results
+from sparseflow.report.results import Results
 from sparseflow.report.summary import Row, rows
 from sparseflow.report.text import NONE, accuracy, given, markdown, seeds, spread
 
@@ -98,9 +98,9 @@ def markdown_table(results: Results) -> str:
 def notes(results: Results) -> str:
     """What the columns of the table mean."""
     text = (
-        f"Dead ({MARK}): test accuracy under {DEAD:g} % at the end; counted, and left out of the "
-        "median. [range]: of three living runs or more; it holds the true median with a confidence "
-        "of 75 % for three, 94 % for five. "
+        f"Dead ({MARK}): test accuracy under {results.dead_below:g} % at the end; counted, and "
+        "left out of the median. [range]: of three living runs or more; it holds the true median "
+        "with a confidence of 75 % for three, 94 % for five. "
         "Gradient norms: range over all seeds."
     )
     if any(row.reference for row in rows(results)):

@@ -91,7 +91,12 @@ def execute(
     for each in missing:
         check_execution(each.execution, device)
     with stoppable() as stop:
-        return _execute(spec, store, device, progress, stop, ranks)
+        try:
+            return _execute(spec, store, device, progress, stop, ranks)
+        except RuntimeError:
+            if ranks.size > 1:  # a rank that has stopped leaves the others without an answer
+                stop.check(f"{spec.recipe}: interrupted")
+            raise
 
 
 def _execute(

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from sparseflow.core.errors import SparseUnavailable, SpecError
+from sparseflow.core.errors import SparseUnavailable, SpecError, first_line
 from sparseflow.masks import Masks
 from sparseflow.runs.spec import Execution, RunSpec
 from sparseflow.sparse.library import core
@@ -47,8 +47,7 @@ def check_device(device: str) -> None:
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        line = str(error).splitlines()[0]
-        raise SpecError(f"device {device!r} cannot be used here: {line}") from error
+        raise SpecError(f"device {device!r} cannot be used here: {first_line(error)}") from error
 
 
 def resolve(spec: RunSpec, masks: Masks, device: str) -> Resolved:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Literal
 
 import msgspec
@@ -277,11 +277,13 @@ NAMELESS = ("recipe", "resume")
 """Fields that do not enter the hash."""
 
 
+@lru_cache(maxsize=2**16)
 def identity(spec: RunSpec) -> str:
     """Hash of everything that determines the run, its parents included.
 
     The recipe's name does not enter, nor does ``train.resume``, nor a field that
-    has its default: a new field with a default keeps old runs valid.
+    has its default: a new field with a default keeps old runs valid. Equal
+    specifications have one identity; it is kept, since a sweep asks for each many times.
     """
     content = {"numerics": NUMERICS, "spec": _essential(spec)}
     text = msgspec.json.encode(content, order="deterministic")
@@ -299,12 +301,17 @@ def fields(kind: type[msgspec.Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
     return msgspec.structs.fields(kind)
 
 
+def _number(value: Any, field: msgspec.structs.FieldInfo) -> Any:
+    """Write 1 as 1.0 where the field holds real numbers: they are equal, so their hash is."""
+    return float(value) if field.type is float and type(value) is int else value
+
+
 def _essential(part: Any, without: Sequence[str] = NAMELESS) -> Any:
     """Fields that differ from their defaults, and the kind of each part."""
     if not isinstance(part, msgspec.Struct):
         return part
     kept = {
-        field.name: _essential(getattr(part, field.name), without)
+        field.name: _essential(_number(getattr(part, field.name), field), without)
         for field in fields(type(part))
         if field.name not in without and getattr(part, field.name) != field.default
     }

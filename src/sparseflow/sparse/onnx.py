@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseflow.core.errors import StoreError
+from sparseflow.core.errors import StoreError, brief
 from sparseflow.core.extra import need
 from sparseflow.core.files import write_atomic
 from sparseflow.core.functional import undisturbed
 from sparseflow.sparse.base import SparseLayer
 from sparseflow.sparse.convert import to_dense
-from sparseflow.sparse.program import brief
 
 
 def export_onnx(path: Path | str, model: nn.Module, *, example_input: Tensor) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from sparseflow.core.errors import StoreError, unknown
+from sparseflow.core.errors import StoreError, brief, unknown
 
 _WINDOW = ("kernel_size", "stride", "padding")
 _NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats")
@@ -195,11 +195,6 @@ def build(program: Any) -> Program:
         return Program(layers, steps, output).eval()
     except _SENSELESS as error:
         raise StoreError(f"its description makes no sense ({brief(error)})") from error
-
-
-def brief(error: Exception) -> str:
-    """Kind and first line of an error of someone else's."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def _trace(model: nn.Module) -> fx.Graph:

@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseflow.core.errors import MaskError, SparseUnavailable, SpecError, StoreError, unknown
+from sparseflow.core.errors import (
+    MaskError,
+    SparseUnavailable,
+    SpecError,
+    StoreError,
+    brief,
+    unknown,
+)
 from sparseflow.core.files import load_tensors, save_tensors
 from sparseflow.core.wrappers import bare
 from sparseflow.masks import Masks
@@ -18,7 +25,7 @@ from sparseflow.sparse.base import SparseLayer
 from sparseflow.sparse.convert import SparseModel, assemble, convertible, to_dense
 from sparseflow.sparse.library import core
 from sparseflow.sparse.predict import worthwhile
-from sparseflow.sparse.program import Program, brief, build, describe
+from sparseflow.sparse.program import Program, build, describe
 
 FORMAT = "sparseflow-model-1"
 EXECUTIONS = ("auto", "dense", "sparse")

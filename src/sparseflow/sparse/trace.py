@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils import _pytree as pytree
 
+from sparseflow.core.errors import brief
 from sparseflow.sparse.base import SparseLayer
 
 _FEW = 3
@@ -90,7 +91,7 @@ def trace(model: nn.Module, example: tuple[Any, ...]) -> fx.Graph | str:
     try:
         graphs = [_Tracer().trace(model.train(mode), fixed) for mode in (True, False)]
     except Exception as error:  # a model may raise anything under tracing
-        return f"its forward cannot be traced ({_brief(error)})"
+        return f"its forward cannot be traced ({brief(error)})"
     finally:
         for module, flag in flags:
             module.training = flag
@@ -192,7 +193,7 @@ def _with_shapes(model: nn.Module, graph: fx.Graph, example: tuple[Any, ...]) ->
     try:
         module = fx.GraphModule(model, graph)
     except TypeError as error:  # a part with a name that torch.fx keeps for itself
-        return _brief(error)
+        return brief(error)
     try:
         model.eval()
         for grow in (True, False):
@@ -200,7 +201,7 @@ def _with_shapes(model: nn.Module, graph: fx.Graph, example: tuple[Any, ...]) ->
                 ShapeProp(module).propagate(*_on_meta(example, grow))
                 break
             except Exception as error:
-                problem = f"it does not run on the example input ({_brief(error)})"
+                problem = f"it does not run on the example input ({brief(error)})"
         else:
             return problem
     finally:
@@ -229,8 +230,3 @@ def _text(graph: fx.Graph) -> list[str]:
     constant = re.compile(r"_tensor_constant\d+")
     lines = (f"{n.op} {n.target} {n.args} {n.kwargs}" for n in graph.nodes)
     return [constant.sub("constant", line) for line in lines]
-
-
-def _brief(error: Exception) -> str:
-    first = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {first[0] if first else ''}"

@@ -13,13 +13,13 @@ from sparseflow.measure.agreement import Agreement as Pairs
 from sparseflow.measure.agreement import ensemble, pairwise, predict, score
 from sparseflow.runs import Store
 from sparseflow.studies.figures import (
-    DEAD,
     Agreement,
     Ensemble,
     GroupFigures,
     Matrix,
     Member,
     Number,
+    dead_below,
     rounded,
 )
 from sparseflow.studies.load import load_all
@@ -79,7 +79,7 @@ def _member(label: str, logits: Tensor, truth: Tensor, beside: tuple[Number, Num
         accuracy=rounded(found.accuracy),
         loss=rounded(found.loss),
         ece=rounded(found.ece),
-        dead=found.accuracy < DEAD,
+        dead=found.accuracy < dead_below(logits.shape[1]),
         reference=beside[0],
         divergence=beside[1],
     )

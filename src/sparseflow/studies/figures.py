@@ -6,13 +6,19 @@ import math
 
 import msgspec
 
-DEAD = 20.0
-"""Test accuracy in % under which a run counts as dead (chance on MNIST is 11.35)."""
-
 Number = float | None
 """A figure rounded to five significant digits; None where it is not finite."""
 
 Matrix = tuple[tuple[Number, ...], ...]
+
+
+def dead_below(classes: int) -> float:
+    """Test accuracy in % under which a run counts as dead: twice that of guessing.
+
+    >>> dead_below(10), dead_below(1000)
+    (20.0, 0.2)
+    """
+    return 200 / classes
 
 
 def rounded(value: float) -> Number:

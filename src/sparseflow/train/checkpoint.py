@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseflow.core.errors import SparseflowError, StoreError
+from sparseflow.core.errors import SparseflowError, StoreError, brief
 from sparseflow.core.files import load_tensors, save_tensors
 from sparseflow.core.parameters import named_weights
 from sparseflow.masks import Masks
@@ -119,10 +119,7 @@ def load_resume(
     except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError) as e:
         if isinstance(e, SparseflowError):
             raise
-        line = (str(e).strip().splitlines() or [""])[0]
-        raise StoreError(
-            f"checkpoint {path} holds no state of this run ({type(e).__name__}: {line})"
-        ) from e
+        raise StoreError(f"checkpoint {path} holds no state of this run ({brief(e)})") from e
 
 
 def _restore(

@@ -25,6 +25,7 @@ class _Kind:
 
     name: str
     lines: list[Line]
+    below: float
     color: str
     dashes: Any
 
@@ -71,20 +72,21 @@ def paths_figure(results: Results) -> Figure | None:
 
 def _kind(results: Results, recipe: str, when: str, *, aligned: bool) -> _Kind:
     lines = lines_from(results, recipe, when, aligned=aligned)
-    gone = sum(dead(line) for line in lines)
+    gone = sum(dead(line, results.dead_below) for line in lines)
     name = f"{recipe} {'aligned' if aligned else when}"
     if gone:
         name += f"\n({gone} of {len(lines)} dead)"
     color = METHODS.get(kind_of(recipe).method, OTHER)
-    return _Kind(name, lines, color, _DASHED if aligned or when == "start" else "-")
+    dashes = _DASHED if aligned or when == "start" else "-"
+    return _Kind(name, lines, results.dead_below, color, dashes)
 
 
 def _draw(axes: Axes, kind: _Kind) -> None:
-    living = [line for line in kind.lines if not dead(line)]
+    living = [line for line in kind.lines if not dead(line, kind.below)]
     for line in kind.lines:
         alphas, losses = _curve(line)
         look: dict[str, Any] = {"linewidth": 0.7, "alpha": 0.55, "linestyle": kind.dashes}
-        if dead(line):
+        if dead(line, kind.below):
             look = {"linewidth": 0.8, "alpha": 0.8, "linestyle": (0, (0.8, 2))}
         axes.plot(alphas, losses, color=kind.color, zorder=2, **look)
     if len(living) > 1:

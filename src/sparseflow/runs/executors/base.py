@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from sparseflow.core.errors import Interrupted, SparseflowError
+from sparseflow.core.errors import Interrupted, SparseflowError, brief
 
 Tell = Callable[[Any], None]
 """What a task reports its progress with; only the latest report matters."""
@@ -180,7 +180,4 @@ def attempt(task: Task, tell: Tell, every: float) -> Ended | Lost:
 
 def describe(error: Exception) -> str:
     """Text of an error: all of it where it was raised on purpose, else its kind and first line."""
-    if isinstance(error, SparseflowError):
-        return str(error)
-    line = (str(error).splitlines() or [""])[0]
-    return f"{type(error).__name__}: {line}"
+    return str(error) if isinstance(error, SparseflowError) else brief(error)

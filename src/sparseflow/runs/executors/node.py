@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
+from sparseflow.core.errors import SparseUnavailable
 from sparseflow.runs.executors.base import Ended, Lost, Task, attempt
 from sparseflow.runs.spec import NUMERICS
+from sparseflow.sparse.library import core
 
 TELL_EVERY = 5.0
 """Seconds between two reports of a task: 1,000 under way make 200 messages a second."""
@@ -100,12 +102,21 @@ def refusal(allowed: Pass) -> str:
 
 @cache
 def installation() -> dict[str, str]:
-    """What results follow from: this package's source, its numerics, and torch."""
+    """What results follow from: this package's source and core, its numerics, and torch."""
     sha = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         sha.update(path.read_bytes())
     return {
         "sparseflow of source": sha.hexdigest()[:12],
+        "compiled core": _core(),
         "numerics": str(NUMERICS),
         "torch": torch.__version__,
     }
+
+
+def _core() -> str:
+    try:
+        core()
+    except SparseUnavailable:
+        return "missing"
+    return "present"

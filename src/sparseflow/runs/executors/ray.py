@@ -15,7 +15,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 from uuid import uuid4
 
-from sparseflow.core.errors import SparseflowError
+from sparseflow.core.errors import SparseflowError, first_line
 from sparseflow.core.extra import need
 from sparseflow.core.files import write_atomic
 from sparseflow.runs.executors.base import Event, Executor, Lost, Task, Told
@@ -122,7 +122,7 @@ class _Session:
             self._ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, ValueError, RuntimeError) as error:
             raise SparseflowError(
-                f"no Ray cluster at {address!r} ({_line(error)}): start one with "
+                f"no Ray cluster at {address!r} ({first_line(error)}): start one with "
                 "'ray start --head', or give the --address HOST:6379 of its head"
             ) from error
 
@@ -162,10 +162,10 @@ class _Session:
             found = done.result()
         except errors.RayTaskError as error:  # what a task raises is in its Ended: this is not it
             raise SparseflowError(
-                f"a worker of the Ray cluster cannot work: {_line(error.cause)}"
+                f"a worker of the Ray cluster cannot work: {first_line(error.cause)}"
             ) from error
         except errors.RayError as error:
-            return Lost(key, _line(error))
+            return Lost(key, first_line(error))
         if isinstance(found, Refusal):
             raise SparseflowError(found.reason)
         return found
@@ -184,7 +184,3 @@ class _Session:
         for ref in refs:
             self._ray.cancel(ref, force=True)
         self._undo.close()
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
