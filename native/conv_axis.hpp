@@ -12,7 +12,7 @@ struct Line {
     int64_t in, out, kernel, stride, padding, dilation;
 };
 struct Shape {
-    int64_t blocks, in, out, groups;
+    int64_t blocks, in, out, groups, nnz;
     Line h, w;
 };
 

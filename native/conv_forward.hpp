@@ -13,6 +13,8 @@ struct Job {
     bool relu, streamed;
     const float *source;
     int64_t source_line, target_line, target_step;  // floats
+    float *sums;                                    // of a tile, from part to part
+    bool first, last;                               // of the parts
 };
 typedef void (*Compute)(const Job &, const Tiles &, const int32_t *starts, float bias,
                         float *target);
@@ -42,7 +44,7 @@ static void compute(const Job &job, const Tiles &group, const int32_t *starts, f
         float *target = plane + group.tiles[t].target;
         Piece sum[N];
         SF_UNROLL
-        for (int i = 0; i < N; i++) sum[i] = all(bias);
+        for (int i = 0; i < N; i++) sum[i] = job.first ? all(bias) : take(job.sums + i * PIECE);
         for (int64_t s = 0; s < group.segment_count; s++) {
             const Segment segment = group.segments[s];
             const int64_t begin = starts[segment.begin], end = starts[segment.end];
@@ -61,6 +63,12 @@ static void compute(const Job &job, const Tiles &group, const int32_t *starts, f
             }
 #undef SF_CASE
         }
+        const bool streamed = job.streamed;
+        if (!job.last) {
+            SF_UNROLL
+            for (int i = 0; i < N; i++) put(job.sums + i * PIECE, sum[i]);
+            continue;
+        }
         if (job.relu) {
             SF_UNROLL
             for (int i = 0; i < N; i++) sum[i] = Piece{} > sum[i] ? Piece{} : sum[i];
@@ -69,7 +77,7 @@ static void compute(const Job &job, const Tiles &group, const int32_t *starts, f
         for (int i = 0; i < N; i++) {
             float *to = target + i / (COLUMNS * PIECES) * job.target_line +
                         i / PIECES % COLUMNS * job.target_step + i % PIECES * PIECE;
-            if (job.streamed) stream(to, sum[i]);
+            if (streamed) stream(to, sum[i]);
             else put(to, sum[i]);
         }
     }
@@ -96,26 +104,31 @@ static void run_band(const Plan &p, const Compute *kernels, int64_t item, const 
     const Band band = band_of(p, item);
     Ahead ahead = look_ahead(p, t, pass.source, item);
     if (pass.streamed) ahead.target = 0;
-    const float *source = pass.source + band.block * p.volume * LANES;
-    if (p.packed) {
-        pack(p, band, pass.source, work.packed);
-        source = work.packed;
-    }
+    const float *source = p.packed ? work.packed : pass.source + band.block * p.volume * LANES;
     make_tiles(p, band, t, work);
     const int64_t line = t.width * LANES, plane = t.height * line;
     const int64_t positions = p.h.kernel * p.w.kernel;
-    const Job job = {pass.taps.place, pass.values, pass.relu, pass.streamed, source,
+    Job job = {pass.taps.place, pass.values, pass.relu, pass.streamed, source,
                      (p.by_block ? p.volume : p.pitch) * LANES,
-                     p.by_block ? t.channels * plane : line * p.h.step, p.w.step * LANES};
+                     p.by_block ? t.channels * plane : line * p.h.step, p.w.step * LANES,
+                     nullptr, true, true};
     float *target = pass.target + band.block * t.channels * plane;
-    for (int64_t channel = first; channel < last; channel++) {
-        ask_for(ahead, channel - first, last - first,
-                target + (channel + 1) * plane + band.row * line);
-        for (int64_t g = 0; g < work.group_count; g++)
-            kernels[work.groups[g].kind](job, work.groups[g],
-                                         pass.taps.starts + channel * positions,
-                                         pass.bias ? pass.bias[channel] : 0.0f,
-                                         target + channel * plane);
+    for (int64_t part = 0; part < p.parts; part++) {
+        if (p.packed) pack(p, band, part, pass.source, work.packed);
+        Next next = next_part(p, item, part, pass.source, last - first);
+        job.first = !part;
+        job.last = part == p.parts - 1;
+        for (int64_t channel = first; channel < last; channel++) {
+            ask_for(ahead, channel - first, last - first,
+                    target + (channel + 1) * plane + band.row * line);
+            ask_for(next);
+            job.sums = work.sums + (channel - first) * TILE * LANES;
+            for (int64_t g = 0; g < work.group_count; g++)
+                kernels[work.groups[g].kind](
+                    job, work.groups[g],
+                    pass.taps.starts + (part * t.channels + channel) * positions,
+                    pass.bias ? pass.bias[channel] : 0.0f, target + channel * plane);
+        }
     }
 }
 
@@ -124,10 +137,10 @@ static int run_pass(const Plan &p, const Target &t, const Taps &taps, const floa
                     int64_t threads) {
     if (!t.channels || !p.items) return 0;
     const int64_t first_tap = taps.starts[0],
-                  last_tap = taps.starts[t.channels * p.h.kernel * p.w.kernel];
+                  last_tap = taps.starts[t.channels * p.parts * p.h.kernel * p.w.kernel];
     const int64_t splits = minimum(t.channels, parts_of(threads, p.items));
     const int64_t chunks = minimum(p.items, threads > 1 ? 4 * threads : 1);
-    const int64_t bytes = work_bytes(p, nullptr, nullptr);
+    const int64_t bytes = work_bytes(p, parts_of(t.channels, splits), nullptr, nullptr);
     char *memory = static_cast<char *>(aligned_alloc(64, chunks * splits * bytes));
     float *sorted = static_cast<float *>(malloc((last_tap - first_tap + 1) * sizeof(float)));
     if (!memory || !sorted) {
@@ -142,7 +155,7 @@ static int run_pass(const Plan &p, const Target &t, const Taps &taps, const floa
     find_kernels(kernels);
     parallel(threads, chunks * splits, [&](int64_t part) {
         Work work;
-        work_bytes(p, &work, memory + part * bytes);
+        work_bytes(p, parts_of(t.channels, splits), &work, memory + part * bytes);
         const int64_t chunk = part / splits, of = part % splits;
         for (int64_t i = p.items * chunk / chunks; i < p.items * (chunk + 1) / chunks; i++)
             run_band(p, kernels, i, t, pass, work, t.channels * of / splits,
@@ -170,9 +183,10 @@ static int conv_input_gradient(const int64_t *shape, const int32_t *starts, cons
     int failed = 0;
     for (int64_t i = 0; i < s.h.stride && s.blocks; i++)
         for (int64_t j = 0; j < s.w.stride && !failed; j++) {
-            failed = run_pass(backward_plan(s, i, j), {s.in, s.h.in, s.w.in},
-                              {starts, place, order}, values, nullptr, false, dy, dx, threads);
-            starts += s.in * s.h.kernel * s.w.kernel;
+            const Plan p = backward_plan(s, i, j);
+            failed = run_pass(p, {s.in, s.h.in, s.w.in}, {starts, place, order}, values, nullptr,
+                              false, dy, dx, threads);
+            starts += s.in * p.parts * s.h.kernel * s.w.kernel;
         }
     return failed;
 }

@@ -8,10 +8,13 @@ namespace SF_LEVEL {
 // Vectors of 16 that a tile keeps in registers, and columns of the widest tile.
 #if defined(__AVX512F__)
 constexpr int64_t TILE = 16, TILE_COLUMNS = 8;
+constexpr bool NEAR_TILES = true;
 #elif defined(__AVX__)
 constexpr int64_t TILE = 7, TILE_COLUMNS = 7;
+constexpr bool NEAR_TILES = false;
 #else
 constexpr int64_t TILE = 3, TILE_COLUMNS = 3;
+constexpr bool NEAR_TILES = false;
 #endif
 
 static SF_INLINE Piece take(const float *p) { return *reinterpret_cast<const PieceAnywhere *>(p); }
@@ -25,12 +28,17 @@ constexpr int64_t BAND = (480 << 10) / 64, LARGE_BAND = (1280 << 10) / 64;
 // Bands are rectangles of the target whose sources stay in the second-level cache. Without
 // a stride, taps read the source in place. With one, a band's sources are first packed:
 // the positions of each residue side by side, with the zeros of the padding around.
+//
+// Where rows of the target have many taps, a band is one tile, and the source's channels are
+// cut into parts: the sources in one part are packed, and stay in the first-level cache while
+// their taps are added to the tile of one target channel after the other.
 struct Plan {
     Axis h, w;
     int64_t channels, blocks;  // of the source
+    int64_t parts, part;       // of the source's channels; channels of one
     bool packed, by_block;     // by_block: the lines of a tile are batch blocks, not rows
     int64_t block_parts, row_parts, column_parts, items;
-    int64_t pitch, area, plane, volume;  // vectors per line, residue, channel, batch block
+    int64_t pitch, area, plane, volume;  // vectors per line, residue, channel, part of a block
     int64_t columns;                     // most columns of a tile
 };
 
@@ -94,13 +102,37 @@ static bool one_sided(const Plan &p, const Band &band, int64_t most) {
     return true;
 }
 
+// Taps of a row and part that pay for storing the row's sums and loading them again.
+constexpr double LEAST_TAPS = 12;
+
+// Cuts the channels into parts, if a row of the target has enough taps in each on average.
+static void choose_parts(Plan &p, double taps) {
+    if (!NEAR_TILES || p.h.count * p.w.count < TILE || !p.h.residues || !p.w.residues) return;
+    const int64_t column_parts = parts_of(p.w.count, TILE_COLUMNS);
+    const int64_t columns = parts_of(p.w.count, column_parts);
+    const int64_t row_parts = parts_of(p.h.count, TILE / columns);
+    const int64_t rows = parts_of(p.h.count, row_parts);
+    const int64_t plane = (columns + p.w.high - p.w.low) * p.w.residues *
+                          (rows + p.h.high - p.h.low) * p.h.residues;
+    const int64_t parts = parts_of(p.channels, maximum(1, sf_near / (plane * 64)));
+    if (taps < LEAST_TAPS * double(parts)) return;
+    p.part = parts_of(p.channels, parts);
+    p.parts = parts_of(p.channels, p.part);
+    p.row_parts = row_parts;
+    p.column_parts = column_parts;
+    p.packed = true;
+}
+
+// taps: of a row of the target, on average.
 static Plan make_plan(const Axis &h, const Axis &w, int64_t channels, int64_t blocks,
-                      int64_t budget = BAND) {
+                      double taps, int64_t budget = BAND) {
     Plan p = {};
-    p.h = h, p.w = w, p.channels = channels, p.blocks = p.block_parts = blocks;
+    p.h = h, p.w = w, p.channels = p.part = channels, p.blocks = p.block_parts = blocks;
+    p.parts = 1;
     p.packed = h.stride > 1 || w.stride > 1;
     if (!h.count || !w.count || !blocks) return p;
     choose_bands(p, p.packed ? BAND : budget);
+    choose_parts(p, taps);
     p.pitch = w.source;
     p.area = w.source * h.source;
     if (p.packed) {
@@ -108,7 +140,7 @@ static Plan make_plan(const Axis &h, const Axis &w, int64_t channels, int64_t bl
         p.area = p.pitch * (parts_of(h.count, p.row_parts) + h.high - h.low);
     }
     p.plane = p.area * h.residues * w.residues;
-    p.volume = p.plane * channels;
+    p.volume = p.plane * p.part;
     p.by_block = h.count * w.count < TILE;
     if (p.by_block) {
         const int64_t fit = maximum(1, BAND / maximum(1, p.volume));
@@ -134,46 +166,60 @@ static SF_INLINE void fill_zero(float *to, int64_t vectors) {
     for (int64_t i = 0; i < vectors * PIECES; i++) put(to + i * PIECE, Piece{});
 }
 
-// One line of a residue, from source position first * stride + residue.
-static SF_INLINE void pack_line(const Axis &w, int64_t residue, int64_t first, int64_t size,
-                                const float *from, float *to) {
+// Of a packed line, the vectors [begin, end) that have a source, the first at `from`.
+struct Stretch {
+    int64_t begin, end, from;
+};
+static Stretch stretch_of(const Axis &w, int64_t residue, int64_t first, int64_t size) {
     const int64_t begin = minimum(size, maximum(0, -first));
     const int64_t last = floor_divide(w.source - 1 - residue, w.stride) + 1 - first;
-    const int64_t end = maximum(begin, minimum(size, last));
-    fill_zero(to, begin);
-    for (int64_t j = begin; j < end; j++) {
-        const float *x = from + ((first + j) * w.stride + residue) * LANES;
-        SF_UNROLL
-        for (int i = 0; i < PIECES; i++) put(to + j * LANES + i * PIECE, take(x + i * PIECE));
-    }
-    fill_zero(to + end * LANES, size - end);
+    return {begin, maximum(begin, minimum(size, last)), (first + begin) * w.stride + residue};
 }
 
-static void pack(const Plan &p, const Band &band, const float *x, float *to) {
+// Packs one line of each residue of its columns, area vectors apart.
+static SF_INLINE void pack_line(const Plan &p, const Stretch *stretches, int64_t columns,
+                                const float *from, float *to) {
+    const int64_t step = p.w.stride * LANES;
+    for (int64_t i = 0; i < p.w.residues; i++, to += p.area * LANES) {
+        const Stretch s = from ? stretches[i] : Stretch{columns, columns, 0};
+        fill_zero(to, s.begin);
+        const float *x = from ? from + s.from * LANES : from;
+        for (int64_t j = s.begin; j < s.end; j++, x += step) {
+            SF_UNROLL
+            for (int k = 0; k < PIECES; k++) put(to + j * LANES + k * PIECE, take(x + k * PIECE));
+        }
+        fill_zero(to + s.end * LANES, columns - s.end);
+    }
+}
+
+static void pack(const Plan &p, const Band &band, int64_t part, const float *x, float *to) {
+    const int64_t first = part * p.part, count = minimum(p.part, p.channels - first);
     const int64_t rows = band.rows + p.h.high - p.h.low;
     const int64_t columns = band.columns + p.w.high - p.w.low;
-    const int64_t row = band.row + p.h.low, column = band.column + p.w.low;
-    for (int64_t c = 0; c < band.blocks * p.channels; c++) {
-        const float *image =
-            x + (band.block * p.channels + c) * p.h.source * p.w.source * LANES;
-        float *plane = to + c * p.plane * LANES;
-        for (int64_t i = 0; i < p.h.residues * p.w.residues; i++, plane += p.area * LANES)
-            for (int64_t r = 0; r < rows; r++) {
-                const int64_t at = (row + r) * p.h.stride + p.h.residue[i / p.w.residues];
-                float *line = plane + r * p.pitch * LANES;
-                if (at < 0 || at >= p.h.source) fill_zero(line, columns);
-                else pack_line(p.w, p.w.residue[i % p.w.residues], column, columns,
-                               image + at * p.w.source * LANES, line);
-            }
-    }
+    const int64_t row = band.row + p.h.low, line = p.w.source * LANES;
+    Stretch stretches[MAX_KERNEL];
+    for (int64_t i = 0; i < p.w.residues; i++)
+        stretches[i] = stretch_of(p.w, p.w.residue[i], band.column + p.w.low, columns);
+    for (int64_t b = 0; b < band.blocks; b++)
+        for (int64_t c = 0; c < count; c++, to += p.plane * LANES) {
+            const float *image =
+                x + ((band.block + b) * p.channels + first + c) * p.h.source * line;
+            float *residue = to;
+            for (int64_t i = 0; i < p.h.residues; i++, residue += p.w.residues * p.area * LANES)
+                for (int64_t r = 0; r < rows; r++) {
+                    const int64_t at = (row + r) * p.h.stride + p.h.residue[i];
+                    const float *from = at < 0 || at >= p.h.source ? nullptr : image + at * line;
+                    pack_line(p, stretches, columns, from, residue + r * p.pitch * LANES);
+                }
+        }
 }
 
 // ---- Taps
 
-// The non-zeros of each row of the target, by kernel column, then kernel row, then channel
-// of the source; those of one row and kernel position begin at starts.
+// The non-zeros by part of the source's channels, then row of the target, then kernel column,
+// then kernel row, then channel; those of one part, row and kernel position begin at starts.
 struct Taps {
-    const int32_t *starts;  // (rows * kernel positions + 1)
+    const int32_t *starts;  // (parts * rows * kernel positions + 1)
     const int32_t *place;   // vectors from the first source of a target
     const int32_t *order;   // the non-zero's place in the caller's arrays
 };
@@ -202,19 +248,23 @@ static void sort_taps(int64_t rows, const int32_t *pointers, int64_t groups, int
     starts[0] = 0;
 }
 
-// Of a kernel position: its group within a row, its place without a channel, and the
-// distance of channels.
+// Of a kernel position: its group in the first row of the first part, its place without a
+// channel, the distance of channels, and the channels of a part.
 struct Position {
     int64_t group, place, plane;
+    uint32_t part;
 };
 
 static Plan forward_plan(const Shape &s, int64_t budget = BAND) {
-    return make_plan(forward_axis(s.h), forward_axis(s.w), s.in, s.blocks, budget);
+    const double taps = s.groups == 1 ? double(s.nnz) / double(s.out) : 0;
+    return make_plan(forward_axis(s.h), forward_axis(s.w), s.in, s.blocks, taps, budget);
 }
 
 // The input positions (i, j) plus multiples of the stride.
 static Plan backward_plan(const Shape &s, int64_t i, int64_t j) {
-    return make_plan(backward_axis(s.h, i), backward_axis(s.w, j), s.out, s.blocks);
+    const double taps =
+        s.groups == 1 ? double(s.nnz) / double(s.in * s.h.stride * s.w.stride) : 0;
+    return make_plan(backward_axis(s.h, i), backward_axis(s.w, j), s.out, s.blocks, taps);
 }
 
 // Taps by a table of the kernel positions; rows: output channels, else input channels.
@@ -222,14 +272,34 @@ static void sort_by(const Shape &s, const Position *of, bool outputs, int64_t gr
                     const int32_t *pointers, const int32_t *columns, int32_t *starts,
                     int32_t *place, int32_t *order) {
     const uint32_t kernel = static_cast<uint32_t>(s.h.kernel * s.w.kernel);
-    const int64_t per_group = s.in / s.groups, group = s.out / s.groups;
+    const int64_t per_group = s.in / s.groups, group = s.out / s.groups,
+                  rows = outputs ? s.out : s.in;
     sort_taps(s.out, pointers, groups, starts, place, order, [=](int64_t k, int64_t out) {
         const uint32_t column = static_cast<uint32_t>(columns[k]), c = column / kernel;
         const Position &at = of[column - c * kernel];
-        const int64_t in = out / group * per_group + c;
-        return Entry{at.group + (outputs ? out : in) * kernel,
-                     at.place + (outputs ? in : out) * at.plane};
+        const uint32_t in = static_cast<uint32_t>(out / group * per_group + c);
+        const uint32_t row = outputs ? static_cast<uint32_t>(out) : in,
+                       source = outputs ? in : static_cast<uint32_t>(out);
+        const uint32_t part = source / at.part;
+        return Entry{at.group + (part * rows + row) * kernel,
+                     at.place + (source - part * at.part) * at.plane};
     });
+}
+
+// The plan of the forward pass and the weight gradient, or that of the input gradient at one
+// residue of the stride.
+static Plan plan_of(const Shape &s, int64_t backward, int64_t residue) {
+    return backward ? backward_plan(s, residue / s.w.stride, residue % s.w.stride)
+                    : forward_plan(s);
+}
+
+static int conv_starts(const int64_t *shape, int64_t backward, int64_t *entries) {
+    const Shape s = *reinterpret_cast<const Shape *>(shape);
+    int64_t rows = 0;
+    for (int64_t i = 0; i < (backward ? s.h.stride * s.w.stride : 1); i++)
+        rows += (backward ? s.in : s.out) * plan_of(s, backward, i).parts;
+    *entries = rows * s.h.kernel * s.w.kernel + 1;
+    return 0;
 }
 
 // The taps of the forward pass and the weight gradient; of the input gradient, one residue
@@ -237,19 +307,20 @@ static void sort_by(const Shape &s, const Position *of, bool outputs, int64_t gr
 static int conv_taps(const int64_t *shape, int64_t backward, const int32_t *pointers,
                      const int32_t *columns, int32_t *starts, int32_t *place, int32_t *order) {
     const Shape s = *reinterpret_cast<const Shape *>(shape);
-    const int64_t rows = s.h.stride, columns_of = s.w.stride,
-                  each = s.in * s.h.kernel * s.w.kernel;
-    Position of[MAX_KERNEL * MAX_KERNEL] = {};
-    for (int64_t i = 0; i < (backward ? rows * columns_of : 1); i++) {
-        const Plan p =
-            backward ? backward_plan(s, i / columns_of, i % columns_of) : forward_plan(s);
+    const int64_t kernel = s.h.kernel * s.w.kernel;
+    Position of[MAX_KERNEL * MAX_KERNEL];
+    for (int64_t i = 0; i < kernel; i++) of[i] = {0, 0, 0, 1};
+    int64_t groups = 0;
+    for (int64_t i = 0; i < (backward ? s.h.stride * s.w.stride : 1); i++) {
+        const Plan p = plan_of(s, backward, i);
         for (int64_t kh = 0; kh < s.h.kernel; kh++)
             for (int64_t kw = 0; kw < s.w.kernel; kw++)
                 if (p.h.use[kh] >= 0 && p.w.use[kw] >= 0)
-                    of[kh * s.w.kernel + kw] = {i * each + kw * s.h.kernel + kh,
-                                                place_of(p, kh, kw), p.plane};
+                    of[kh * s.w.kernel + kw] = {
+                        groups + kw * s.h.kernel + kh, place_of(p, kh, kw), p.plane,
+                        static_cast<uint32_t>(p.part)};
+        groups += (backward ? s.in : s.out) * p.parts * kernel;
     }
-    const int64_t groups = backward ? rows * columns_of * each : s.out * s.h.kernel * s.w.kernel;
     sort_by(s, of, !backward, groups, pointers, columns, starts, place, order);
     return 0;
 }

@@ -37,22 +37,27 @@ struct Work {
     Tiles *groups;
     Segment *segments;
     Tile *tiles;
+    float *sums;  // of a tile of each target channel, from part to part
     int64_t group_count;
     Band band;  // that the tiles are of
 };
 
-static int64_t work_bytes(const Plan &p, Work *work, char *memory) {
+// channels: whose sums are kept from part to part.
+static int64_t work_bytes(const Plan &p, int64_t channels, Work *work, char *memory) {
     const int64_t blocks = parts_of(p.blocks, p.block_parts),
                   rows = parts_of(p.h.count, p.row_parts),
                   columns = parts_of(p.w.count, p.column_parts);
     const int64_t groups = blocks * rows * parts_of(columns, p.columns);
+    const int64_t sums = p.parts > 1 ? channels * TILE * 64 : 0;
     const int64_t packed = p.packed ? blocks * p.volume * 64 : 0;
-    const int64_t at_tiles = packed + groups * sizeof(Tiles),
+    const int64_t at_tiles = sums + packed + groups * sizeof(Tiles),
                   at_segments = at_tiles + groups * sizeof(Tile);
     if (work)
-        *work = {reinterpret_cast<float *>(memory), reinterpret_cast<Tiles *>(memory + packed),
+        *work = {reinterpret_cast<float *>(memory + sums),
+                 reinterpret_cast<Tiles *>(memory + sums + packed),
                  reinterpret_cast<Segment *>(memory + at_segments),
-                 reinterpret_cast<Tile *>(memory + at_tiles), 0, {}};
+                 reinterpret_cast<Tile *>(memory + at_tiles),
+                 reinterpret_cast<float *>(memory), 0, {}};
     return (at_segments + groups * p.w.kernel * (int64_t)sizeof(Segment) + 63) / 64 * 64;
 }
 
@@ -165,10 +170,48 @@ static Ahead look_ahead(const Plan &p, const Target &t, const float *source, int
     return ahead;
 }
 
+// What the next part packs, of this band or of the next: lines of a rectangle of channels, of
+// which some are asked for with each target channel.
+struct Next {
+    const float *line;
+    int64_t lines, each, row, rows, pitch, step, columns;  // pitch, step: to the next; floats
+};
+
+static Next next_part(const Plan &p, int64_t item, int64_t part, const float *source,
+                      int64_t channels) {
+    const bool same = part + 1 < p.parts;
+    if (p.parts == 1 || (!same && item + 1 == p.items)) return {source, 0, 0, 0, 0, 0, 0, 0};
+    const Band band = band_of(p, same ? item : item + 1);
+    const int64_t first = (same ? part + 1 : 0) * p.part,
+                  top = maximum(0, (band.row + p.h.low) * p.h.stride),
+                  left = maximum(0, (band.column + p.w.low) * p.w.stride),
+                  bottom = (band.row + band.rows + p.h.high) * p.h.stride,
+                  right = (band.column + band.columns + p.w.high) * p.w.stride;
+    const int64_t rows = maximum(0, minimum(p.h.source, bottom) - top),
+                  columns = minimum(p.w.source, right) - left;
+    const int64_t pitch = p.w.source * LANES, plane = p.h.source * pitch,
+                  lines = rows * minimum(p.part, p.channels - first);
+    return {source + (band.block * p.channels + first) * plane + top * pitch + left * LANES,
+            lines, parts_of(lines, channels), 0, rows, pitch, plane - (rows - 1) * pitch, columns};
+}
+
+static SF_INLINE void ask_for(Next &next) {
+    const int64_t count = minimum(next.each, next.lines);
+    next.lines -= count;
+    for (int64_t i = 0; i < count; i++) {
+        for (int64_t x = 0; x < next.columns; x++)
+            __builtin_prefetch(next.line + x * LANES, 0, 2);
+        const bool last = ++next.row == next.rows;
+        next.line += last ? next.step : next.pitch;
+        next.row = last ? 0 : next.row;
+    }
+}
+
 // The share of one of `channels`; target: where that channel's successor's lines begin.
 static SF_INLINE void ask_for(const Ahead &ahead, int64_t channel, int64_t channels,
                               const float *target) {
     for (int64_t i = 0; i < ahead.target; i++) __builtin_prefetch(target + i * LANES, 0, 3);
+    if (!ahead.channels) return;
     const int64_t end = ahead.channels * (channel + 1) / channels;
     for (int64_t c = ahead.channels * channel / channels; c < end; c++)
         for (int64_t i = 0; i < ahead.vectors; i++)

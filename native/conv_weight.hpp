@@ -14,8 +14,9 @@ struct Sums {
 typedef void (*Summing)(const Sums &, const Tiles &, const int32_t *starts,
                         const float *gradient);
 
-// Bytes of the sums of 16 that may be kept over all bands.
-constexpr int64_t KEEP = 1 << 20;
+// Bytes of the sums of 16 that are kept over all bands; in parts, of so many output channels
+// at a time.
+constexpr int64_t KEEP = 1 << 20, KEEP_MOST = 8 << 20;
 // Sums that a tap's products are dealt to, so that none waits for the last.
 constexpr int64_t CHAINS = PIECES > 1 ? PIECES : 2;
 
@@ -90,17 +91,14 @@ static void find_kernels(Summing *kernels) {
     if constexpr (KIND > 0) find_kernels<KIND - 1>(kernels);
 }
 
-// Adds the sums of one output channel's bias and taps.
-static void add_up(const float *kept, int64_t taps, float *dvalues, float *dbias) {
-    *dbias += total(load(kept));
-    const float *tap = kept + LANES;
+static void add_up(const float *kept, int64_t taps, float *dvalues) {
     int64_t k = 0;
-    for (; k + 4 <= taps; k += 4, tap += 4 * LANES) {
-        const quad four = sums(load(tap), load(tap + LANES), load(tap + 2 * LANES),
-                               load(tap + 3 * LANES));
+    for (; k + 4 <= taps; k += 4, kept += 4 * LANES) {
+        const quad four = sums(load(kept), load(kept + LANES), load(kept + 2 * LANES),
+                               load(kept + 3 * LANES));
         for (int i = 0; i < 4; i++) dvalues[k + i] += four[i];
     }
-    for (; k < taps; k++, tap += LANES) dvalues[k] += total(load(tap));
+    for (; k < taps; k++, kept += LANES) dvalues[k] += total(load(kept));
 }
 
 struct Gradient {
@@ -116,17 +114,32 @@ struct Sweep {
     const Gradient &g;
     const Summing *kernels;
     bool keep;
-    int64_t positions;
+    int64_t positions;  // of a kernel
 
-    int64_t tap(int64_t channel) const { return g.taps.starts[channel * positions]; }
-    int64_t length() const { return tap(target.channels) + target.channels; }
+    const int32_t *starts(int64_t part, int64_t channel) const {
+        return g.taps.starts + (part * target.channels + channel) * positions;
+    }
+    int64_t tap(int64_t part, int64_t channel) const { return *starts(part, channel); }
+    // Biases and taps of channels [first, last).
+    int64_t length(int64_t first, int64_t last) const {
+        int64_t sum = last - first;
+        for (int64_t part = 0; part < plan.parts; part++) sum += tap(part, last) - tap(part, first);
+        return sum;
+    }
 };
 
-// A part's output channels [first, last), its room for sums of 16, and its results.
+// A part's output channels [first, last), its room for sums of 16, those of biases first, and
+// its results.
 struct Share {
     int64_t first, last;
     float *room, *dvalues, *dbias;
 };
+
+static SF_INLINE void ask_for_tile(const Band &band, const Target &t, const float *plane) {
+    for (int64_t y = band.row; y < band.row + band.rows; y++)
+        for (int64_t x = band.column; x < band.column + band.columns; x++)
+            __builtin_prefetch(plane + (y * t.width + x) * LANES, 0, 3);
+}
 
 static void sum_band(const Sweep &sweep, int64_t item, const Share &share, Work &work) {
     const Plan &p = sweep.plan;
@@ -134,73 +147,99 @@ static void sum_band(const Sweep &sweep, int64_t item, const Share &share, Work 
     const Gradient &g = sweep.g;
     const Band band = band_of(p, item);
     const Ahead ahead = look_ahead(p, t, g.x, item);
-    const float *source = g.x + band.block * p.volume * LANES;
-    if (p.packed) {
-        pack(p, band, g.x, work.packed);
-        source = work.packed;
-    }
+    const float *source = p.packed ? work.packed : g.x + band.block * p.volume * LANES;
     make_tiles(p, band, t, work);
     const int64_t line = t.width * LANES, plane = t.height * line;
-    for (int64_t o = share.first; o < share.last; o++) {
-        const float *gradient = g.dy + (band.block * t.channels + o) * plane;
-        ask_for(ahead, o - share.first, share.last - share.first,
-                gradient + plane + band.row * line);
-        const int64_t tap = sweep.tap(o), taps = sweep.tap(o + 1) - tap;
-        float *to = share.room + (sweep.keep ? tap + o : 0) * LANES;
-        if (!sweep.keep) memset(to, 0, (taps + 1) * LANES * sizeof(float));
-        const Sums job = {g.taps.place, source, (p.by_block ? p.volume : p.pitch) * LANES,
-                          p.by_block ? t.channels * plane : line, to + (1 - tap) * LANES, to};
-        for (int64_t i = 0; i < work.group_count; i++)
-            sweep.kernels[work.groups[i].kind](job, work.groups[i],
-                                               g.taps.starts + o * sweep.positions, gradient);
-        if (!sweep.keep) add_up(to, taps, share.dvalues + tap, share.dbias + o);
+    float *to = share.room + (sweep.keep ? share.last - share.first : 1) * LANES;
+    for (int64_t part = 0; part < p.parts; part++) {
+        if (p.packed) pack(p, band, part, g.x, work.packed);
+        Next next = next_part(p, item, part, g.x, share.last - share.first);
+        int64_t tap = sweep.tap(part, share.first);  // the one whose sums are at `to`
+        for (int64_t o = share.first; o < share.last; o++) {
+            const float *gradient = g.dy + (band.block * t.channels + o) * plane;
+            ask_for(ahead, o - share.first, share.last - share.first,
+                    gradient + plane + band.row * line);
+            ask_for(next);
+            if (p.parts > 1 && !part) ask_for_tile(band, t, gradient + plane);
+            const int64_t end = sweep.tap(part, o + 1);
+            float counted[LANES] = {}, *bias = share.room;
+            if (!sweep.keep) memset(bias, 0, (end - tap + 1) * LANES * sizeof(float));
+            else bias = part ? counted : bias + (o - share.first) * LANES;
+            const Sums job = {g.taps.place, source, (p.by_block ? p.volume : p.pitch) * LANES,
+                              p.by_block ? t.channels * plane : line, to - tap * LANES, bias};
+            for (int64_t i = 0; i < work.group_count; i++)
+                sweep.kernels[work.groups[i].kind](job, work.groups[i], sweep.starts(part, o),
+                                                   gradient);
+            if (sweep.keep) continue;
+            add_up(to, end - tap, share.dvalues + tap);
+            share.dbias[o] += total(load(bias));
+            tap = end;
+        }
+        to += (sweep.tap(part, share.last) - tap) * LANES;
     }
 }
 
 static void sum_bands(const Sweep &sweep, int64_t first, int64_t last, const Share &share,
                       Work &work) {
-    if (sweep.keep) memset(share.room, 0, sweep.length() * LANES * sizeof(float));
+    const int64_t length = sweep.length(share.first, share.last);
+    if (sweep.keep) memset(share.room, 0, length * LANES * sizeof(float));
     for (int64_t item = first; item < last; item++) sum_band(sweep, item, share, work);
-    for (int64_t o = share.first; sweep.keep && o < share.last; o++)
-        add_up(share.room + (sweep.tap(o) + o) * LANES, sweep.tap(o + 1) - sweep.tap(o),
-               share.dvalues + sweep.tap(o), share.dbias + o);
+    if (!sweep.keep) return;
+    const float *of = share.room;
+    for (int64_t o = share.first; o < share.last; o++, of += LANES)
+        share.dbias[o] += total(load(of));
+    for (int64_t part = 0; part < sweep.plan.parts; part++) {
+        const int64_t tap = sweep.tap(part, share.first),
+                      taps = sweep.tap(part, share.last) - tap;
+        add_up(of, taps, share.dvalues + tap);
+        of += taps * LANES;
+    }
 }
 
 // Bands are dealt to chunks, whose number depends on the shapes alone; each has results of
 // its own, and these are added in order.
 static int sum_all(const Sweep &sweep, float *dvalues, float *dbias, int64_t threads) {
     const Plan &p = sweep.plan;
-    const int64_t channels = sweep.target.channels, length = sweep.length();
+    const int64_t channels = sweep.target.channels, length = sweep.length(0, channels);
     const int64_t chunks = maximum(1, minimum(minimum(p.items, 16), (1 << 24) / length));
-    const int64_t splits = minimum(channels, parts_of(threads, chunks));
+    const int64_t kept = sweep.keep ? parts_of(length * 64, KEEP_MOST) : 1;
+    const int64_t splits = minimum(channels, maximum(kept, parts_of(threads, chunks)));
     const bool alone = threads <= 1;  // then one room and one result serve all chunks
-    int64_t most = 0;                 // taps of one output channel
-    for (int64_t o = 0; o < channels; o++) most = maximum(most, sweep.tap(o + 1) - sweep.tap(o));
-    const int64_t room = (sweep.keep ? length : most + 1) * 64;
-    const int64_t bytes = room + work_bytes(p, nullptr, nullptr);
+    const auto begin = [&](int64_t of) { return channels * of / splits; };
+    int64_t most = 0;  // sums of 16 that are kept at a time
+    for (int64_t o = 0; o < channels && !sweep.keep; o++)
+        most = maximum(most, sweep.length(o, o + 1));
+    for (int64_t of = 0; of < splits && sweep.keep; of++)
+        most = maximum(most, sweep.length(begin(of), begin(of + 1)));
+    const int64_t room = most * 64, bytes = room + work_bytes(p, 0, nullptr, nullptr);
     const int64_t rooms = alone ? 1 : chunks * splits, results = alone ? 1 : chunks;
     char *memory = static_cast<char *>(aligned_alloc(64, rooms * bytes));
     float *partial = static_cast<float *>(calloc(results * length, sizeof(float)));
     const bool failed = !memory || !partial;
-    const auto add = [&](const float *of) {
-        for (int64_t k = 0; k < length - channels; k++) dvalues[sweep.g.taps.order[k]] += of[k];
-        for (int64_t o = 0; o < channels; o++) dbias[o] += of[length - channels + o];
+    const auto add = [&](float *of, int64_t first, int64_t last) {
+        for (int64_t part = 0; part < p.parts; part++)
+            for (int64_t k = sweep.tap(part, first); k < sweep.tap(part, last); k++) {
+                dvalues[sweep.g.taps.order[k]] += of[k];
+                of[k] = 0;
+            }
+        for (int64_t o = first; o < last; o++) {
+            dbias[o] += of[length - channels + o];
+            of[length - channels + o] = 0;
+        }
     };
     parallel(threads, failed ? 0 : chunks * splits, [&](int64_t part) {
         const int64_t chunk = part / splits, of = part % splits;
         char *mine = memory + (alone ? 0 : part) * bytes;
         float *result = partial + (alone ? 0 : chunk) * length;
         Work work;
-        work_bytes(p, &work, mine + room);
-        const Share share = {channels * of / splits, channels * (of + 1) / splits,
-                             reinterpret_cast<float *>(mine), result, result + length - channels};
+        work_bytes(p, 0, &work, mine + room);
+        const Share share = {begin(of), begin(of + 1), reinterpret_cast<float *>(mine), result,
+                             result + length - channels};
         sum_bands(sweep, p.items * chunk / chunks, p.items * (chunk + 1) / chunks, share, work);
-        if (!alone) return;
-        add(result);
-        memset(result, 0, length * sizeof(float));
+        if (alone) add(result, share.first, share.last);
     });
     for (int64_t chunk = 0; chunk < chunks && !failed && !alone; chunk++)
-        add(partial + chunk * length);
+        add(partial + chunk * length, 0, channels);
     free(partial);
     free(memory);
     return failed;
@@ -211,12 +250,12 @@ static int conv_weight_gradient(const int64_t *shape, const int32_t *starts,
                                 const float *dy, float *dvalues, float *dbias,
                                 int64_t threads) {
     const Shape s = *reinterpret_cast<const Shape *>(shape);
-    const int64_t nnz = starts[s.out * s.h.kernel * s.w.kernel];
-    for (int64_t k = 0; k < nnz; k++) dvalues[k] = 0;
+    for (int64_t k = 0; k < s.nnz; k++) dvalues[k] = 0;
     for (int64_t o = 0; o < s.out; o++) dbias[o] = 0;
     if (!s.blocks || !s.out) return 0;
-    const bool keep = (nnz + s.out) * 64 <= KEEP;
-    const Plan p = forward_plan(s, keep ? BAND : LARGE_BAND);
+    const bool fits = (s.nnz + s.out) * 64 <= KEEP;
+    const Plan p = forward_plan(s, fits ? BAND : LARGE_BAND);
+    const bool keep = fits || p.parts > 1;
     const Target t = {s.out, s.h.out, s.w.out};
     const Gradient g = {{starts, place, order}, x, dy};
     Summing kernels[KINDS];

@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-#define SF_ABI 2
+#define SF_ABI 3
 #define SF_EXPORT extern "C" __attribute__((visibility("default")))
 
 // One entry per kernel: its name, parameters and arguments. The table of a level
@@ -92,13 +92,15 @@
       (channels, size, examples, epsilon, counts, x, y, dy, weight, mean, variance, dx,    \
        dadded, dweight, dbias, threads))
 
-// A convolution is described by 16 numbers: batch blocks, input channels, output channels,
-// groups; then for height and for width: input, output, kernel, stride, padding, dilation.
-// Kernels have at most 15 positions along an axis. Its taps (starts, place, order) are made
-// from a topology in CSR for one size of the input, any number of blocks: for the forward pass
-// and the weight gradient starts has out * kernel positions + 1 entries, for the input
-// gradient (backward) strides * in * kernel positions + 1.
+// A convolution is described by 17 numbers: batch blocks, input channels, output channels,
+// groups, non-zeros; then for height and for width: input, output, kernel, stride, padding,
+// dilation. Kernels have at most 15 positions along an axis. Its taps (starts, place, order)
+// are made from a topology in CSR for one size of the input, any number of blocks: some for
+// the forward pass and the weight gradient, others for the input gradient (backward).
 #define SF_CONV(X)                                                                         \
+    /* *entries: of starts */                                                              \
+    X(conv_starts, (const int64_t *shape, int64_t backward, int64_t *entries),             \
+      (shape, backward, entries))                                                          \
     X(conv_taps, (const int64_t *shape, int64_t backward, const int32_t *pointers,         \
       const int32_t *columns, int32_t *starts, int32_t *place, int32_t *order),            \
       (shape, backward, pointers, columns, starts, place, order))                          \

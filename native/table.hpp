@@ -10,3 +10,4 @@ struct Table {
 };
 
 extern sf_fork_function sf_fork;
+extern int64_t sf_near;  // bytes that stay in the first-level cache beside what passes through

@@ -127,6 +127,14 @@ def test_kernels_are_right_for_any_convolution(parts):
         ((2, 2, 3, 3), (3, 4), 9, 1.0, plain(padding=(9, 20))),  # hardly more than padding
         ((3, 2, 3, 2), (30, 9), 2, 0.7, plain((1, 4), (2, 0), (9, 5))),
         ((70, 30, 3, 3), (4, 4), 64, 0.9, plain(padding=(1, 1))),  # too many sums to keep
+        ((20, 60, 3, 3), (8, 8), 33, 0.5, plain(padding=(1, 1))),  # channels in parts
+        ((20, 61, 3, 3), (17, 23), 5, 0.3, plain(padding=(1, 1))),  # and ragged tiles
+        ((11, 64, 5, 5), (14, 13), 20, 0.3, plain(padding=(2, 2))),
+        ((11, 64, 3, 3), (15, 13), 20, 0.3, plain((2, 3), (1, 1))),
+        ((11, 64, 3, 3), (16, 16), 20, 0.4, plain(padding=(1, 0), dilation=(2, 1))),
+        ((33, 90, 1, 1), (6, 9), 20, 0.9, plain()),
+        ((10, 90, 2, 3), (2, 9), 40, 0.9, plain(padding=(9, 4))),
+        ((200, 200, 3, 3), (4, 5), 4, 0.5, plain(padding=(1, 1))),  # some output channels a time
     ],
 )
 @pytest.mark.usefixtures("best")
@@ -143,6 +151,23 @@ def test_results_do_not_depend_on_the_number_of_threads(parts):
             results.append(case.run())
     for other in results[1:]:
         assert all(map(torch.equal, results[0], other))
+
+
+def test_results_of_parts_do_not_depend_on_the_number_of_threads():
+    case, results = Case((20, 60, 3, 3), (9, 8), 40, 0.5, plain(padding=(1, 1))), []
+    for count in (1, 2, 5):
+        with threads(count):
+            results.append(case.run())
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+@pytest.mark.usefixtures("best")
+def test_one_pattern_serves_every_level():
+    case = Case((20, 60, 3, 3), (8, 8), 16, 0.5, plain(padding=(1, 1)))
+    for level in (core().level, "portable", core().level):
+        core().set_level(level)
+        case.check()
 
 
 def test_one_pattern_serves_many_sizes_and_batches():

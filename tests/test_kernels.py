@@ -408,7 +408,7 @@ def test_a_damaged_core_says_so(fresh, tmp_path):
 def test_a_core_of_another_interface_says_so(fresh, tmp_path):
     copy = shutil.copy(core().path, tmp_path / "_core.so")
     fresh.setattr(library, "ABI", 0)
-    with pytest.raises(SparseUnavailable, match="is of interface 2, this sparseflow needs 0"):
+    with pytest.raises(SparseUnavailable, match="is of interface 3, this sparseflow needs 0"):
         Core(copy)
 
 

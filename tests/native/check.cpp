@@ -194,14 +194,16 @@ struct Line {
 
 static void check_conv(int64_t threads) {
     struct {
-        int64_t blocks, in, out, groups;
+        int64_t blocks, in, out, groups, nnz;
         Line h, w;
-    } s = {between(0, 3), between(1, 3), between(1, 3), between(1, 2), Line::random(),
+    } s = {between(0, 3), between(1, 3), between(1, 3), between(1, 2), 0, Line::random(),
            Line::random()};
+    if (between(0, 2) == 0) s.in = between(10, 60), s.groups = 1;  // channels in parts
     s.in *= s.groups, s.out *= s.groups;
     const int64_t *shape = &s.blocks, per_group = s.in / s.groups,
                   kernel = s.h.kernel * s.w.kernel;
     const Matrix m(s.out, per_group * kernel, between(0, 10) / 10.0);
+    s.nnz = m.nnz();
     const Floats values = numbers(m.nnz()), bias = numbers(s.out),
                  x = numbers(s.blocks * s.in * s.h.in * s.w.in * 16),
                  dy = numbers(s.blocks * s.out * s.h.out * s.w.out * 16);
@@ -226,14 +228,15 @@ static void check_conv(int64_t threads) {
         }
         ey[at] = std::max(0.0, ey[at]);
     }
-    const auto taps = [&](int64_t backward, int64_t groups) {
-        std::vector<Ints> all = {Ints(groups + 1), Ints(m.nnz()), Ints(m.nnz())};
+    const auto taps = [&](int64_t backward) {
+        int64_t entries;
+        sf_conv_starts(shape, backward, &entries);
+        std::vector<Ints> all = {Ints(entries), Ints(m.nnz()), Ints(m.nnz())};
         sf_conv_taps(shape, backward, m.pointers.data(), m.index.data(), all[0].data(),
                      all[1].data(), all[2].data());
         return all;
     };
-    const auto of = taps(0, s.out * kernel),
-               back = taps(1, s.h.stride * s.w.stride * s.in * kernel);
+    const auto of = taps(0), back = taps(1);
     sf_conv_forward(shape, of[0].data(), of[1].data(), of[2].data(), values.data(), bias.data(),
                     x.data(), y.data(), 1, threads);
     require_close(y, ey, "conv_forward");

@@ -40,7 +40,7 @@ class Call:
         work: multiply-adds of one pass.
     """
 
-    numbers: Int64[Tensor, " 16"]
+    numbers: Int64[Tensor, " 17"]
     out: tuple[int, int]
     work: int
 
@@ -51,7 +51,7 @@ class ConvPattern:
     The weight (out, in / groups, kh, kw) is seen as a matrix with a row per output
     channel. What a non-zero reads depends on the size of the images: that table, 8 bytes
     per non-zero for the forward pass and as many for the backward pass, is made on first
-    use of a size and kept.
+    use of a size and kept, for the core's level at that time.
 
     Args:
         row_pointers: int32 (out + 1): where each output channel's weights begin.
@@ -97,7 +97,7 @@ class ConvPattern:
         self.kernel = (high, wide)
         self.stride, self.padding, self.dilation = stride, padding, dilation
         self._calls: dict[tuple[int, tuple[int, int]], Call] = {}
-        self._taps: dict[tuple[tuple[int, int], bool], Taps] = {}
+        self._taps: dict[tuple[str, tuple[int, int], bool], Taps] = {}
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return height and width of the output for an input of this size.
@@ -124,7 +124,7 @@ class ConvPattern:
         if call is None:
             out = self.output_size(size)
             of = (size, out, self.kernel, self.stride, self.padding, self.dilation)
-            numbers = [nb, self.in_channels, self.out_channels, self.groups]
+            numbers = [nb, self.in_channels, self.out_channels, self.groups, self.nnz]
             numbers += [each[axis] for axis in (0, 1) for each in of]
             work = nb * LANES * (self.nnz + self.out_channels) * out[0] * out[1]
             call = self._calls[nb, size] = Call(torch.tensor(numbers, device="cpu"), out, work)
@@ -136,20 +136,20 @@ class ConvPattern:
         Raises:
             KernelError: if an image of the batch is too large to be indexed.
         """
-        taps = self._taps.get((size, backward))
+        key = (core().level, size, backward)
+        taps = self._taps.get(key)
         if taps is None:
-            taps = self._taps[size, backward] = self._make_taps(size, backward)
+            taps = self._taps[key] = self._make_taps(size, backward)
         return taps
 
     def _make_taps(self, size: tuple[int, int], backward: bool) -> Taps:
-        (high, wide), call = self.kernel, self.call(1, size)
+        call = self.call(1, size)
         read = self.out_channels * call.out[0] * call.out[1] if backward else self._places(size)
         if read > _LARGEST_PLACE:
             raise KernelError(f"images of {size} are too large for a sparse convolution")
-        rows = self.out_channels
-        if backward:
-            rows = self.in_channels * self.stride[0] * self.stride[1]
-        starts = self.columns.new_empty(rows * high * wide + 1)
+        entries = torch.empty(1, dtype=torch.int64)
+        core().conv_starts(call.numbers.data_ptr(), backward, entries.data_ptr())
+        starts = self.columns.new_empty(int(entries))
         place, order = torch.empty_like(self.columns), torch.empty_like(self.columns)
         core().conv_taps(
             call.numbers.data_ptr(), backward, self.row_pointers.data_ptr(),

@@ -22,7 +22,7 @@ import torch
 import sparseflow.sparse
 from sparseflow.core.errors import SparseUnavailable, unknown
 
-ABI = 2
+ABI = 3
 
 _TYPES = {"p": c_void_p, "i": c_int64, "d": c_double}
 # The functions of sparseflow.h that work on tensors, by the types of their arguments:
@@ -39,6 +39,7 @@ KERNELS = {
     "relu_gradient": "ipppi",
     "norm_forward": "iiidipppppppii",
     "norm_gradient": "iiidippppppppppi",
+    "conv_starts": "pip",
     "conv_taps": "pippppp",
     "conv_forward": "ppppppppii",
     "conv_input_gradient": "pppppppi",
@@ -103,11 +104,6 @@ class Core:
         raise AttributeError(name)
 
     @property
-    def level(self) -> str:
-        """The level in use."""
-        return self._library.sf_level().decode()
-
-    @property
     def levels(self) -> list[str]:
         """The levels built, best first."""
         return self._library.sf_levels().decode().split()
@@ -129,6 +125,7 @@ class Core:
             raise SparseUnavailable(text)
         if status:
             raise SparseUnavailable(f"this machine does not run the level {name!r}")
+        self.level: str = self._library.sf_level().decode()
 
 
 def _openmp_fork() -> int | None:
