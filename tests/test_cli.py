@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import sparseflow
 from conftest import Cli
 from sparseflow.cli.work import parse_seeds
 from sparseflow.data import mnist
@@ -28,6 +29,16 @@ def test_every_command_has_help_that_teaches(cli: Cli, command: str) -> None:
     out, _ = cli(command, "--help")
     assert "Usage: sparseflow" in out
     assert len(out.splitlines()) > 8
+
+
+def test_without_a_command_the_help_is_shown(cli: Cli) -> None:
+    out, err = cli(code=2)
+    assert "Start with: sparseflow demo" in out
+    assert not err
+
+
+def test_the_version_is_that_of_the_package(cli: Cli) -> None:
+    assert cli("--version")[0].strip() == sparseflow.__version__
 
 
 def test_the_command_line_imports_nothing_that_only_training_or_drawing_needs(

@@ -14,7 +14,7 @@ from small import tiny
 from sparseflow.core.errors import DivergedError, MaskError, SpecError, StoreError
 from sparseflow.recipes import FAMILIES, demo_specs, expand, make_spec, recipe_names
 from sparseflow.runs import Local, Store, execute, identity, matching, plan, remeasure, sweep
-from sparseflow.runs.spec import PruneMethod, RunSpec, Train, generation
+from sparseflow.runs.spec import PruneMethod, RunSpec, Train, as_data, generation
 
 
 class KilledError(Exception):
@@ -53,6 +53,15 @@ def test_every_recipe_runs(name: str, tmp_path: Path) -> None:
     )
     weights, masks = run.checkpoint(12)
     assert all(not weights[n][~m].any() for n, m in masks.items())
+
+
+def test_equal_specifications_have_one_identity() -> None:
+    spec = make_spec("mlp-mnist/lottery")
+    real, whole = (msgspec.structs.replace(spec, density=one) for one in (1.0, 1))
+    assert real == whole
+    assert as_data(real) == as_data(whole)
+    assert msgspec.json.encode(as_data(real)) == msgspec.json.encode(as_data(whole))
+    assert identity(real) == identity(whole)
 
 
 def test_identity_ignores_the_name_and_survives_serialisation() -> None:

@@ -21,7 +21,7 @@ from sparseflow.runs import Store, matching
 
 RUNS, FEW = 1000, 18
 LENGTHS = (1, 10, 100)
-LIMIT_S = 2.0
+LIMIT_S, LIMIT_GROWTH = 2.0, 1.2
 CASE = f"{RUNS:,} finished runs of 117 steps"
 NAMES = [n for n in expand([FAMILY]) if "/init-" not in n]
 
@@ -33,24 +33,28 @@ def store(share: float) -> list[Record]:
         with progress.status("makes a store"):
             short = fill(Path(folder) / "short", RUNS)
         records = [*_commands(short, Path(folder), rounds), *_parts(short, rounds)]
-        few, grown = fill(Path(folder) / "few", FEW), 1
-        for times in LENGTHS:
-            for run in few.runs():
-                lengthen(run, times // grown)
-            grown = times
-            records += _memory(few, times)
+        records += _memory(fill(Path(folder) / "few", FEW))
     return records
 
 
-def _memory(made: Store, times: int) -> list[Record]:
-    """What collecting holds at most, which ends at 240 points of a curve, beside what it reads."""
-    size = sum((run.path / "metrics.jsonl").stat().st_size for run in made.runs())
-    case = f"metrics of {times} × 117 steps"
-    peak = _peak(lambda: _collect(made))
-    return [
-        _record(case, f"{what}, for each run", [value / len(made.runs()) / 1e3] * 2, "kB")
-        for what, value in (("metrics", size), ("peak memory of collecting", peak))
-    ]
+def _memory(made: Store) -> list[Record]:
+    """What collecting holds at most, beside what it reads; curves are soon as long as they get."""
+    records, peaks, grown = [], {}, 1
+    for times in LENGTHS:
+        for run in made.runs():
+            lengthen(run, times // grown)
+        grown = times
+        size = sum((run.path / "metrics.jsonl").stat().st_size for run in made.runs())
+        peaks[times] = _peak(lambda: _collect(made))
+        records += [
+            _record(f"metrics of {times} × 117 steps", f"{what}, for each run",
+                    [value / len(made.runs()) / 1e3] * 2, "kB")
+            for what, value in (("metrics", size), ("peak memory of collecting", peaks[times]))
+        ]  # fmt: skip
+    last, before = LENGTHS[-1], LENGTHS[-2]
+    figure = f"peak memory, {last} over {before} times the length"
+    growth = [peaks[last] / peaks[before]] * 2
+    return [*records, _record("metrics ten times longer", figure, growth, "×", LIMIT_GROWTH)]
 
 
 def _commands(made: Store, folder: Path, rounds: int) -> list[Record]:

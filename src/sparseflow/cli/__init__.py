@@ -33,7 +33,9 @@ def main() -> None:
     except Exception as error:  # a usage error of the parser, whichever version it is of
         if not hasattr(error, "format_message"):
             raise
-        code = _fail(error.format_message(), getattr(error, "exit_code", 2))  # type: ignore[attr-defined]
+        message, code = error.format_message(), getattr(error, "exit_code", 2)  # type: ignore[attr-defined]
+        if message:  # none where the help is shown instead
+            _fail(message, code)
     sys.exit(code)
 
 

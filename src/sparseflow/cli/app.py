@@ -9,6 +9,7 @@ import msgspec
 import torch
 import typer
 
+from sparseflow import __version__
 from sparseflow.cli.export import export
 from sparseflow.cli.many import demo, reproduce, sweep
 from sparseflow.cli.options import (
@@ -56,13 +57,30 @@ from sparseflow.studies import carry_out
 
 app = typer.Typer(
     name="sparseflow",
-    help="Train sparse networks and measure their gradient flow.",
     epilog="Start with: sparseflow demo",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _show_version(wanted: bool) -> bool:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def about(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version),
+    ] = False,
+) -> None:
+    """Train sparse networks and measure their gradient flow."""
 
 
 app.command()(demo)

@@ -10,7 +10,7 @@ import msgspec
 from sparseflow.core.errors import StoreError
 from sparseflow.core.files import append, cannot_write, sync
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16
 
 
 class Mark(msgspec.Struct, frozen=True):

@@ -277,15 +277,20 @@ NAMELESS = ("recipe", "resume")
 """Fields that do not enter the hash."""
 
 
-@lru_cache(maxsize=2**16)
 def identity(spec: RunSpec) -> str:
     """Hash of everything that determines the run, its parents included.
 
     The recipe's name does not enter, nor does ``train.resume``, nor a field that
     has its default: a new field with a default keeps old runs valid. Equal
-    specifications have one identity; it is kept, since a sweep asks for each many times.
+    specifications have one identity.
     """
-    content = {"numerics": NUMERICS, "spec": _essential(spec)}
+    return _hash(spec, NUMERICS)
+
+
+@lru_cache(maxsize=2**16)
+def _hash(spec: RunSpec, numerics: int) -> str:
+    """Hash as above, kept: a sweep asks for each many times."""
+    content = {"numerics": numerics, "spec": _essential(spec)}
     text = msgspec.json.encode(content, order="deterministic")
     return hashlib.sha256(text).hexdigest()[:16]
 
