@@ -127,6 +127,13 @@ def test_what_is_logged_goes_through_the_trainer(tmp_path):
     assert found[-1]["sparse/flow"] == pytest.approx(flow.total, rel=0.3)  # dropout differs
 
 
+def test_a_trainer_that_logs_nothing_is_not_made_to(tmp_path):
+    trainer, callback, watch = trainer_in(tmp_path, options={"logging_strategy": "no"})
+    trainer.train()
+    assert not any("sparse/sparsity" in log for log in watch.logs)
+    assert callback.masks != watch.masks[0]
+
+
 def test_its_own_cadence(tmp_path):
     trainer, _, watch = trainer_in(tmp_path, every=5)
     trainer.train()
