@@ -196,6 +196,18 @@ static void sum_bands(const Sweep &sweep, int64_t first, int64_t last, const Sha
     }
 }
 
+// Scratch memory for those who work at a time.
+struct Rooms {
+    char *memory, *taken;
+    int64_t count;
+
+    int64_t take_one() const {
+        for (int64_t i = 0;; i = (i + 1) % count)
+            if (!__atomic_exchange_n(taken + i, 1, __ATOMIC_ACQUIRE)) return i;
+    }
+    void leave(int64_t room) const { __atomic_store_n(taken + room, 0, __ATOMIC_RELEASE); }
+};
+
 // Bands are dealt to chunks, whose number depends on the shapes alone; each has results of
 // its own, and these are added in order.
 static int sum_all(const Sweep &sweep, float *dvalues, float *dbias, int64_t threads) {
@@ -204,7 +216,7 @@ static int sum_all(const Sweep &sweep, float *dvalues, float *dbias, int64_t thr
     const int64_t chunks = maximum(1, minimum(minimum(p.items, 16), (1 << 24) / length));
     const int64_t kept = sweep.keep ? parts_of(length * 64, KEEP_MOST) : 1;
     const int64_t splits = minimum(channels, maximum(kept, parts_of(threads, chunks)));
-    const bool alone = threads <= 1;  // then one room and one result serve all chunks
+    const bool alone = threads <= 1;  // then one result serves all chunks
     const auto begin = [&](int64_t of) { return channels * of / splits; };
     int64_t most = 0;  // sums of 16 that are kept at a time
     for (int64_t o = 0; o < channels && !sweep.keep; o++)
@@ -212,10 +224,13 @@ static int sum_all(const Sweep &sweep, float *dvalues, float *dbias, int64_t thr
     for (int64_t of = 0; of < splits && sweep.keep; of++)
         most = maximum(most, sweep.length(begin(of), begin(of + 1)));
     const int64_t room = most * 64, bytes = room + work_bytes(p, 0, nullptr, nullptr);
-    const int64_t rooms = alone ? 1 : chunks * splits, results = alone ? 1 : chunks;
-    char *memory = static_cast<char *>(aligned_alloc(64, rooms * bytes));
+    const int64_t count = maximum(1, minimum(threads, chunks * splits));
+    const int64_t results = alone ? 1 : chunks;
+    char *memory = static_cast<char *>(aligned_alloc(64, count * bytes + parts_of(count, 64) * 64));
     float *partial = static_cast<float *>(calloc(results * length, sizeof(float)));
     const bool failed = !memory || !partial;
+    const Rooms rooms = {memory, memory + count * bytes, count};
+    if (!failed) memset(rooms.taken, 0, count);
     const auto add = [&](float *of, int64_t first, int64_t last) {
         for (int64_t part = 0; part < p.parts; part++)
             for (int64_t k = sweep.tap(part, first); k < sweep.tap(part, last); k++) {
@@ -229,13 +244,15 @@ static int sum_all(const Sweep &sweep, float *dvalues, float *dbias, int64_t thr
     };
     parallel(threads, failed ? 0 : chunks * splits, [&](int64_t part) {
         const int64_t chunk = part / splits, of = part % splits;
-        char *mine = memory + (alone ? 0 : part) * bytes;
+        const int64_t mine = rooms.take_one();
+        char *start = rooms.memory + mine * bytes;
         float *result = partial + (alone ? 0 : chunk) * length;
         Work work;
-        work_bytes(p, 0, &work, mine + room);
-        const Share share = {begin(of), begin(of + 1), reinterpret_cast<float *>(mine), result,
+        work_bytes(p, 0, &work, start + room);
+        const Share share = {begin(of), begin(of + 1), reinterpret_cast<float *>(start), result,
                              result + length - channels};
         sum_bands(sweep, p.items * chunk / chunks, p.items * (chunk + 1) / chunks, share, work);
+        rooms.leave(mine);
         if (alone) add(result, share.first, share.last);
     });
     for (int64_t chunk = 0; chunk < chunks && !failed && !alone; chunk++)
