@@ -63,12 +63,12 @@ static void compute(const Job &job, const Tiles &group, const int32_t *starts, f
             }
 #undef SF_CASE
         }
-        const bool streamed = job.streamed;
         if (!job.last) {
             SF_UNROLL
             for (int i = 0; i < N; i++) put(job.sums + i * PIECE, sum[i]);
             continue;
         }
+        const bool streamed = job.streamed;  // else read again after each store
         if (job.relu) {
             SF_UNROLL
             for (int i = 0; i < N; i++) sum[i] = Piece{} > sum[i] ? Piece{} : sum[i];
@@ -107,11 +107,10 @@ static void run_band(const Plan &p, const Compute *kernels, int64_t item, const 
     const float *source = p.packed ? work.packed : pass.source + band.block * p.volume * LANES;
     make_tiles(p, band, t, work);
     const int64_t line = t.width * LANES, plane = t.height * line;
-    const int64_t positions = p.h.kernel * p.w.kernel;
     Job job = {pass.taps.place, pass.values, pass.relu, pass.streamed, source,
-                     (p.by_block ? p.volume : p.pitch) * LANES,
-                     p.by_block ? t.channels * plane : line * p.h.step, p.w.step * LANES,
-                     nullptr, true, true};
+               (p.by_block ? p.volume : p.pitch) * LANES,
+               p.by_block ? t.channels * plane : line * p.h.step, p.w.step * LANES,
+               nullptr, true, true};
     float *target = pass.target + band.block * t.channels * plane;
     for (int64_t part = 0; part < p.parts; part++) {
         if (p.packed) pack(p, band, part, pass.source, work.packed);
@@ -126,7 +125,7 @@ static void run_band(const Plan &p, const Compute *kernels, int64_t item, const 
             for (int64_t g = 0; g < work.group_count; g++)
                 kernels[work.groups[g].kind](
                     job, work.groups[g],
-                    pass.taps.starts + (part * t.channels + channel) * positions,
+                    pass.taps.starts + (part * t.channels + channel) * p.positions,
                     pass.bias ? pass.bias[channel] : 0.0f, target + channel * plane);
         }
     }
@@ -137,14 +136,14 @@ static int run_pass(const Plan &p, const Target &t, const Taps &taps, const floa
                     int64_t threads) {
     if (!t.channels || !p.items) return 0;
     const int64_t first_tap = taps.starts[0],
-                  last_tap = taps.starts[t.channels * p.parts * p.h.kernel * p.w.kernel];
+                  last_tap = taps.starts[t.channels * p.parts * p.positions];
     const int64_t splits = minimum(t.channels, parts_of(threads, p.items));
     const int64_t chunks = minimum(p.items, threads > 1 ? 4 * threads : 1);
-    const int64_t bytes = work_bytes(p, parts_of(t.channels, splits), nullptr, nullptr);
-    char *memory = static_cast<char *>(aligned_alloc(64, chunks * splits * bytes));
+    const int64_t most = parts_of(t.channels, splits);
+    const Rooms rooms(threads, chunks * splits, work_bytes(p, most, nullptr, nullptr));
     float *sorted = static_cast<float *>(malloc((last_tap - first_tap + 1) * sizeof(float)));
-    if (!memory || !sorted) {
-        free(memory);
+    if (!rooms.memory || !sorted) {
+        rooms.close();
         free(sorted);
         return 1;
     }
@@ -154,16 +153,18 @@ static int run_pass(const Plan &p, const Target &t, const Taps &taps, const floa
     Compute kernels[KINDS];
     find_kernels(kernels);
     parallel(threads, chunks * splits, [&](int64_t part) {
+        char *room = rooms.take_one();
         Work work;
-        work_bytes(p, parts_of(t.channels, splits), &work, memory + part * bytes);
+        work_bytes(p, most, &work, room);
         const int64_t chunk = part / splits, of = part % splits;
         for (int64_t i = p.items * chunk / chunks; i < p.items * (chunk + 1) / chunks; i++)
             run_band(p, kernels, i, t, pass, work, t.channels * of / splits,
                      t.channels * (of + 1) / splits);
+        rooms.leave(room);
         if (past) end_stream();
     });
     free(sorted);
-    free(memory);
+    rooms.close();
     return 0;
 }
 
@@ -186,7 +187,7 @@ static int conv_input_gradient(const int64_t *shape, const int32_t *starts, cons
             const Plan p = backward_plan(s, i, j);
             failed = run_pass(p, {s.in, s.h.in, s.w.in}, {starts, place, order}, values, nullptr,
                               false, dy, dx, threads);
-            starts += s.in * p.parts * s.h.kernel * s.w.kernel;
+            starts += s.in * p.parts * p.positions;
         }
     return failed;
 }

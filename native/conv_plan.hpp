@@ -29,14 +29,17 @@ constexpr int64_t BAND = (480 << 10) / 64, LARGE_BAND = (1280 << 10) / 64;
 // a stride, taps read the source in place. With one, a band's sources are first packed:
 // the positions of each residue side by side, with the zeros of the padding around.
 //
-// Where rows of the target have many taps, a band is one tile, and the source's channels are
-// cut into parts: the sources in one part are packed, and stay in the first-level cache while
-// their taps are added to the tile of one target channel after the other.
+// Where rows of the target have many taps, the plan is near: a band is one tile, and the
+// source's channels are cut into parts. The sources in one part are packed, and stay in the
+// first-level cache while their taps are added to the tile of one target channel after the
+// other.
 struct Plan {
     Axis h, w;
     int64_t channels, blocks;  // of the source
     int64_t parts, part;       // of the source's channels; channels of one
-    bool packed, by_block;     // by_block: the lines of a tile are batch blocks, not rows
+    int64_t positions;         // of the kernel, that starts of taps tell apart
+    bool packed, near;
+    bool by_block;             // the lines of a tile are batch blocks, not rows
     int64_t block_parts, row_parts, column_parts, items;
     int64_t pitch, area, plane, volume;  // vectors per line, residue, channel, part of a block
     int64_t columns;                     // most columns of a tile
@@ -102,37 +105,57 @@ static bool one_sided(const Plan &p, const Band &band, int64_t most) {
     return true;
 }
 
-// Taps of a row and part that pay for storing the row's sums and loading them again.
-constexpr double LEAST_TAPS = 12;
+// What pays for a near plan: taps of a row and part, for storing the row's sums and loading
+// them again; products of a packed vector, for packing it; and the share of the products of a
+// whole tile that are not with the zeros of the padding.
+constexpr double LEAST_TAPS = 12, LEAST_PRODUCTS = 5, LEAST_SHARE = 0.75;
 
-// Cuts the channels into parts, if a row of the target has enough taps in each on average.
-static void choose_parts(Plan &p, double taps) {
-    if (!NEAR_TILES || p.h.count * p.w.count < TILE || !p.h.residues || !p.w.residues) return;
+// The share of the kernel positions of all targets that have a source.
+static double share_inside(const Axis &axis) {
+    int64_t sum = 0, all = 0;
+    for (int64_t k = 0; k < axis.kernel; k++) {
+        if (axis.use[k] < 0) continue;
+        const Range range = inside(axis, k, 0, axis.count);
+        sum += maximum(0, range.end - range.begin);
+        all += axis.count;
+    }
+    return axis.stride > 1 ? 1 : double(sum) / double(maximum(1, all));
+}
+
+// Makes a plan near if that pays; rows: of the target, with so many taps on average.
+static void choose_near(Plan &p, int64_t target_rows, double taps) {
+    if (!NEAR_TILES || !p.h.residues || !p.w.residues) return;
     const int64_t column_parts = parts_of(p.w.count, TILE_COLUMNS);
     const int64_t columns = parts_of(p.w.count, column_parts);
     const int64_t row_parts = parts_of(p.h.count, TILE / columns);
     const int64_t rows = parts_of(p.h.count, row_parts);
     const int64_t plane = (columns + p.w.high - p.w.low) * p.w.residues *
                           (rows + p.h.high - p.h.low) * p.h.residues;
-    const int64_t parts = parts_of(p.channels, maximum(1, sf_near / (plane * 64)));
-    if (taps < LEAST_TAPS * double(parts)) return;
+    if (plane * 128 > sf_near || 4 * rows * columns < 3 * TILE) return;
+    const int64_t parts = parts_of(p.channels, sf_near / (plane * 64));
+    const double products = double(target_rows * rows * columns) * taps / double(p.channels);
+    if (taps < LEAST_TAPS * double(parts) || products < LEAST_PRODUCTS * double(plane) ||
+        share_inside(p.h) * share_inside(p.w) < LEAST_SHARE)
+        return;
     p.part = parts_of(p.channels, parts);
     p.parts = parts_of(p.channels, p.part);
+    p.positions = 1;
+    p.near = true;
     p.row_parts = row_parts;
     p.column_parts = column_parts;
     p.packed = true;
 }
 
-// taps: of a row of the target, on average.
+// target_rows: channels of the target, with so many taps on average.
 static Plan make_plan(const Axis &h, const Axis &w, int64_t channels, int64_t blocks,
-                      double taps, int64_t budget = BAND) {
+                      int64_t target_rows, double taps, int64_t budget = BAND) {
     Plan p = {};
     p.h = h, p.w = w, p.channels = p.part = channels, p.blocks = p.block_parts = blocks;
-    p.parts = 1;
+    p.parts = 1, p.positions = h.kernel * w.kernel;
     p.packed = h.stride > 1 || w.stride > 1;
     if (!h.count || !w.count || !blocks) return p;
     choose_bands(p, p.packed ? BAND : budget);
-    choose_parts(p, taps);
+    choose_near(p, target_rows, taps);
     p.pitch = w.source;
     p.area = w.source * h.source;
     if (p.packed) {
@@ -216,10 +239,11 @@ static void pack(const Plan &p, const Band &band, int64_t part, const float *x, 
 
 // ---- Taps
 
-// The non-zeros by part of the source's channels, then row of the target, then kernel column,
-// then kernel row, then channel; those of one part, row and kernel position begin at starts.
+// The non-zeros by part of the source's channels, then row of the target, then, but for near
+// plans, kernel column and kernel row, then channel; those of one part, row and kernel
+// position begin at starts.
 struct Taps {
-    const int32_t *starts;  // (parts * rows * kernel positions + 1)
+    const int32_t *starts;  // (parts * rows * positions + 1)
     const int32_t *place;   // vectors from the first source of a target
     const int32_t *order;   // the non-zero's place in the caller's arrays
 };
@@ -249,22 +273,22 @@ static void sort_taps(int64_t rows, const int32_t *pointers, int64_t groups, int
 }
 
 // Of a kernel position: its group in the first row of the first part, its place without a
-// channel, the distance of channels, and the channels of a part.
+// channel, the distances of groups and of channels, and the channels of a part.
 struct Position {
-    int64_t group, place, plane;
+    int64_t group, place, positions, plane;
     uint32_t part;
 };
 
 static Plan forward_plan(const Shape &s, int64_t budget = BAND) {
     const double taps = s.groups == 1 ? double(s.nnz) / double(s.out) : 0;
-    return make_plan(forward_axis(s.h), forward_axis(s.w), s.in, s.blocks, taps, budget);
+    return make_plan(forward_axis(s.h), forward_axis(s.w), s.in, s.blocks, s.out, taps, budget);
 }
 
 // The input positions (i, j) plus multiples of the stride.
 static Plan backward_plan(const Shape &s, int64_t i, int64_t j) {
     const double taps =
         s.groups == 1 ? double(s.nnz) / double(s.in * s.h.stride * s.w.stride) : 0;
-    return make_plan(backward_axis(s.h, i), backward_axis(s.w, j), s.out, s.blocks, taps);
+    return make_plan(backward_axis(s.h, i), backward_axis(s.w, j), s.out, s.blocks, s.in, taps);
 }
 
 // Taps by a table of the kernel positions; rows: output channels, else input channels.
@@ -281,7 +305,7 @@ static void sort_by(const Shape &s, const Position *of, bool outputs, int64_t gr
         const uint32_t row = outputs ? static_cast<uint32_t>(out) : in,
                        source = outputs ? in : static_cast<uint32_t>(out);
         const uint32_t part = source / at.part;
-        return Entry{at.group + (part * rows + row) * kernel,
+        return Entry{at.group + (part * rows + row) * at.positions,
                      at.place + (source - part * at.part) * at.plane};
     });
 }
@@ -295,10 +319,11 @@ static Plan plan_of(const Shape &s, int64_t backward, int64_t residue) {
 
 static int conv_starts(const int64_t *shape, int64_t backward, int64_t *entries) {
     const Shape s = *reinterpret_cast<const Shape *>(shape);
-    int64_t rows = 0;
-    for (int64_t i = 0; i < (backward ? s.h.stride * s.w.stride : 1); i++)
-        rows += (backward ? s.in : s.out) * plan_of(s, backward, i).parts;
-    *entries = rows * s.h.kernel * s.w.kernel + 1;
+    *entries = 1;
+    for (int64_t i = 0; i < (backward ? s.h.stride * s.w.stride : 1); i++) {
+        const Plan p = plan_of(s, backward, i);
+        *entries += (backward ? s.in : s.out) * p.parts * p.positions;
+    }
     return 0;
 }
 
@@ -309,7 +334,7 @@ static int conv_taps(const int64_t *shape, int64_t backward, const int32_t *poin
     const Shape s = *reinterpret_cast<const Shape *>(shape);
     const int64_t kernel = s.h.kernel * s.w.kernel;
     Position of[MAX_KERNEL * MAX_KERNEL];
-    for (int64_t i = 0; i < kernel; i++) of[i] = {0, 0, 0, 1};
+    for (int64_t i = 0; i < kernel; i++) of[i] = {0, 0, 0, 0, 1};
     int64_t groups = 0;
     for (int64_t i = 0; i < (backward ? s.h.stride * s.w.stride : 1); i++) {
         const Plan p = plan_of(s, backward, i);
@@ -317,9 +342,9 @@ static int conv_taps(const int64_t *shape, int64_t backward, const int32_t *poin
             for (int64_t kw = 0; kw < s.w.kernel; kw++)
                 if (p.h.use[kh] >= 0 && p.w.use[kw] >= 0)
                     of[kh * s.w.kernel + kw] = {
-                        groups + kw * s.h.kernel + kh, place_of(p, kh, kw), p.plane,
-                        static_cast<uint32_t>(p.part)};
-        groups += (backward ? s.in : s.out) * p.parts * kernel;
+                        groups + (p.near ? 0 : kw * s.h.kernel + kh), place_of(p, kh, kw),
+                        p.positions, p.plane, static_cast<uint32_t>(p.part)};
+        groups += (backward ? s.in : s.out) * p.parts * p.positions;
     }
     sort_by(s, of, !backward, groups, pointers, columns, starts, place, order);
     return 0;

@@ -66,7 +66,7 @@ static int64_t make_segments(const Plan &p, int64_t column, int64_t size, Range 
                              Segment *to) {
     const int64_t high = p.h.kernel;
     if (p.packed) {
-        *to = {0, static_cast<int32_t>(high * p.w.kernel), 0};
+        *to = {0, static_cast<int32_t>(p.positions), 0};
         return 1;
     }
     int64_t n = 0;  // neighbours that lack the same are one
@@ -170,8 +170,8 @@ static Ahead look_ahead(const Plan &p, const Target &t, const float *source, int
     return ahead;
 }
 
-// What the next part packs, of this band or of the next: lines of a rectangle of channels, of
-// which some are asked for with each target channel.
+// What a near plan packs next, of this band or of the next: lines of a rectangle of channels,
+// of which some are asked for with each target channel.
 struct Next {
     const float *line;
     int64_t lines, each, row, rows, pitch, step, columns;  // pitch, step: to the next; floats
@@ -180,7 +180,7 @@ struct Next {
 static Next next_part(const Plan &p, int64_t item, int64_t part, const float *source,
                       int64_t channels) {
     const bool same = part + 1 < p.parts;
-    if (p.parts == 1 || (!same && item + 1 == p.items)) return {source, 0, 0, 0, 0, 0, 0, 0};
+    if (!p.near || (!same && item + 1 == p.items)) return {source, 0, 0, 0, 0, 0, 0, 0};
     const Band band = band_of(p, same ? item : item + 1);
     const int64_t first = (same ? part + 1 : 0) * p.part,
                   top = maximum(0, (band.row + p.h.low) * p.h.stride),

@@ -14,8 +14,8 @@ struct Sums {
 typedef void (*Summing)(const Sums &, const Tiles &, const int32_t *starts,
                         const float *gradient);
 
-// Bytes of the sums of 16 that are kept over all bands; in parts, of so many output channels
-// at a time.
+// Bytes of the sums of 16 that are kept over all bands; with a near plan, of so many output
+// channels at a time.
 constexpr int64_t KEEP = 1 << 20, KEEP_MOST = 8 << 20;
 // Sums that a tap's products are dealt to, so that none waits for the last.
 constexpr int64_t CHAINS = PIECES > 1 ? PIECES : 2;
@@ -114,10 +114,9 @@ struct Sweep {
     const Gradient &g;
     const Summing *kernels;
     bool keep;
-    int64_t positions;  // of a kernel
 
     const int32_t *starts(int64_t part, int64_t channel) const {
-        return g.taps.starts + (part * target.channels + channel) * positions;
+        return g.taps.starts + (part * target.channels + channel) * plan.positions;
     }
     int64_t tap(int64_t part, int64_t channel) const { return *starts(part, channel); }
     // Biases and taps of channels [first, last).
@@ -160,7 +159,7 @@ static void sum_band(const Sweep &sweep, int64_t item, const Share &share, Work 
             ask_for(ahead, o - share.first, share.last - share.first,
                     gradient + plane + band.row * line);
             ask_for(next);
-            if (p.parts > 1 && !part) ask_for_tile(band, t, gradient + plane);
+            if (p.near && !part) ask_for_tile(band, t, gradient + plane);
             const int64_t end = sweep.tap(part, o + 1);
             float counted[LANES] = {}, *bias = share.room;
             if (!sweep.keep) memset(bias, 0, (end - tap + 1) * LANES * sizeof(float));
@@ -196,18 +195,6 @@ static void sum_bands(const Sweep &sweep, int64_t first, int64_t last, const Sha
     }
 }
 
-// Scratch memory for those who work at a time.
-struct Rooms {
-    char *memory, *taken;
-    int64_t count;
-
-    int64_t take_one() const {
-        for (int64_t i = 0;; i = (i + 1) % count)
-            if (!__atomic_exchange_n(taken + i, 1, __ATOMIC_ACQUIRE)) return i;
-    }
-    void leave(int64_t room) const { __atomic_store_n(taken + room, 0, __ATOMIC_RELEASE); }
-};
-
 // Bands are dealt to chunks, whose number depends on the shapes alone; each has results of
 // its own, and these are added in order.
 static int sum_all(const Sweep &sweep, float *dvalues, float *dbias, int64_t threads) {
@@ -224,13 +211,10 @@ static int sum_all(const Sweep &sweep, float *dvalues, float *dbias, int64_t thr
     for (int64_t of = 0; of < splits && sweep.keep; of++)
         most = maximum(most, sweep.length(begin(of), begin(of + 1)));
     const int64_t room = most * 64, bytes = room + work_bytes(p, 0, nullptr, nullptr);
-    const int64_t count = maximum(1, minimum(threads, chunks * splits));
     const int64_t results = alone ? 1 : chunks;
-    char *memory = static_cast<char *>(aligned_alloc(64, count * bytes + parts_of(count, 64) * 64));
+    const Rooms rooms(threads, chunks * splits, bytes);
     float *partial = static_cast<float *>(calloc(results * length, sizeof(float)));
-    const bool failed = !memory || !partial;
-    const Rooms rooms = {memory, memory + count * bytes, count};
-    if (!failed) memset(rooms.taken, 0, count);
+    const bool failed = !rooms.memory || !partial;
     const auto add = [&](float *of, int64_t first, int64_t last) {
         for (int64_t part = 0; part < p.parts; part++)
             for (int64_t k = sweep.tap(part, first); k < sweep.tap(part, last); k++) {
@@ -244,12 +228,11 @@ static int sum_all(const Sweep &sweep, float *dvalues, float *dbias, int64_t thr
     };
     parallel(threads, failed ? 0 : chunks * splits, [&](int64_t part) {
         const int64_t chunk = part / splits, of = part % splits;
-        const int64_t mine = rooms.take_one();
-        char *start = rooms.memory + mine * bytes;
+        char *mine = rooms.take_one();
         float *result = partial + (alone ? 0 : chunk) * length;
         Work work;
-        work_bytes(p, 0, &work, start + room);
-        const Share share = {begin(of), begin(of + 1), reinterpret_cast<float *>(start), result,
+        work_bytes(p, 0, &work, mine + room);
+        const Share share = {begin(of), begin(of + 1), reinterpret_cast<float *>(mine), result,
                              result + length - channels};
         sum_bands(sweep, p.items * chunk / chunks, p.items * (chunk + 1) / chunks, share, work);
         rooms.leave(mine);
@@ -258,7 +241,7 @@ static int sum_all(const Sweep &sweep, float *dvalues, float *dbias, int64_t thr
     for (int64_t chunk = 0; chunk < chunks && !failed && !alone; chunk++)
         add(partial + chunk * length, 0, channels);
     free(partial);
-    free(memory);
+    rooms.close();
     return failed;
 }
 
@@ -272,12 +255,12 @@ static int conv_weight_gradient(const int64_t *shape, const int32_t *starts,
     if (!s.blocks || !s.out) return 0;
     const bool fits = (s.nnz + s.out) * 64 <= KEEP;
     const Plan p = forward_plan(s, fits ? BAND : LARGE_BAND);
-    const bool keep = fits || p.parts > 1;
+    const bool keep = fits || p.near;
     const Target t = {s.out, s.h.out, s.w.out};
     const Gradient g = {{starts, place, order}, x, dy};
     Summing kernels[KINDS];
     find_kernels(kernels);
-    return sum_all({p, t, g, kernels, keep, s.h.kernel * s.w.kernel}, dvalues, dbias, threads);
+    return sum_all({p, t, g, kernels, keep}, dvalues, dbias, threads);
 }
 
 }  // namespace SF_LEVEL

@@ -138,6 +138,29 @@ static void parallel(int64_t threads, int64_t parts, Body body) {
         &job, static_cast<unsigned>(threads), 0);
 }
 
+// Scratch memory of parts that run at a time, as many as there are threads; none if there is
+// no memory. Whoever makes it closes it.
+struct Rooms {
+    char *memory, *taken;
+    int64_t count, bytes;  // bytes: of one, a multiple of 64
+
+    Rooms(int64_t threads, int64_t parts, int64_t bytes)
+        : count(maximum(1, minimum(threads, parts))), bytes(bytes) {
+        memory = static_cast<char *>(aligned_alloc(64, count * bytes + parts_of(count, 64) * 64));
+        taken = memory ? memory + count * bytes : nullptr;
+        if (taken) memset(taken, 0, count);
+    }
+    void close() const { free(memory); }
+
+    char *take_one() const {
+        for (int64_t i = 0;; i = (i + 1) % count)
+            if (!__atomic_exchange_n(taken + i, 1, __ATOMIC_ACQUIRE)) return memory + i * bytes;
+    }
+    void leave(const char *room) const {
+        __atomic_store_n(taken + (room - memory) / bytes, 0, __ATOMIC_RELEASE);
+    }
+};
+
 // The first row of a part when rows [0, rows) are split into parts of about equal
 // non-zeros: starts[row] is where the row begins, total where the last one ends.
 static inline int64_t split(const int32_t *starts, int64_t rows, int64_t total, int64_t part,

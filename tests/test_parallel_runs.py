@@ -145,7 +145,11 @@ def test_a_signal_stops_all_ranks_with_a_checkpoint(tmp_path: Path) -> None:
     assert f"set+ seed 0: interrupted at step {stopped}:" in err
     assert "RuntimeError" not in err
     assert not list(audit(Store(tmp_path)))
-    _, err = torchrun(tmp_path).communicate(timeout=240)
+    job = torchrun(tmp_path)
+    try:
+        _, err = job.communicate(timeout=240)
+    finally:
+        job.terminate()
     assert environment(run)["resumed_at"] == stopped, err
     assert run.finished
 

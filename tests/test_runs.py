@@ -57,11 +57,19 @@ def test_every_recipe_runs(name: str, tmp_path: Path) -> None:
 
 def test_equal_specifications_have_one_identity() -> None:
     spec = make_spec("mlp-mnist/lottery")
-    real, whole = (msgspec.structs.replace(spec, density=one) for one in (1.0, 1))
-    assert real == whole
-    assert as_data(real) == as_data(whole)
-    assert msgspec.json.encode(as_data(real)) == msgspec.json.encode(as_data(whole))
-    assert identity(real) == identity(whole)
+
+    def altered(density: float, momentum: float, *, augment: bool, widths: object) -> RunSpec:
+        change = msgspec.structs.replace
+        optimizer = change(spec.optimizer, momentum=momentum)
+        data, model = change(spec.data, augment=augment), change(spec.model, widths=widths)
+        return change(spec, density=density, optimizer=optimizer, data=data, model=model)
+
+    one = altered(1.0, 0.0, augment=True, widths=(8, 8))
+    other = altered(1, -0.0, augment=1, widths=(8.0, 8))  # type: ignore[arg-type]
+    assert one == other
+    assert msgspec.json.encode(as_data(one)) == msgspec.json.encode(as_data(other))
+    assert identity(one) == identity(other)
+    assert identity(altered(1, 0, augment=True, widths=[8, 8])) == identity(one)
 
 
 def test_identity_ignores_the_name_and_survives_serialisation() -> None:

@@ -198,7 +198,7 @@ static void check_conv(int64_t threads) {
         Line h, w;
     } s = {between(0, 3), between(1, 3), between(1, 3), between(1, 2), 0, Line::random(),
            Line::random()};
-    if (between(0, 2) == 0) s.in = between(10, 60), s.groups = 1;  // channels in parts
+    if (between(0, 2) == 0) s.in = between(10, 60), s.out = between(10, 40), s.groups = 1;
     s.in *= s.groups, s.out *= s.groups;
     const int64_t *shape = &s.blocks, per_group = s.in / s.groups,
                   kernel = s.h.kernel * s.w.kernel;

@@ -95,7 +95,7 @@ def execute(
             return _execute(spec, store, device, progress, stop, ranks)
         except RuntimeError:
             if ranks.size > 1:  # a rank that has stopped leaves the others without an answer
-                stop.check(f"{spec.recipe}: interrupted")
+                stop.check(f"{spec.recipe}: interrupted while it waited for another rank")
             raise
 
 

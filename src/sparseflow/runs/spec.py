@@ -7,10 +7,11 @@ ticket, its pruning run and what is measured between them form one graph.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -284,7 +285,10 @@ def identity(spec: RunSpec) -> str:
     has its default: a new field with a default keeps old runs valid. Equal
     specifications have one identity.
     """
-    return _hash(spec, NUMERICS)
+    try:
+        return _hash(spec, NUMERICS)
+    except TypeError:  # made by hand, with a list in the place of a tuple
+        return _hash.__wrapped__(spec, NUMERICS)
 
 
 @lru_cache(maxsize=2**16)
@@ -306,9 +310,21 @@ def fields(kind: type[msgspec.Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
     return msgspec.structs.fields(kind)
 
 
-def _number(value: Any, field: msgspec.structs.FieldInfo) -> Any:
-    """Write 1 as 1.0 where the field holds real numbers: they are equal, so their hash is."""
-    return float(value) if field.type is float and type(value) is int else value
+@cache
+def _scalar(kind: Any) -> Callable[[Any], Any] | None:
+    """What the numbers of a field are: bool, int or float."""
+    return next((t for t in (bool, int, float) if t in (kind, *get_args(kind))), None)
+
+
+def _number(value: Any, kind: Any) -> Any:
+    """Write equal numbers alike, 1 as 1.0 where real ones belong: equal parts have one hash."""
+    if isinstance(value, tuple):
+        return tuple(_number(each, kind) for each in value)
+    scalar = _scalar(kind) if isinstance(value, bool | int | float) else None
+    if scalar is None or not math.isfinite(value):
+        return value
+    exact = scalar(value)
+    return exact + 0.0 if scalar is float else exact if exact == value else value
 
 
 def _essential(part: Any, without: Sequence[str] = NAMELESS) -> Any:
@@ -316,7 +332,7 @@ def _essential(part: Any, without: Sequence[str] = NAMELESS) -> Any:
     if not isinstance(part, msgspec.Struct):
         return part
     kept = {
-        field.name: _essential(_number(getattr(part, field.name), field), without)
+        field.name: _essential(_number(getattr(part, field.name), field.type), without)
         for field in fields(type(part))
         if field.name not in without and getattr(part, field.name) != field.default
     }

@@ -49,8 +49,8 @@ class ConvPattern:
     """The topology of a convolution and what its kernels derive from it.
 
     The weight (out, in / groups, kh, kw) is seen as a matrix with a row per output
-    channel. What a non-zero reads depends on the size of the images: that table, 8 bytes
-    per non-zero for the forward pass and as many for the backward pass, is made on first
+    channel. What a non-zero reads depends on the size of the images: that table, about 8
+    bytes per non-zero for the forward pass and as many for the backward pass, is made on first
     use of a size and kept, for the core's level at that time.
 
     Args:

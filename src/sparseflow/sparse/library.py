@@ -104,6 +104,11 @@ class Core:
         raise AttributeError(name)
 
     @property
+    def level(self) -> str:
+        """The level in use."""
+        return self._library.sf_level().decode()
+
+    @property
     def levels(self) -> list[str]:
         """The levels built, best first."""
         return self._library.sf_levels().decode().split()
@@ -125,7 +130,6 @@ class Core:
             raise SparseUnavailable(text)
         if status:
             raise SparseUnavailable(f"this machine does not run the level {name!r}")
-        self.level: str = self._library.sf_level().decode()
 
 
 def _openmp_fork() -> int | None:

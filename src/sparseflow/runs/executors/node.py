@@ -102,7 +102,7 @@ def refusal(allowed: Pass) -> str:
 
 @cache
 def installation() -> dict[str, str]:
-    """What results follow from: this package's source and core, its numerics, and torch."""
+    """What results follow from: this package's source, whether its core works, and torch."""
     sha = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         sha.update(path.read_bytes())
@@ -118,5 +118,5 @@ def _core() -> str:
     try:
         core()
     except SparseUnavailable:
-        return "missing"
-    return "present"
+        return "unusable"
+    return "usable"
