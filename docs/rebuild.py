@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from sparseflow.measure.statistics import mean_interval
 from sparseflow.report import (
     claims,
     claims_markdown,
@@ -21,12 +22,14 @@ from sparseflow.report import (
     published_markdown,
     write_report,
 )
+from sparseflow.studies.figures import dead_below
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (
     ROOT / "README.md",
     ROOT / "docs" / "claims.md",
     ROOT / "docs" / "cifar.md",
+    ROOT / "docs" / "sparse.md",
     ROOT / "benchmarks" / "README.md",
 )
 SPARSE = ROOT / "results" / "benchmarks-sparse.json"
@@ -62,6 +65,7 @@ def blocks() -> dict[str, str]:
     }
     measured = json.loads((ROOT / "results" / "benchmarks.json").read_text())
     found["benchmarks"] = f"{benchmark_table(measured['records'])}\n\n{conditions(measured)}"
+    found["both ways"] = both_ways(json.loads((ROOT / "results/sweep-both-ways.json").read_text()))
     if SPARSE.exists():
         sparse = json.loads(SPARSE.read_text())
         in_plot = ("sparse-layers", "sparse-roofline")
@@ -69,6 +73,32 @@ def blocks() -> dict[str, str]:
         found["sparse layers"] = f"{layers_tables(sparse['records'])}\n\n{conditions(sparse)}"
         found["sparse figures"] = benchmark_table(single, threads=True)
     return found
+
+
+def both_ways(measured: dict[str, Any]) -> str:
+    """One sweep, truly sparse and masked dense: test accuracies of all seeds, and the time."""
+    sparse, dense = (measured["executions"][name] for name in ("sparse", "dense"))
+    lines = ["| run | truly sparse | masked dense |", "|---|---|---|"]
+    for recipe, found in sparse["test_accuracy"].items():
+        cells = [_accuracies(found), _accuracies(dense["test_accuracy"][recipe])]
+        lines.append(f"| {recipe} | {' | '.join(cells)} |")
+    pairs = [
+        (a, b)
+        for recipe, found in sparse["test_accuracy"].items()
+        for a, b in zip(found, dense["test_accuracy"][recipe], strict=True)
+        if min(a, b) >= dead_below(10)
+    ]
+    mean = mean_interval([a - b for a, b in pairs])
+    differs = f"{mean.value:+.2f} points, 95 % interval [{mean.low:+.2f}, {mean.high:+.2f}]"
+    lines.append(f"| **mean difference, {len(pairs)} living pairs** | {differs} | |")
+    for name, key in (("wall time", "seconds"), ("processor time", "processor_seconds")):
+        cells = [f"{one[key]:,} s" for one in (sparse, dense)]
+        lines.append(f"| **{name}, {sparse['runs']} runs** | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _accuracies(found: list[float]) -> str:
+    return ", ".join(f"{value:.2f}" for value in found)
 
 
 def benchmark_table(records: list[dict[str, Any]], threads: bool = False) -> str:
