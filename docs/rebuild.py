@@ -72,7 +72,14 @@ def blocks() -> dict[str, str]:
         single = [r for r in sparse["records"] if r["benchmark"] not in in_plot]
         found["sparse layers"] = f"{layers_tables(sparse['records'])}\n\n{conditions(sparse)}"
         found["sparse figures"] = benchmark_table(single, threads=True)
+        chosen = [r for r in single if r["target"] is not None or r["benchmark"] == "sparse-steps"]
+        found["sparse summary"] = benchmark_table(_alone(chosen), threads=True)
     return found
+
+
+def _alone(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those on one thread."""
+    return [r for r in records if r.get("settings", {}).get("threads") == 1]
 
 
 def both_ways(measured: dict[str, Any]) -> str:
