@@ -125,6 +125,7 @@ static double share_inside(const Axis &axis) {
 // Makes a plan near if that pays; rows: of the target, with so many taps on average.
 static void choose_near(Plan &p, int64_t target_rows, double taps) {
     if (!NEAR_TILES || !p.h.residues || !p.w.residues) return;
+    if (p.h.count * p.w.count < TILE) return;  // its tiles are by block: see make_plan
     const int64_t column_parts = parts_of(p.w.count, TILE_COLUMNS);
     const int64_t columns = parts_of(p.w.count, column_parts);
     const int64_t row_parts = parts_of(p.h.count, TILE / columns);

@@ -89,8 +89,8 @@ pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 
 @st.composite
-def cases(draw):
-    """What a case is made of."""
+def cases(draw, most=4):
+    """What a case is made of; ``most``: channels of a group."""
     groups, kernel = draw(st.sampled_from([1, 1, 2, 3])), draw(st.tuples(*[st.integers(1, 5)] * 2))
     padding = draw(st.tuples(st.integers(0, 4), st.integers(0, 4)))
     how = plain(draw(pairs), padding, draw(pairs), groups)
@@ -99,7 +99,8 @@ def cases(draw):
         for d, k, p in zip(how["dilation"], kernel, padding, strict=True)
     ]
     size = (least[0] + draw(st.integers(0, 12)), least[1] + draw(st.integers(0, 24)))
-    shape = (groups * draw(st.integers(1, 4)), draw(st.integers(1, 4)), *kernel)
+    channels = st.integers(1, most)
+    shape = (groups * draw(channels), draw(channels), *kernel)
     density = draw(st.sampled_from([0.0, 0.05, 0.3, 1.0]))
     return shape, size, draw(st.integers(0, 50)), density, how
 
@@ -107,6 +108,12 @@ def cases(draw):
 @options(max_examples=100)
 @given(parts=cases())
 def test_kernels_are_right_for_any_convolution(parts):
+    Case(*parts).check()
+
+
+@options(max_examples=50)
+@given(parts=cases(most=60))
+def test_kernels_are_right_for_many_channels(parts):
     Case(*parts).check()
 
 
@@ -128,6 +135,7 @@ def test_kernels_are_right_for_any_convolution(parts):
         ((3, 2, 3, 2), (30, 9), 2, 0.7, plain((1, 4), (2, 0), (9, 5))),
         ((70, 30, 3, 3), (4, 4), 64, 0.9, plain(padding=(1, 1))),  # too many sums to keep
         ((16, 16, 5, 5), (32, 32), 1, 0.4, plain(padding=(32, 32), dilation=(16, 16))),
+        ((52, 52, 3, 5), (8, 24), 27, 0.3, plain((2, 3), (0, 3), (2, 3))),  # twelve outputs
         ((2, 1, 15, 15), (8, 8), 1, 0.4, plain(padding=(21000,) * 2, dilation=(3000,) * 2)),
     ],
 )
