@@ -70,6 +70,7 @@ def test_equal_specifications_have_one_identity() -> None:
     assert msgspec.json.encode(as_data(one)) == msgspec.json.encode(as_data(other))
     assert identity(one) == identity(other)
     assert identity(altered(1, 0, augment=True, widths=[8, 8])) == identity(one)
+    assert identity(altered(10**400, float("nan"), augment=True, widths=(8,))) != identity(one)
 
 
 def test_identity_ignores_the_name_and_survives_serialisation() -> None:
@@ -148,6 +149,7 @@ def test_a_child_never_repeats_its_ancestors_draws() -> None:
         ("lenet5-mnist/dense", ["data.limit=500"], ["data.probe=1000", "500"]),
         ("lenet5-mnist/dense", ["optimizer.momentum=2"], ["momentum=2", "less than 1"]),
         ("lenet5-mnist/dense", ["model.widths=[1,2]"], ["widths [1, 2]", "lenet5"]),
+        ("mlp-mnist/dense", ["model.widths=[1,9223372036854775808]"], ["cannot be built"]),
         ("lenet5-mnist/prune", ["method.power=-1"], ["method.power=-1", "positive"]),
         ("lenet5-mnist/prune", ["method.power=nan"], ["method.power=nan"]),
         ("lenet5-mnist/prune", ["method.start=-100"], ["method.start=-100", "negative"]),

@@ -7,7 +7,6 @@ ticket, its pruning run and what is measured between them form one graph.
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache
@@ -321,9 +320,12 @@ def _number(value: Any, kind: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_number(each, kind) for each in value)
     scalar = _scalar(kind) if isinstance(value, bool | int | float) else None
-    if scalar is None or not math.isfinite(value):
+    if scalar is None:
         return value
-    exact = scalar(value)
+    try:
+        exact = scalar(value)
+    except (OverflowError, ValueError):  # beyond all floats, infinite or no number
+        return value
     return exact + 0.0 if scalar is float else exact if exact == value else value
 
 
