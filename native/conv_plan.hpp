@@ -38,8 +38,7 @@ struct Plan {
     int64_t channels, blocks;  // of the source
     int64_t parts, part;       // of the source's channels; channels of one
     int64_t positions;         // of the kernel, that starts of taps tell apart
-    bool packed, near;
-    bool by_block;             // the lines of a tile are batch blocks, not rows
+    bool packed, near, by_block;  // by_block: the lines of a tile are batch blocks, not rows
     int64_t block_parts, row_parts, column_parts, items;
     int64_t pitch, area, plane, volume;  // vectors per line, residue, channel, part of a block
     int64_t columns;                     // most columns of a tile
@@ -122,7 +121,8 @@ static double share_inside(const Axis &axis) {
     return axis.stride > 1 ? 1 : double(sum) / double(maximum(1, all));
 }
 
-// Makes a plan near if that pays; rows: of the target, with so many taps on average.
+// Makes a plan near if that pays; target_rows: channels of the target, with so many taps each
+// on average.
 static void choose_near(Plan &p, int64_t target_rows, double taps) {
     if (!NEAR_TILES || !p.h.residues || !p.w.residues) return;
     if (p.h.count * p.w.count < TILE) return;  // its tiles are by block: see make_plan
@@ -132,6 +132,7 @@ static void choose_near(Plan &p, int64_t target_rows, double taps) {
     const int64_t rows = parts_of(p.h.count, row_parts);
     const int64_t plane = (columns + p.w.high - p.w.low) * p.w.residues *
                           (rows + p.h.high - p.h.low) * p.h.residues;
+    // Two channels should fit, and most of a tile's registers be used.
     if (plane * 128 > sf_near || 4 * rows * columns < 3 * TILE) return;
     const int64_t parts = parts_of(p.channels, sf_near / (plane * 64));
     const double products = double(target_rows * rows * columns) * taps / double(p.channels);
