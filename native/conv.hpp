@@ -6,7 +6,8 @@
 // taps are sorted such that those that lack the same sources are neighbours: no tap is
 // tested, and no zero is multiplied. The input gradient is the same, of the incoming
 // gradient with the taps of an input channel; for the weight gradient the tile holds the
-// incoming gradient.
+// incoming gradient. Where that pays, a tile's sources are packed first, the zeros of the
+// padding included, so that they stay near: see Plan.
 #pragma once
 
 #include "conv_forward.hpp"
