@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ def joined(device: str) -> Iterator[tuple[str, bool]]:
     try:
         yield device, distributed.get_rank() == 0
     finally:
+        gc.collect()  # models that still hold the group: its threads would end with the process
         distributed.destroy_process_group()
 
 
