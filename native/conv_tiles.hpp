@@ -1,7 +1,8 @@
 // From a band to tiles: what the kernels of all passes walk over.
 #pragma once
 
-#include "conv_plan.hpp"
+#include "conv_pack.hpp"
+#include "conv_taps.hpp"
 
 namespace SF_LEVEL {
 
