@@ -205,6 +205,14 @@ def test_one_pattern_serves_many_sizes_and_batches():
     assert all(map(torch.equal, first, case.run()))
 
 
+def test_taps_are_made_on_the_cpu_whatever_the_default_device():
+    case = Case((20, 60, 3, 3), (8, 8), 16, 0.5, plain(padding=(1, 1)))
+    with torch.device("meta"):
+        made = case.pattern.taps((8, 8), backward=False), case.pattern.taps((8, 8), backward=True)
+    assert all(table.device.type == "cpu" for taps in made for table in taps)
+    case.check()
+
+
 def test_a_gradient_that_is_not_contiguous_is_read_right():
     case = Case((4, 3, 3, 3), (6, 6), 16, 0.5, plain())
     x, dy = block(case.x), block(case.dy)

@@ -84,11 +84,7 @@ def _check_size(name: str, widths: tuple[int, ...]) -> None:
     try:
         with torch.device("meta"):
             build(name, widths)
-    except (
-        RuntimeError,
-        OverflowError,
-        TypeError,
-    ) as error:  # a size beyond 64 bits is a TypeError
+    except (RuntimeError, OverflowError, TypeError) as error:  # a TypeError: beyond 64 bits
         raise SpecError(f"model.widths={list(widths)} cannot be built") from error
 
 

@@ -147,7 +147,7 @@ class ConvPattern:
         read = self.out_channels * call.out[0] * call.out[1] if backward else self._places(size)
         if read > _LARGEST_PLACE:
             raise KernelError(f"images of {size} are too large for a sparse convolution")
-        entries = torch.empty(1, dtype=torch.int64)
+        entries = torch.empty(1, dtype=torch.int64, device="cpu")
         core().conv_starts(call.numbers.data_ptr(), backward, entries.data_ptr())
         starts = self.columns.new_empty(int(entries))
         place, order = torch.empty_like(self.columns), torch.empty_like(self.columns)
