@@ -1,6 +1,5 @@
 """Shared fixtures; shapes in annotations are checked in tests only."""
 
-import json
 import os
 import subprocess
 import sys
@@ -10,12 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.cli import Cli
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Not models: torch.fx traces their forwards with proxies, which are no tensors.
 FOLDERS = Path(find_spec("sparseflow").origin).parent.glob("[!_]*")
-ROOMS = [f"sparseflow.{path.stem}" for path in FOLDERS if path.stem != "models"]
+# Nor recipes: they make functions at every call, and each would be decorated again.
+UNCHECKED = {"models", "recipes"}
+ROOMS = [f"sparseflow.{path.stem}" for path in FOLDERS if path.stem not in UNCHECKED]
 install_import_hook(ROOMS, "beartype.beartype")
 
 torch.set_num_threads(1)
@@ -46,7 +48,7 @@ def elsewhere() -> Callable[[str], str]:
 @pytest.fixture(scope="session")
 def crew() -> Iterator[Callable[[int], object]]:
     """So many ranks, started once: ``crew(2)(work, *args)``."""
-    from ranks import Crew  # noqa: PLC0415  (after the import hook)
+    from helpers.ranks import Crew  # noqa: PLC0415  (after the import hook)
 
     crews: dict[int, Crew] = {}
 
@@ -58,47 +60,6 @@ def crew() -> Iterator[Callable[[int], object]]:
     yield of
     for each in crews.values():
         each.close()
-
-
-class Cli:
-    """Runs the command line in this process, in a store of its own."""
-
-    def __init__(
-        self, store: Path, capsys: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch
-    ) -> None:
-        self.store, self._capsys, self._patch = store, capsys, patch
-
-    def __call__(self, *arguments: str, code: int = 0) -> tuple[str, str]:
-        self._patch.setenv("SPARSEFLOW_RUNS", str(self.store))
-        self._patch.setattr("sys.argv", ["sparseflow", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            _main()()
-        out, err = self._capsys.readouterr()
-        assert (ended.value.code or 0) == code, err
-        return out, err
-
-    def json(self, *arguments: str) -> object:
-        return json.loads(self(*arguments, "--json")[0])
-
-    def fails(self, *arguments: str) -> str:
-        """Return the error, which must be one line and no traceback."""
-        self._patch.setenv("SPARSEFLOW_RUNS", str(self.store))
-        self._patch.setattr("sys.argv", ["sparseflow", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            _main()()
-        out, err = self._capsys.readouterr()
-        assert ended.value.code not in (0, None)
-        errors = [line for line in err.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1, err
-        assert err.rstrip().splitlines()[-1] == errors[0]
-        assert "Traceback" not in err + out
-        return errors[0]
-
-
-def _main() -> Callable[[], None]:
-    from sparseflow.cli import main  # noqa: PLC0415  (after the import hook)
-
-    return main
 
 
 @pytest.fixture

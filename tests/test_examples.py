@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformer import transformers
+from helpers.transformer import transformers
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.scatter import scattered
+from helpers.small import network
 from hypothesis import given
 from hypothesis import settings as options
 from hypothesis import strategies as st
-from scatter import scattered
 from scipy import stats
-from small import network
 from torch import nn
 
 import sparseflow as sf

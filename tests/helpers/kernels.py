@@ -1,0 +1,34 @@
+"""Threads, patterns and error bounds for tests of kernels."""
+
+from contextlib import contextmanager
+
+import torch
+
+from sparseflow.sparse import kernels
+
+EPSILON = 2.0**-24
+
+
+@contextmanager
+def threads(count):
+    """Use so many threads for however little work."""
+    worth, before = kernels._WORTH_THREADS, torch.get_num_threads()
+    kernels._WORTH_THREADS = 0
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        kernels._WORTH_THREADS = worth
+        torch.set_num_threads(before)
+
+
+def csr(mask):
+    pointers = torch.cat([torch.zeros(1, dtype=torch.long), mask.sum(1).cumsum(0)])
+    return pointers.int(), mask.nonzero()[:, 1].int()
+
+
+def assert_within(actual, exact, magnitude, terms):
+    """Hold a float32 sum of so many terms to its error bound; magnitude: of their absolutes."""
+    bound = (terms + 4) * EPSILON * magnitude + 1e-37
+    assert actual.shape == exact.shape
+    assert ((actual.double() - exact).abs() <= bound).all()
