@@ -11,7 +11,7 @@ from time import process_time
 from benchmarks.timing import Record, reduce
 from sparseflow.recipes import expand, make_spec
 from sparseflow.runs import Store, plan, sweep
-from sparseflow.runs.executors import Ended, Event, Executor, Task
+from sparseflow.runs.jobs import Ended, Event, Executor, Task
 from sparseflow.runs.spec import RunSpec
 
 RUNS, MACHINES, CORES = 10_000, 100, 16

@@ -4,12 +4,15 @@ The system of "Gradient Flow in Sparse Neural Networks and How Lottery Tickets
 Win" (Evci, Ioannou, Keskin, Dauphin, AAAI 2022) as a library on PyTorch.
 """
 
+from sparseflow.core.code import use
 from sparseflow.core.errors import SparseflowError
 from sparseflow.core.functional import Loss
 from sparseflow.core.kinds import register_layout
 from sparseflow.core.parameters import Layer, maskable
 from sparseflow.core.schedules import Moment, constant, cosine, every, lr_proportional
-from sparseflow.init import Init, initialise, sparsify
+from sparseflow.core.values import register_part
+from sparseflow.data import register_data
+from sparseflow.init import INITS, Init, Initialisation, initialise, register_init, sparsify
 from sparseflow.masks import Masks, allocate, churn, full_masks, make_masks, shuffle_masks
 from sparseflow.measure import (
     Agreement,
@@ -64,6 +67,8 @@ from sparseflow.measure import (
     unpaired,
     verdict,
 )
+from sparseflow.models import register_model
+from sparseflow.recipes import Family, register_family
 from sparseflow.sparse import (
     LayerPlan,
     Plan,
@@ -78,9 +83,11 @@ from sparseflow.sparse import (
     to_sparse,
 )
 from sparseflow.topology import (
+    METHODS,
     SET,
     Connections,
     GradualPruning,
+    Layers,
     Method,
     RigL,
     RigLInverted,
@@ -91,12 +98,15 @@ from sparseflow.topology import (
     drop_and_grow,
     probe_gradient,
     propose,
+    register_method,
 )
 from sparseflow.train import cross_entropy, fit
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "INITS",
+    "METHODS",
     "SET",
     "Agreement",
     "Alignment",
@@ -108,12 +118,15 @@ __all__ = [
     "Distances",
     "Eigenvalues",
     "Estimate",
+    "Family",
     "Flops",
     "Flow",
     "GradualPruning",
     "Init",
+    "Initialisation",
     "Layer",
     "LayerPlan",
+    "Layers",
     "Loss",
     "Map",
     "Masks",
@@ -179,7 +192,13 @@ __all__ = [
     "probe_gradient",
     "proportion_interval",
     "propose",
+    "register_data",
+    "register_family",
+    "register_init",
     "register_layout",
+    "register_method",
+    "register_model",
+    "register_part",
     "save",
     "score",
     "shuffle_masks",
@@ -192,5 +211,6 @@ __all__ = [
     "to_sparse",
     "trace",
     "unpaired",
+    "use",
     "verdict",
 ]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from sparseflow.core.errors import MaskError, unknown
 from sparseflow.core.parameters import Layer, maskable, sparse_weights
 from sparseflow.core.random import generator
+from sparseflow.core.registry import Registry
+from sparseflow.core.values import USE, Value, registering
 from sparseflow.masks import Masks, make_masks
 
 Kind = Literal["dense", "layer", "neuron"]
@@ -22,8 +24,51 @@ Fan = Literal["in", "out", "avg"]
 Distribution = Literal["normal", "uniform"]
 
 
+class Initialisation(Value):
+    """Base of all initialisations: frozen dataclasses that draw the weights of a layer."""
+
+    def draw(
+        self, layer: Layer, mask: Bool[Tensor, "*w"], stream: torch.Generator
+    ) -> Float[Tensor, "*w"]:
+        """Draw the weights of one layer; inactive ones are set to zero afterwards.
+
+        Args:
+            layer: the layer; ``layer.fan_in(mask)`` and ``fan_out`` count connections.
+            mask: its active connections.
+            stream: the random stream of this layer, on the CPU.
+        """
+        raise NotImplementedError
+
+
+INITS: Registry[type[Initialisation]] = Registry("initialisation", USE)
+
+C = TypeVar("C", bound=Initialisation)
+
+
+def register_init(name: str) -> Callable[[type[C]], type[C]]:
+    """Make an initialisation known by name: ``--set init=NAME``, and recipes such as ``rigl-NAME``.
+
+    Raises:
+        SpecError: if the name is taken, or the class is no :class:`Initialisation`.
+
+    Example:
+        >>> @register_init("tiny")
+        ... @dataclass(frozen=True)
+        ... class Tiny(Initialisation):
+        ...     scale: float = 1e-3
+        ...     def draw(self, layer, mask, stream):
+        ...         return self.scale * torch.randn(layer.shape, generator=stream)
+        >>> net = nn.Linear(4, 2)
+        >>> _ = sparsify(net, 0.5, init="tiny")
+        >>> bool(net.weight.abs().max() < 0.01)
+        True
+    """
+    return registering(INITS, name)
+
+
+@registering(INITS, *get_args(Kind))
 @dataclass(frozen=True)
-class Init:
+class Init(Initialisation):
     """How active weights are drawn: zero mean, variance ``scale / fan``.
 
     Attributes:
@@ -55,6 +100,13 @@ class Init:
         if not (self.scale > 0 and math.isfinite(self.scale)):
             raise MaskError(f"initialisation scale={self.scale} must be positive and finite")
 
+    def draw(
+        self, layer: Layer, mask: Bool[Tensor, "*w"], stream: torch.Generator
+    ) -> Float[Tensor, "*w"]:
+        """Standard numbers, the same for every mask, times each weight's standard deviation."""
+        standard = _standard(layer.shape, self.distribution, stream).to(layer.parameter.device)
+        return standard.mul_(deviation(layer, mask, self).to(standard.device))
+
 
 GLOROT = Init("dense", "avg", "uniform", 1.0)
 NAMED: dict[str, Init] = {
@@ -66,17 +118,22 @@ NAMED: dict[str, Init] = {
 }
 
 
-def find_init(init: str | Init) -> Init:
-    """Return the initialisation called so (He scale 2, normal), or the object itself.
+def find_init(init: str | Initialisation) -> Initialisation:
+    """Return the initialisation of a name (He scale 2, normal), or the object itself.
 
     Raises:
-        MaskError: if the name is unknown.
+        MaskError: if the name is unknown, or that of a class that needs arguments.
     """
-    if isinstance(init, Init):
+    if isinstance(init, Initialisation):
         return init
-    if init not in NAMED:
-        raise MaskError(unknown("initialisation", init, NAMED))
-    return NAMED[init]
+    if init in NAMED:
+        return NAMED[init]
+    if init not in INITS:
+        raise MaskError(unknown("initialisation", init, [*NAMED, *INITS]))
+    try:
+        return INITS[init]()
+    except TypeError as error:
+        raise MaskError(f"initialisation {init!r} needs arguments: {error}") from error
 
 
 def deviation(layer: Layer, mask: Bool[Tensor, "*w"], init: Init) -> Float[Tensor, "*w"]:
@@ -100,7 +157,7 @@ def deviation(layer: Layer, mask: Bool[Tensor, "*w"], init: Init) -> Float[Tenso
 def initialise(
     layers: Mapping[str, Layer],
     masks: Masks,
-    init: str | Init = "fan_in",
+    init: str | Initialisation = "fan_in",
     *,
     seed: int = 0,
     stream: tuple[str | int, ...] = ("init",),
@@ -131,9 +188,8 @@ def initialise(
         if name not in layers or mask.shape != layers[name].shape:
             raise MaskError(f"mask {name!r} of shape {tuple(mask.shape)} fits no layer")
         layer, weight = layers[name], layers[name].parameter
-        draw = _standard(layer.shape, rule.distribution, generator(seed, *stream, name))
-        std = deviation(layer, mask, rule).to(weight.device)
-        weight.copy_(draw.to(weight.device).mul_(std).mul_(mask.to(weight.device)))
+        draw = rule.draw(layer, mask, generator(seed, *stream, name))
+        weight.copy_(draw.to(weight.device).mul(mask.to(weight.device)))
         dead += int((~layer.neurons(mask).any(1)).sum())
     if dead:
         warnings.warn(
@@ -156,7 +212,7 @@ def sparsify(
     *,
     allocation: str = "erk",
     pattern: str = "random",
-    init: str | Init | None = "fan_in",
+    init: str | Initialisation | None = "fan_in",
     seed: int = 0,
     layers: Mapping[str, Layer] | None = None,
 ) -> Masks:

@@ -198,7 +198,7 @@ def test_pruning_ends_at_the_densities_of_erk_and_random_masks_have_them_too() -
     spec = make_spec("resnet20-cifar10/prune")
     model = make_model(spec)
     layers = sf.maskable(model)
-    final = make_method(spec, model, (torch.zeros(1), torch.zeros(1))).density
+    final = make_method(spec, model, (torch.zeros(1), torch.zeros(1)), layers).density
     counts = {name: round(final[name] * layer.size) for name, layer in layers.items()}
     assert sum(counts.values()) == round(0.1 * sum(layer.size for layer in layers.values()))
     assert counts == sf.make_masks(layers, 0.1, allocation="erk").counts

@@ -9,7 +9,7 @@ from sparseflow.runs.spec import RunSpec
 SHORT = ["train.steps=12", "train.keep=4", "measure.every=4", "measure.evaluate=12"]
 TINY = [*SHORT, "data.probe=64", "data.limit=300"]
 PARENT = [f"mask.run.{s}" for s in SHORT] + [
-    "mask.run.method.start=2", "mask.run.method.stop=10", "mask.run.method.every=2",
+    "mask.run.method.start=2", "mask.run.method.stop=10", "mask.run.method.interval=2",
 ]  # fmt: skip
 
 
@@ -63,17 +63,17 @@ def tiny(name: str, *extra: str, seed: int = 0) -> RunSpec:
     short = name.partition("/")[2].partition(":")[0]
     settings = [*TINY, *extra]
     if short == "prune":
-        settings += ["method.start=2", "method.stop=10", "method.every=2"]
+        settings += ["method.start=2", "method.stop=10", "method.interval=2"]
     elif short not in ("dense", "small-dense"):
         settings += PARENT
     if short in ("lottery", "prune-restart"):
         settings += [s.replace("mask.", "weights.", 1) for s in PARENT]
     if short.startswith(("set", "rigl")):
-        settings += ["method.every=3"]
+        settings += ["method.when.n=3"]
     return make_spec(name, seed=seed, settings=settings)
 
 
 def alone(*extra: str, seed: int = 0) -> RunSpec:
     """A SET run of 12 steps without a parent, which may resume every 4 steps."""
-    method = ["mask=erk", "method=set", "method.every=3", "train.resume=4"]
+    method = ["mask=erk", "method=set", "method.when.n=3", "train.resume=4"]
     return tiny("mlp-mnist/dense", *method, *extra, seed=seed)

@@ -3,7 +3,7 @@
 import pytest
 
 from sparseflow.runs import Executor, Run, RunSpec, Store, execute
-from sparseflow.runs.executors import Ended, Task
+from sparseflow.runs.jobs import Ended, Task
 
 
 class KilledError(Exception):

@@ -24,7 +24,7 @@ def read(folder):
 def short(*settings):
     """RigL from a random mask, for twelve steps."""
     return make_spec(
-        "lenet5-mnist/rigl+", settings=["mask=erk", *TINY, "method.every=3", *settings]
+        "lenet5-mnist/rigl+", settings=["mask=erk", *TINY, "method.when.n=3", *settings]
     )
 
 

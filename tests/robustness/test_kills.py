@@ -26,7 +26,7 @@ SPEC = alone(*BUSY)
 SEED = int(os.environ.get("SPARSEFLOW_TEST_SEED", "0")) or random.SystemRandom().randrange(2**32)
 NAMES = ["mlp-mnist/dense", "mlp-mnist/set+"]
 SWEEP = ["train.steps=30", "train.keep=5", "train.resume=5", "measure.every=1", "data.limit=1000",
-         "data.probe=64", "mask=erk", "method=set", "method.every=3"]  # fmt: skip
+         "data.probe=64", "mask=erk", "method=set", "method.when.n=3"]  # fmt: skip
 COUNTS = [3, pytest.param(50, marks=pytest.mark.soak)]
 
 

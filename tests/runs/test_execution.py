@@ -16,7 +16,7 @@ from sparseflow.masks import Masks
 from sparseflow.recipes import make_spec, reproduction
 from sparseflow.runs import Local, Run, RunSpec, Store, execute, identity, plan, remeasure, sweep
 from sparseflow.runs.build import assemble
-from sparseflow.runs.resolve import AUTO_DENSITY, resolve
+from sparseflow.runs.execution import AUTO_DENSITY, resolve
 from sparseflow.train.optim import FUSED, make_optimizer
 
 # Small networks and short runs, in which hardly ever a score stands so near another, or a
@@ -27,14 +27,14 @@ SIZE = [
 ]  # fmt: skip
 MLP = ["model.widths=[24,16]", "train.steps=60"]
 LENET5 = ["model.widths=[2,4,20,16]", "train.steps=30", "density=0.2"]
-DYNAMIC = ["method.every=7"]
+DYNAMIC = ["method.when.n=7"]
 METHODS = {
     "static": ("scratch+", []),
     "set": ("set+", DYNAMIC),
     "rigl-probe": ("rigl+", DYNAMIC),
-    "rigl-batch": ("rigl+", [*DYNAMIC, "method.grow=batch"]),
+    "rigl-batch": ("rigl+", [*DYNAMIC, "method.grow_from=batch"]),
     "rigl-inverted": ("rigl-inverted+", DYNAMIC),
-    "prune": ("prune", ["mask=full", "method.start=3", "method.stop=27", "method.every=6"]),
+    "prune": ("prune", ["mask=full", "method.start=3", "method.stop=27", "method.interval=6"]),
 }
 
 
@@ -179,9 +179,9 @@ def test_an_interrupted_run_goes_on_in_its_execution(
     whole = execute(spec, Store(tmp_path / "whole"))
     for begun, density in (("sparse", 0.0), ("dense", 1.0)):
         store = Store(tmp_path / begun)
-        monkeypatch.setattr("sparseflow.runs.resolve.AUTO_DENSITY", 1.0 - density)
+        monkeypatch.setattr("sparseflow.runs.execution.AUTO_DENSITY", 1.0 - density)
         interrupt(spec, store, 9)
-        monkeypatch.setattr("sparseflow.runs.resolve.AUTO_DENSITY", density)
+        monkeypatch.setattr("sparseflow.runs.execution.AUTO_DENSITY", density)
         run = execute(spec, store)
         assert (run.execution, environment(run)["resumed_at"]) == (begun, 8)
         if begun == "sparse":
@@ -195,7 +195,7 @@ def test_a_sparse_run_does_not_go_on_without_the_core(
     interrupt(spec, store, 9)
     with pytest.raises(SpecError, match=r"resume\.safetensors is of a sparse run.*not on device"):
         execute(spec, store, device="cuda")
-    monkeypatch.setattr("sparseflow.runs.resolve.core", without_core)
+    monkeypatch.setattr("sparseflow.runs.execution.core", without_core)
     with pytest.raises(
         SparseUnavailable, match=r"resume\.safetensors .* no compiler .* remove resume"
     ):
@@ -242,7 +242,7 @@ def test_pruning_is_dense_and_its_children_are_sparse_by_default(tmp_path: Path)
 
 
 def test_auto_is_dense_without_the_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparseflow.runs.resolve.core", without_core)
+    monkeypatch.setattr("sparseflow.runs.execution.core", without_core)
     run = execute(spec_of("static", "train.steps=1"), Store(tmp_path))
     assert run.execution == "dense"
 
@@ -250,7 +250,7 @@ def test_auto_is_dense_without_the_core(tmp_path: Path, monkeypatch: pytest.Monk
 def test_sparse_without_the_core_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparseflow.runs.resolve.core", without_core)
+    monkeypatch.setattr("sparseflow.runs.execution.core", without_core)
     store = Store(tmp_path / "runs")
     for spec in (
         spec_of("static", "execution=sparse"),
@@ -279,7 +279,7 @@ def test_a_finished_sparse_run_needs_no_core(
     store = Store(tmp_path)
     spec = spec_of("static", "execution=sparse", "train.steps=1")
     execute(spec, store)
-    monkeypatch.setattr("sparseflow.runs.resolve.core", without_core)
+    monkeypatch.setattr("sparseflow.runs.execution.core", without_core)
     assert execute(spec, store).finished
     assert execute(spec, store, device="cuda").kept == [0, 1]
 

@@ -15,8 +15,8 @@ from helpers.small import tiny
 from helpers.work import LONG, carried_out, drain, files
 
 from sparseflow.runs import Graph, Job, Local, Run, RunSpec, Store, execute, plan, sweep
-from sparseflow.runs.executors import Ended, Lost, Task, Told
-from sparseflow.runs.graph import State
+from sparseflow.runs.jobs import Ended, Lost, Task, Told
+from sparseflow.runs.jobs.graph import State
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -124,7 +124,7 @@ def test_nothing_goes_on_after_the_end() -> None:
 
 PARENT = """
 from helpers import tasks
-from sparseflow.runs.executors import Local, Task
+from sparseflow.runs.jobs import Local, Task
 if __name__ == "__main__":
     with Local(1, threads=1) as executor:
         executor.submit(Task("endure", tasks.endure, (120.0,)))

@@ -24,14 +24,14 @@ SHORT = [
     "measure.evaluate=12", "data.probe=48", "data.limit=200", "mask=er", "density=0.2",
 ]  # fmt: skip
 MLP, LENET5 = ["model.widths=[24,16]"], ["model.widths=[2,4,20,16]"]
-BATCH = ["method.every=3", "method.grow=batch"]
-PRUNING = ["mask=full", "method.start=2", "method.stop=10", "method.every=2"]
+BATCH = ["method.when.n=3", "method.grow_from=batch"]
+PRUNING = ["mask=full", "method.start=2", "method.stop=10", "method.interval=2"]
 RECIPES = {
     "dense rigl": ("mlp-mnist/rigl+", [*SHORT, *MLP, *BATCH, "execution=dense"]),
     "dense pruning": ("lenet5-mnist/prune", [*SHORT, *LENET5, *PRUNING, "execution=dense"]),
     "sparse rigl": ("mlp-mnist/rigl+", [*SHORT, *MLP, *BATCH, "execution=sparse"]),
     "sparse rigl, probe": (
-        "lenet5-mnist/rigl+", [*SHORT, *LENET5, "method.every=3", "execution=sparse"],
+        "lenet5-mnist/rigl+", [*SHORT, *LENET5, "method.when.n=3", "execution=sparse"],
     ),
 }  # fmt: skip
 

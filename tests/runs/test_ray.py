@@ -18,8 +18,8 @@ from helpers.work import LONG, carried_out, drain, files
 from sparseflow.cli.work import row_of
 from sparseflow.core.errors import SparseflowError
 from sparseflow.runs import Local, Ray, Store, execute, plan, sweep
-from sparseflow.runs.executors import Ended, Task, node
-from sparseflow.runs.executors.node import Pass, installation, refusal
+from sparseflow.runs.jobs import Ended, Task, node
+from sparseflow.runs.jobs.node import Pass, installation, refusal
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -80,7 +80,7 @@ def test_what_the_cluster_cannot_carry_out_is_an_error(
     ):
         executor.submit(task)
     older = installation() | {"torch": "1.13.1"}
-    monkeypatch.setattr("sparseflow.runs.executors.ray.installation", lambda: older)
+    monkeypatch.setattr("sparseflow.runs.jobs.ray.installation", lambda: older)
     with (
         Ray(tmp_path, address=two.address) as executor,
         pytest.raises(SparseflowError, match=r"torch 2\.\S+, not 1\.13\.1: results may differ"),

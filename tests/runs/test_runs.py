@@ -13,9 +13,11 @@ from helpers.small import tiny
 from helpers.work import interrupt
 
 from sparseflow.core.errors import DivergedError, MaskError, SpecError, StoreError
+from sparseflow.core.schedules import every, lr_proportional
 from sparseflow.recipes import FAMILIES, demo_specs, expand, make_spec, recipe_names
 from sparseflow.runs import Local, Store, execute, identity, matching, plan, remeasure, sweep
-from sparseflow.runs.spec import PruneMethod, RunSpec, Train, as_data, generation
+from sparseflow.runs.spec import RunSpec, Train, as_data, from_data, generation
+from sparseflow.topology import SET, GradualPruning, RigL, RigLInverted
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -64,7 +66,7 @@ def test_equal_specifications_have_one_identity() -> None:
 def test_identity_ignores_the_name_and_survives_serialisation() -> None:
     spec = make_spec("lenet5-mnist/lottery")
     assert identity(msgspec.structs.replace(spec, recipe="mine")) == identity(spec)
-    decoded = msgspec.json.decode(msgspec.json.encode(spec), type=RunSpec)
+    decoded = from_data(msgspec.json.decode(msgspec.json.encode(as_data(spec))))
     assert decoded == spec
     assert identity(decoded) == identity(spec)
 
@@ -99,9 +101,9 @@ def test_model_and_data_settings_reach_the_parents() -> None:
 
 
 def test_kinds_switch_and_keep_what_they_share() -> None:
-    spec = make_spec("lenet5-mnist/rigl+", settings=["mask=erk", "method=set", "method.every=50"])
+    spec = make_spec("lenet5-mnist/rigl+", settings=["mask=erk", "method=set", "method.when.n=50"])
     assert type(spec.mask).__name__ == "ErkMask"
-    assert (type(spec.method).__name__, spec.method.every) == ("SetMethod", 50)  # type: ignore[union-attr]
+    assert spec.method == SET(every(50), lr_proportional(0.3))
     assert (
         make_spec("lenet5-mnist/scratch", settings=["mask.kind=shuffled"]).mask.run.density == 0.05
     )  # type: ignore[union-attr]
@@ -124,8 +126,12 @@ def test_a_child_never_repeats_its_ancestors_draws() -> None:
         ("lenet5-mnist/rigl+", ["method=rigle"], ["rigle", "did you mean 'rigl'"]),
         ("lenet5-mnist/rigl+", ["steps"], ["steps", "path=value"]),
         ("lenet5-mnist/rigl+", ["density=half"], ["density='half'"]),
-        ("lenet5-mnist/rigl+", ["method.drop=1.5"], ["method.drop=1.5", "0 and 1"]),
-        ("lenet5-mnist/rigl+", ["method.stop=20000"], ["method.stop=20000", "train.steps=11719"]),
+        ("lenet5-mnist/rigl+", ["method.drop.value=1.5"], ["method.drop.value=1.5", "0 and 1"]),
+        (
+            "lenet5-mnist/rigl+",
+            ["method.when.stop=20000"],
+            ["method.when.stop=20000", "train.steps=11719"],
+        ),
         ("lenet5-mnist/prune", ["train.steps=2000"], ["cannot finish", "7000", "2000"]),
         ("lenet5-mnist/dense", ["mask=parent"], ["mask=parent", "run"]),
         ("lenet5-mnist/dense", ["model.name=lenet"], ["lenet", "did you mean 'lenet5'"]),
@@ -165,13 +171,13 @@ def test_scaling_keeps_the_number_of_updates(scale: float) -> None:
         spec = make_spec(name, scale=scale)
         assert spec.train.steps == max(0, round(make_spec(name).train.steps * scale))
     method = make_spec("lenet5-mnist/prune", scale=scale).method
-    assert (method.stop - method.start) // method.every == 40  # type: ignore[union-attr]
+    assert (method.stop - method.start) // method.interval == 40  # type: ignore[union-attr]
 
 
 def test_a_scale_too_small_for_its_updates_makes_fewer() -> None:
     spec = make_spec("lenet5-mnist/prune", scale=0.001)
     assert spec.train.steps == 12
-    assert spec.method == PruneMethod(start=3, stop=7, every=1)
+    assert spec.method == GradualPruning(start=3, stop=7, interval=1)
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
@@ -204,7 +210,7 @@ def test_interrupted_runs_end_bit_for_bit_as_undisturbed_ones(
 @pytest.mark.parametrize("name", ["lenet5-mnist/rigl+", "lenet5-mnist/prune"])
 def test_measuring_changes_nothing(name: str, tmp_path: Path) -> None:
     often = execute(tiny(name, "measure.every=1", "measure.evaluate=1"), Store(tmp_path))
-    never = execute(tiny(name, "measure.every=1000", "measure.updates=false"), Store(tmp_path))
+    never = execute(tiny(name, "measure.every=1000", "measure.updates=0"), Store(tmp_path))
     assert often.id != never.id
     for step in (0, 4, 8, 12):
         (a, masks_a), (b, masks_b) = often.checkpoint(step), never.checkpoint(step)
@@ -401,8 +407,10 @@ def test_matching_names_runs_as_asked_and_leaves_older_numerics_out(
 
 
 def test_a_kind_takes_over_only_what_fits_it() -> None:
-    spec = make_spec("mlp-mnist/rigl+", settings=["mask=full", "method=prune"])
-    assert (spec.method.start, spec.method.stop) == (0, 7000)  # type: ignore[union-attr]
+    spec = make_spec("mlp-mnist/rigl+", settings=["mask=full", "method=static", "method=rigl"])
+    assert spec.method == RigL()
+    spec = make_spec("mlp-mnist/rigl+", settings=["method=set", "method=rigl-inverted"])
+    assert spec.method == RigLInverted(every(500), lr_proportional(0.3), "batch")
 
 
 def test_a_run_that_diverges_at_its_end_does_not_finish(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ SMALL = ("density=0.3", "data.limit=600", "data.probe=50", "model.widths=[8,6]")
 
 def short(name: str, *extra: str, seed: int = 0) -> RunSpec:
     """Twelve steps of a small perceptron."""
-    steady = ["method.anneal=constant"] if name == "rigl+" else []
+    steady = ["method.drop=constant"] if name == "rigl+" else []
     return tiny(f"mlp-mnist/{name}", *SMALL, *steady, *extra, seed=seed)
 
 

@@ -22,6 +22,7 @@ from sparseflow.cli.options import (
     Settings,
     StorePath,
     Threads,
+    Use,
 )
 from sparseflow.cli.probes import Probe, check_count, make_study, places, tables
 from sparseflow.cli.ranks import joined
@@ -52,7 +53,7 @@ from sparseflow.runs import (
     matching,
     remeasure,
 )
-from sparseflow.runs.resolve import check_device
+from sparseflow.runs.execution import check_device
 from sparseflow.studies import carry_out
 
 app = typer.Typer(
@@ -93,6 +94,7 @@ def list_(
     check: Annotated[
         bool, typer.Option("--check", help="Read every file; name what is broken, and what to do.")
     ] = False,
+    use: Use = None,
     as_json: Json = False,
 ) -> None:
     """List the recipes, and the runs in the store; or check every file of it."""
@@ -134,6 +136,7 @@ def run(
     store: StorePath = RUNS,
     device: Device = "cpu",
     threads: Threads = None,
+    use: Use = None,
     as_json: Json = False,
 ) -> None:
     """Run one recipe, its missing parents first.
@@ -192,6 +195,7 @@ def measure(
     settings: Settings = None,
     store: StorePath = RUNS,
     device: Device = "cpu",
+    use: Use = None,
     as_json: Json = False,
 ) -> None:
     """Measure kept checkpoints again, or against each other; nothing is trained.
@@ -239,6 +243,7 @@ def report(
     scale: Scale = 1.0,
     settings: Settings = None,
     store: StorePath = RUNS,
+    use: Use = None,
     as_json: Json = False,
 ) -> None:
     """Write tables, figures and one page; nothing is run again.

@@ -10,7 +10,7 @@ from typing import Literal
 
 from sparseflow.core.errors import SpecError
 from sparseflow.runs import Executor, Local, Ray, Store
-from sparseflow.runs.resolve import check_device
+from sparseflow.runs.execution import check_device
 
 PROCESSES = 2
 """Worker processes unless the user says otherwise."""

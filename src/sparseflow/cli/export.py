@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sparseflow.cli.options import RUNS, Json, Scale, Seed, Settings, StorePath
+from sparseflow.cli.options import RUNS, Json, Scale, Seed, Settings, StorePath, Use
 from sparseflow.cli.probes import places
 from sparseflow.cli.show import print_json, stdout, table
 from sparseflow.runs import Store
@@ -30,6 +30,7 @@ def export(
     scale: Scale = 1.0,
     settings: Settings = None,
     store: StorePath = RUNS,
+    use: Use = None,
     as_json: Json = False,
 ) -> None:
     """Write the network of a run to one file that needs nothing of the run.

@@ -22,6 +22,7 @@ from sparseflow.cli.options import (
     Settings,
     StorePath,
     Threads,
+    Use,
 )
 from sparseflow.cli.show import print_json, stdout
 from sparseflow.cli.work import (
@@ -45,6 +46,7 @@ def demo(
     out: Out = Path("report"),
     store: StorePath = RUNS,
     device: Device = "cpu",
+    use: Use = None,
     as_json: Json = False,
 ) -> None:
     """The main job, shortened: five ways to start a 95 % sparse LeNet5 on MNIST.
@@ -75,6 +77,7 @@ def sweep(
     settings: Settings = None,
     store: StorePath = RUNS,
     device: Device = "cpu",
+    use: Use = None,
     as_json: Json = False,
 ) -> None:
     """Run many recipes over many seeds, in worker processes or on a Ray cluster, parents first.
@@ -113,6 +116,7 @@ def reproduce(
     out: Out = Path("report"),
     store: StorePath = RUNS,
     device: Device = "cpu",
+    use: Use = None,
     as_json: Json = False,
 ) -> None:
     """Run all that the paper's MNIST evidence needs, and judge it claim by claim.

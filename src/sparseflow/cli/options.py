@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from sparseflow.core.code import use as load_code
+
 Seed = Annotated[int, typer.Option(help="Seed of initialisation, masks and data order.")]
 Scale = Annotated[float, typer.Option(help="Multiply the steps and all schedules together.")]
 Settings = Annotated[
@@ -48,6 +50,26 @@ Gpus = Annotated[
 Retries = Annotated[
     int, typer.Option(min=0, help="How many deaths of its worker process a run survives.")
 ]
+
+
+def _load(names: list[str] | None) -> list[str] | None:
+    for name in names or ():
+        load_code(name)
+    return names
+
+
+Use = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--use",
+        metavar="FILE.py",
+        envvar="SPARSEFLOW_USE",
+        callback=_load,
+        is_eager=True,
+        help="Load a file or module that registers methods, models, ... May be repeated.",
+    ),
+]
+"""Loaded before anything else is read; the commands themselves have no need of it."""
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write to.")]
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sparseflow.cli.options import RUNS, Json, Scale, Settings, StorePath
+from sparseflow.cli.options import RUNS, Json, Scale, Settings, StorePath, Use
 from sparseflow.cli.probes import places
 from sparseflow.cli.show import print_json, stdout, table
 from sparseflow.cli.work import parse_seeds
@@ -30,6 +30,7 @@ def tensorboard(
     scale: Scale = 1.0,
     settings: Settings = None,
     store: StorePath = RUNS,
+    use: Use = None,
     as_json: Json = False,
 ) -> None:
     """Write what runs have measured as event files, a folder a run.

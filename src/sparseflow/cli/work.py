@@ -10,7 +10,7 @@ from typing import Any
 from sparseflow import studies
 from sparseflow.cli.show import SweepView, plain, print_json, stderr, stdout, study_progress, table
 from sparseflow.core.errors import SparseflowError, SpecError, StoreError
-from sparseflow.runs import Executor, Graph, Run, RunSpec, Store, audit, identity, plan, sweep
+from sparseflow.runs import Executor, Graph, Run, RunSpec, Store, audit, plan, sweep
 from sparseflow.studies import Figures, Study, carry_out_all, seconds
 
 
@@ -149,8 +149,8 @@ def row_of(run: Run) -> dict[str, Any]:
             accuracy, state = run.result["test_accuracy"], "finished"
         except StoreError:
             state = "damaged"
-    if run.id != identity(run.spec):
-        state = "older numerics"
+    if run.obsolete:
+        state = "older numerics" if run.obsolete == "older numerics" else "other code"
     return {
         "id": run.id,
         "recipe": run.spec.recipe,

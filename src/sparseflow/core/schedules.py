@@ -1,16 +1,19 @@
-"""Schedules as closures: when to update, and how much to drop.
+"""Schedules as values: when to update, how much to drop, and how dense to be.
 
 A *when* schedule maps a step (1 is the first optimiser step) to a bool. A
-*fraction* schedule maps a :class:`Moment` to a number in [0, 1].
+*fraction* schedule maps a :class:`Moment` to a number in [0, 1]. Any function
+will do in a loop of your own; these can stand in a run's specification.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from sparseflow.core.errors import TopologyError
+from sparseflow.core.values import Value, register_part
 
 
 class Moment(NamedTuple):
@@ -29,43 +32,127 @@ When = Callable[[int], bool]
 Fraction = Callable[[Moment], float]
 
 
-def every(n: int, *, start: int = 0, stop: int | None = None) -> When:
+def scaled_steps(steps: int, factor: float) -> int:
+    """Scale a number of steps; what is not 0 stays at least 1.
+
+    >>> scaled_steps(100, 0.05), scaled_steps(1, 0.05), scaled_steps(0, 2.0)
+    (5, 1, 0)
+    """
+    return max(1, round(steps * factor)) if steps else 0
+
+
+@register_part("every")
+@dataclass(frozen=True)
+class Every(Value):
     """Every ``n`` steps, from ``start`` to ``stop``, both included; never at step 0.
 
-    >>> when = every(100, start=300, stop=500)
-    >>> [s for s in range(0, 700, 50) if when(s)]
-    [300, 400, 500]
+    Example:
+        >>> when = every(100, start=300, stop=500)
+        >>> [s for s in range(0, 700, 50) if when(s)]
+        [300, 400, 500]
     """
-    if n < 1:
-        raise TopologyError(f"every n={n} steps: n must be at least 1")
-    if stop is not None and stop < start:
-        raise TopologyError(f"a schedule from step {start} to step {stop} never fires")
-    last = math.inf if stop is None else stop
-    return lambda step: step > 0 and start <= step <= last and (step - start) % n == 0
+
+    n: int
+    start: int = field(default=0, kw_only=True)
+    stop: int | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Check the steps."""
+        if self.n < 1:
+            raise TopologyError(f"every n={self.n} steps: n must be at least 1")
+        if self.start < 0:
+            raise TopologyError(f"a schedule from start={self.start}: it must not be negative")
+        if self.stop is not None and self.stop < self.start:
+            raise TopologyError(
+                f"a schedule from step {self.start} to step {self.stop} never fires"
+            )
+
+    def __call__(self, step: int) -> bool:
+        """Say whether this is one of the steps."""
+        last = math.inf if self.stop is None else self.stop
+        return step > 0 and self.start <= step <= last and (step - self.start) % self.n == 0
+
+    def scaled(self, factor: float) -> Every:
+        """As many updates in a training of another length."""
+        stop = None if self.stop is None else scaled_steps(self.stop, factor)
+        start = scaled_steps(self.start, factor)
+        return Every(scaled_steps(self.n, factor), start=start, stop=stop)
 
 
-def constant(value: float) -> Fraction:
+@register_part("constant")
+@dataclass(frozen=True)
+class Constant(Value):
     """The same fraction throughout."""
-    _check_fraction(value)
-    return lambda moment: value
+
+    value: float
+
+    def __post_init__(self) -> None:
+        """Check the fraction."""
+        _check_fraction(self.value)
+
+    def __call__(self, moment: Moment) -> float:
+        """Return it."""
+        return self.value
 
 
-def cosine(value: float, steps: int) -> Fraction:
+@register_part("cosine")
+@dataclass(frozen=True)
+class Cosine(Value):
     """Cosine annealing from ``value`` to 0 over ``steps`` (RigL, Evci et al. 2020, section 3).
 
-    >>> round(cosine(0.3, 100)(Moment(50)), 3)
-    0.15
+    In a run ``steps`` may be left out: it is then the last step at which masks
+    change.
+
+    Example:
+        >>> round(cosine(0.3, 100)(Moment(50)), 3)
+        0.15
     """
-    _check_fraction(value)
-    if steps < 1:
-        raise TopologyError(f"cosine over steps={steps}: steps must be at least 1")
-    return lambda moment: value / 2 * (1 + math.cos(math.pi * min(moment.step / steps, 1)))
+
+    value: float
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the fraction and the steps."""
+        _check_fraction(self.value)
+        if self.steps is not None and self.steps < 1:
+            raise TopologyError(f"cosine over steps={self.steps}: steps must be at least 1")
+
+    def __call__(self, moment: Moment) -> float:
+        """Return the fraction at a moment."""
+        if self.steps is None:
+            raise TopologyError(
+                f"cosine({self.value}) does not say over how many steps: give steps"
+            )
+        return self.value / 2 * (1 + math.cos(math.pi * min(moment.step / self.steps, 1)))
+
+    def scaled(self, factor: float) -> Cosine:
+        """The same curve over a training of another length."""
+        if self.steps is None:
+            return self
+        return replace(self, steps=scaled_steps(self.steps, factor))
+
+    def bound(self, task: Any) -> Cosine:
+        """Take the last step at which masks change, if no other is given."""
+        return self if self.steps is not None else replace(self, steps=task.last_update)
 
 
-def lr_proportional(value: float) -> Fraction:
+@register_part("lr_proportional")
+@dataclass(frozen=True)
+class LrProportional(Value):
     """``value`` times lr(t)/lr(0), the drop fraction of the paper's MNIST runs."""
-    _check_fraction(value)
-    return lambda moment: min(value * moment.lr_ratio, 1.0)
+
+    value: float
+
+    def __post_init__(self) -> None:
+        """Check the fraction."""
+        _check_fraction(self.value)
+
+    def __call__(self, moment: Moment) -> float:
+        """Return the fraction at a moment."""
+        return min(self.value * moment.lr_ratio, 1.0)
+
+
+every, constant, cosine, lr_proportional = Every, Constant, Cosine, LrProportional
 
 
 def cubic(final: float, start: int, stop: int, power: float = 3.0) -> Callable[[int], float]:

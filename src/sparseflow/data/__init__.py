@@ -5,7 +5,7 @@ from sparseflow.data.batches import Batches
 from sparseflow.data.cifar import load_cifar10
 from sparseflow.data.imagenet import load_imagenet
 from sparseflow.data.mnist import load_mnist
-from sparseflow.data.registry import DATA, Source
+from sparseflow.data.registry import DATA, Source, register_data
 from sparseflow.data.split import Batch, Dataset, Examples, Split, in_batches
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "load_cifar10",
     "load_imagenet",
     "load_mnist",
+    "register_data",
 ]

@@ -15,6 +15,7 @@ from sparseflow.core.functional import Loss
 from sparseflow.core.parallel import whole
 from sparseflow.core.parameters import named_weights, sparse_weights
 from sparseflow.masks import Masks, churn
+from sparseflow.masks.state import under
 from sparseflow.measure import gradient_flow
 from sparseflow.topology import Method, Topology, attach
 
@@ -30,21 +31,25 @@ class Saved:
 
     Attributes:
         masks: the masks.
+        memory: what the method remembers.
         progress: everything else of ``topology.state_dict()``.
     """
 
     masks: Masks
+    memory: Mapping[str, Tensor]
     progress: Mapping[str, Any]
 
     @classmethod
     def of(cls, topology: Topology) -> Saved:
         """Take the state of a topology."""
-        progress = {k: v for k, v in topology.state_dict().items() if k != "masks"}
-        return cls(topology.masks, progress)
+        progress = topology.state_dict()
+        del progress["masks"]
+        return cls(topology.masks, progress.pop("memory"), progress)
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON-like metadata; the masks take about as many bits as they hold."""
         tensors, meta = self.masks.packed()
+        tensors |= {f"memory/{name}": tensor for name, tensor in self.memory.items()}
         return tensors, meta | {"format": FORMAT, "progress": dict(self.progress)}
 
     @classmethod
@@ -56,7 +61,9 @@ class Saved:
         """
         if meta.get("format") != FORMAT:
             raise StoreError(f"{where} holds no topology of sparseflow (no {FORMAT!r} mark)")
-        return cls(Masks.unpacked(tensors, meta, where), meta["progress"])
+        memory = under(tensors, "memory/")
+        masks = {name: t for name, t in tensors.items() if not name.startswith("memory/")}
+        return cls(Masks.unpacked(masks, meta, where), memory, meta["progress"])
 
 
 class Session:
@@ -116,7 +123,8 @@ class Session:
         optimizer = _holding(model, optimizers, masks)
         topology = attach(model, optimizer, masks, self._method, seed=self._seed)
         if saved is not None:
-            topology.load_state_dict({**saved.progress, "masks": saved.masks})
+            state = {**saved.progress, "masks": saved.masks, "memory": saved.memory}
+            topology.load_state_dict(state)
         self._model, self._topology, self._logged = model, topology, topology.masks
 
     def end(self, masks: Masks | None = None) -> None:

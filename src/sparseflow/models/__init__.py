@@ -6,6 +6,7 @@ from sparseflow.models.registry import (
     Architecture,
     build,
     parameters,
+    register_model,
     solve_widths,
 )
 from sparseflow.models.resnet import cifar_resnet, resnet50, wide_resnet
@@ -21,6 +22,7 @@ __all__ = [
     "lenet5",
     "mlp",
     "parameters",
+    "register_model",
     "resnet50",
     "solve_widths",
     "vgg16",

@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from sparseflow.core.errors import SpecError, unknown
+from sparseflow.core.errors import SpecError
+from sparseflow.core.registry import Registry
 from sparseflow.models.mnist import LENET5_WIDTHS, MLP_WIDTHS, lenet5, mlp
 from sparseflow.models.resnet import (
     CIFAR_WIDTHS,
@@ -39,15 +40,51 @@ class Architecture:
     data: str
 
 
-MODELS: dict[str, Architecture] = {
-    "lenet5": Architecture(lenet5, LENET5_WIDTHS, "mnist"),
-    "mlp": Architecture(mlp, MLP_WIDTHS, "mnist"),
-    "resnet20": Architecture(partial(cifar_resnet, blocks=3), CIFAR_WIDTHS, "cifar10"),
-    "resnet56": Architecture(partial(cifar_resnet, blocks=9), CIFAR_WIDTHS, "cifar10"),
-    "wrn22-2": Architecture(partial(wide_resnet, blocks=3), WIDE_WIDTHS, "cifar10"),
-    "resnet50": Architecture(resnet50, RESNET50_WIDTHS, "imagenet"),
-    "vgg16": Architecture(vgg16, VGG16_WIDTHS, "imagenet"),
-}
+MODELS: Registry[Architecture] = Registry("model", "register one with sf.register_model")
+
+
+def register_model(
+    name: str, *, data: str, widths: Sequence[int] = ()
+) -> Callable[[Builder], Builder]:
+    """Make a network known by name, for ``model.name`` of a run.
+
+    The decorated function takes the widths and returns the module, with the
+    weights that are not masked (biases, norms) as they are to start from.
+
+    Args:
+        name: its name.
+        data: name of the data set that it is made for.
+        widths: its own; a small dense network is made by shrinking them.
+
+    Raises:
+        SpecError: if the name is taken.
+
+    Example:
+        >>> @register_model("perceptron", data="mnist", widths=(16,))
+        ... def perceptron(widths):
+        ...     return nn.Sequential(nn.Flatten(), nn.Linear(784, *widths), nn.Linear(*widths, 10))
+        >>> parameters(build("perceptron"))
+        12730
+    """
+
+    def add(builder: Builder) -> Builder:
+        made_by = builder.func if isinstance(builder, partial) else builder
+        MODELS.add(name, Architecture(builder, tuple(widths), data), made_by)
+        return builder
+
+    return add
+
+
+register_model("lenet5", data="mnist", widths=LENET5_WIDTHS)(lenet5)
+register_model("mlp", data="mnist", widths=MLP_WIDTHS)(mlp)
+for _name, _builder, _widths in (
+    ("resnet20", partial(cifar_resnet, blocks=3), CIFAR_WIDTHS),
+    ("resnet56", partial(cifar_resnet, blocks=9), CIFAR_WIDTHS),
+    ("wrn22-2", partial(wide_resnet, blocks=3), WIDE_WIDTHS),
+):
+    register_model(_name, data="cifar10", widths=_widths)(_builder)
+register_model("resnet50", data="imagenet", widths=RESNET50_WIDTHS)(resnet50)
+register_model("vgg16", data="imagenet", widths=VGG16_WIDTHS)(vgg16)
 
 
 def build(name: str, widths: Sequence[int] = ()) -> nn.Module:
@@ -56,11 +93,9 @@ def build(name: str, widths: Sequence[int] = ()) -> nn.Module:
     Raises:
         SpecError: if the name is unknown or the number of widths is wrong.
     """
-    if name not in MODELS:
-        raise SpecError(unknown("model", name, MODELS))
     default = MODELS[name].widths
     chosen = tuple(widths) or default
-    if len(chosen) != len(default) or min(chosen) < 1:
+    if len(chosen) != len(default) or min(chosen, default=1) < 1:
         raise SpecError(
             f"widths {list(chosen)} do not fit {name}: it wants {len(default)} positive "
             f"numbers such as {list(default)}"

@@ -1,7 +1,8 @@
 """Recipes: names for run specifications, and the Python functions that return them."""
 
+from sparseflow.recipes import cifar, imagenet, mnist  # noqa: F401  (they register families)
+from sparseflow.recipes.family import FAMILIES, Family, Inits, register_family
 from sparseflow.recipes.make import (
-    FAMILIES,
     demo_specs,
     expand,
     find_family,
@@ -14,6 +15,8 @@ from sparseflow.recipes.paper import Reproduction, reproduction
 
 __all__ = [
     "FAMILIES",
+    "Family",
+    "Inits",
     "Reproduction",
     "demo_specs",
     "expand",
@@ -22,5 +25,6 @@ __all__ = [
     "make_spec",
     "makers",
     "recipe_names",
+    "register_family",
     "reproduction",
 ]

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from sparseflow.recipes.family import HE, Family
-from sparseflow.runs.spec import (
-    Data,
-    Measure,
-    Model,
-    Optimizer,
-    PruneMethod,
-    SetMethod,
-    Train,
-)
+from sparseflow.core.schedules import cosine, every
+from sparseflow.recipes.family import FAMILIES, HE, Family
+from sparseflow.runs.spec import Data, Measure, Model, Optimizer, Train
+from sparseflow.topology import GradualPruning, RigL
 
 RESNET20 = Family(
     "resnet20-cifar10",
@@ -24,13 +18,12 @@ RESNET20 = Family(
         schedule="step",
         milestones=(32_000, 48_000),
     ),
-    SetMethod(every=100, stop=49_000, drop=0.3, anneal="cosine"),
-    grow="batch",
+    RigL(every(100, stop=49_000), cosine(0.3)),
     data=Data("cifar10", probe=250, augment=True),
     train=Train(steps=64_000, batch=128, keep=2000),
-    measure=Measure(every=2000, updates=False, evaluate=16_000),
+    measure=Measure(every=2000, updates=0, evaluate=16_000),
     inits=HE,
-    prune=PruneMethod(start=13_000, stop=49_000, every=1000, allocation="erk"),
+    prune=GradualPruning(start=13_000, stop=49_000, interval=1000, allocation="erk"),
     start="erk",
     rewind=2000,
 )
@@ -48,3 +41,4 @@ cosine. Densities are ERK in every sparse network, the pruned one included.
 One batch is 250 images where gradients are measured, so that batch norm sees it whole; updates
 are not measured, since under ``--scale`` there are as many in a shorter run.
 """
+FAMILIES.add(RESNET20.name, RESNET20, Family)

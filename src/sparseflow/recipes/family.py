@@ -8,32 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from msgspec.structs import asdict, replace
+import msgspec
+from msgspec.structs import replace
 
+from sparseflow.core.errors import SpecError
+from sparseflow.core.registry import Entry, Registry
+from sparseflow.core.schedules import every, lr_proportional
+from sparseflow.init import GLOROT as GLOROT_INIT
+from sparseflow.init import INITS, Init, Initialisation
+from sparseflow.runs.override import converted
 from sparseflow.runs.spec import (
     Data,
     ErkMask,
     FullMask,
-    InitSpec,
     MaskSource,
     Measure,
-    MethodSpec,
     Model,
     Optimizer,
     ParentMask,
     ParentWeights,
-    PruneMethod,
-    RigLInvertedMethod,
-    RigLMethod,
     RunSpec,
-    SetMethod,
     ShuffledMask,
-    StaticMethod,
     Train,
     UniformMask,
 )
+from sparseflow.topology import METHODS, GradualPruning, Method, RigL, Static
 
 
 @dataclass(frozen=True)
@@ -46,27 +47,22 @@ class Inits:
         fan_in: the paper's (``+``).
     """
 
-    dense: InitSpec
-    liu: InitSpec
-    fan_in: InitSpec
+    dense: Initialisation
+    liu: Initialisation
+    fan_in: Initialisation
 
-    def of(self, mark: str) -> InitSpec:
-        """Return the initialisation of a mark."""
-        return {"": self.dense, "-liu": self.liu, "+": self.fan_in}[mark]
+    def of(self, mark: str) -> Initialisation:
+        """Return the initialisation of a mark; ``-NAME`` is one that a user registered."""
+        marked = {"": self.dense, "-liu": self.liu, "+": self.fan_in}
+        return marked[mark] if mark in marked else INITS[mark[1:]]()
 
 
 GLOROT = Inits(
-    InitSpec(),
-    InitSpec(kind="layer"),
-    InitSpec(kind="neuron", fan="in", distribution="normal", scale=1.0),
+    GLOROT_INIT, Init("layer", "avg", "uniform", 1.0), Init("neuron", "in", "normal", 1.0)
 )
 """Of the authors' MNIST runs: Glorot uniform, and fan-in normal of scale 1."""
 
-HE = Inits(
-    InitSpec("dense", "in", "normal", 2.0),
-    InitSpec("layer", "in", "normal", 2.0),
-    InitSpec("neuron", "in", "normal", 2.0),
-)
+HE = Inits(Init("dense"), Init("layer"), Init("neuron"))
 """He et al. 2015, fan-in normal of scale 2, for networks with ReLU and batch norm."""
 
 SPARSITIES = (0.0, 0.5, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98)
@@ -82,8 +78,7 @@ class Family:
         model: the architecture.
         density: of the sparse runs.
         optimizer: the published settings.
-        updates: when masks change, and by how much.
-        grow: the gradient that RigL grows from.
+        method: RigL as it serves here; other methods take its schedules from it.
         small: widths of the small dense network at that density; without, they
             are solved from its parameters.
         data: the data set.
@@ -101,14 +96,13 @@ class Family:
     model: Model
     density: float
     optimizer: Optimizer
-    updates: SetMethod
-    grow: Literal["probe", "batch"] = "probe"
+    method: RigL = RigL(every(100), lr_proportional(0.3), "probe")
     small: tuple[int, ...] = ()
     data: Data = Data()
     train: Train = Train()
     measure: Measure = Measure()
     inits: Inits = GLOROT
-    prune: PruneMethod = PruneMethod()
+    prune: GradualPruning = GradualPruning()
     start: Literal["shuffled", "erk", "uniform"] = "shuffled"
     rewind: int = 0
     sparsities: tuple[float, ...] = ()
@@ -167,23 +161,11 @@ def _start_mask(family: Family, density: float) -> MaskSource:
     return ErkMask() if family.start == "erk" else UniformMask()
 
 
-def _static(_: Family) -> MethodSpec:
-    return StaticMethod()
-
-
-def _set(family: Family) -> MethodSpec:
-    return family.updates
-
-
-def _rigl(kind: type[RigLMethod | RigLInvertedMethod]) -> Callable[[Family], MethodSpec]:
-    return lambda family: kind(**asdict(family.updates), grow=family.grow)
-
-
 def _sparse(
     recipe: str,
     mask: Callable[[Family, float], MaskSource],
     mark: str,
-    method: Callable[[Family], MethodSpec],
+    method: Callable[[Family], Method],
 ) -> Maker:
     def make(family: Family, density: float) -> RunSpec:
         return replace(
@@ -196,18 +178,38 @@ def _sparse(
     return make
 
 
-_MARKS = ("", "-liu", "+")
-_TABLE = (
-    ("scratch", _own_mask, _static, _MARKS),
-    ("{start}", _start_mask, _static, _MARKS),
-    ("set", _start_mask, _set, _MARKS),
-    ("rigl", _start_mask, _rigl(RigLMethod), _MARKS),
-    ("rigl-inverted", _start_mask, _rigl(RigLInvertedMethod), ("+",)),
+MARKS = ("", "-liu", "+")
+_STATIC: tuple[tuple[str, Callable[[Family, float], MaskSource]], ...] = (
+    ("scratch", _own_mask),
+    ("{start}", _start_mask),
 )
 
 
+def _static(_: Family) -> Method:
+    return Static()
+
+
+def _dynamic(entry: Entry[type[Method]]) -> Callable[[Family], Method]:
+    return lambda family: converted(family.method, entry.value, entry.name)
+
+
+def _mask_of(entry: Entry[type[Method]]) -> Callable[[Family, float], MaskSource]:
+    """Mask that the recipes of a method start from: the family's, unless it asks for another."""
+    if entry.facts["mask"] is None:
+        return _start_mask
+    try:
+        mask = msgspec.convert(entry.facts["mask"], ErkMask | UniformMask)
+    except msgspec.ValidationError as error:
+        raise SpecError(f"method {entry.name!r}, mask={entry.facts['mask']}: {error}") from error
+    return lambda family, density: mask
+
+
 def train_recipes(family: Family) -> dict[str, Maker]:
-    """Recipes that train, by short name, in the order of the table."""
+    """Recipes that train, by short name, in the order of the table.
+
+    Every method that is registered has some, and every initialisation that a user
+    registered is a mark of theirs.
+    """
     makers: dict[str, Maker] = {
         "dense": _dense,
         "small-dense": _small_dense,
@@ -216,10 +218,18 @@ def train_recipes(family: Family) -> dict[str, Maker]:
         "lottery": _lottery,
     }
     start = "shuffled" if family.start == "shuffled" else "static"
-    for name, mask, method, marks in _TABLE:
-        for mark in marks:
-            recipe = f"{name.format(start=start)}{mark}"
-            makers[recipe] = _sparse(recipe, mask, mark, method)
+    users = tuple(f"-{entry.name}" for entry in INITS.entries() if entry.code)
+    rows: list[tuple[str, Any, tuple[str, ...], Callable[[Family], Method]]] = [
+        (name.format(start=start), mask, MARKS, _static) for name, mask in _STATIC
+    ]
+    rows += [
+        (entry.name, _mask_of(entry), entry.facts["marks"], _dynamic(entry))
+        for entry in METHODS.entries()
+        if entry.facts["recipes"]
+    ]
+    for name, mask, marks, method in rows:
+        for mark in (*marks, *users):
+            makers[f"{name}{mark}"] = _sparse(f"{name}{mark}", mask, mark, method)
     return makers
 
 
@@ -238,7 +248,7 @@ seed, the ancestors' included, is 0. Seed 0 is the recipe's own run.
 _AT_START = {"masked-dense": HE.dense, "liu": HE.liu, "fan-in": HE.fan_in}
 
 
-def _at_start(recipe: str, init: InitSpec, sparsity: float) -> Maker:
+def _at_start(recipe: str, init: Initialisation, sparsity: float) -> Maker:
     """A run of no steps: it measures signal and gradient at initialisation.
 
     As in the paper's figure 1, on masks uneven over neurons.
@@ -264,3 +274,24 @@ def start_recipes(family: Family) -> dict[str, Maker]:
         for name, init in _AT_START.items()
         for sparsity in family.sparsities
     }
+
+
+FAMILIES: Registry[Family] = Registry("recipe family", "register one with sf.register_family")
+
+
+def register_family(make: Callable[[], Family]) -> Callable[[], Family]:
+    """Decorator of a function that returns a family: makes it known by its name.
+
+    Raises:
+        SpecError: if the name is taken.
+
+    Example:
+        >>> @register_family
+        ... def small():
+        ...     return Family("small-mnist", Model("mlp"), 0.1, Optimizer(lr=0.1))
+        >>> "rigl+" in train_recipes(FAMILIES["small-mnist"])
+        True
+    """
+    family = make()
+    FAMILIES.add(family.name, family, make)
+    return make

@@ -6,16 +6,10 @@ from dataclasses import replace
 
 from msgspec.structs import replace as with_fields
 
-from sparseflow.recipes.family import HE, Family
-from sparseflow.runs.spec import (
-    Data,
-    Measure,
-    Model,
-    Optimizer,
-    PruneMethod,
-    SetMethod,
-    Train,
-)
+from sparseflow.core.schedules import cosine, every
+from sparseflow.recipes.family import FAMILIES, HE, Family
+from sparseflow.runs.spec import Data, Measure, Model, Optimizer, Train
+from sparseflow.topology import GradualPruning, RigL
 
 RESNET50 = Family(
     "resnet50-imagenet",
@@ -29,13 +23,12 @@ RESNET50 = Family(
         milestones=(9384, 21_895, 28_151),
         warmup=1564,
     ),
-    SetMethod(every=100, stop=25_000, drop=0.3, anneal="cosine"),
-    grow="batch",
+    RigL(every(100, stop=25_000), cosine(0.3)),
     data=Data("imagenet", probe=250, augment=True),
     train=Train(steps=32_000, batch=4096, keep=5000, label_smoothing=0.1),
-    measure=Measure(every=1000, updates=False, evaluate=4000),
+    measure=Measure(every=1000, updates=0, evaluate=4000),
     inits=HE,
-    prune=PruneMethod(start=5000, stop=25_000, every=1000, allocation="erk"),
+    prune=GradualPruning(start=5000, stop=25_000, interval=1000, allocation="erk"),
     start="erk",
     rewind=5000,
 )
@@ -57,3 +50,5 @@ VGG16 = replace(
 decay are those of Simonyan & Zisserman 2015: 0.01 for 256 images, 16 times that for 4,096 (Goyal
 et al. 2017), and 5e-4.
 """
+for _family in (RESNET50, VGG16):
+    FAMILIES.add(_family.name, _family, Family)

@@ -7,18 +7,11 @@ from collections.abc import Callable, Sequence
 from msgspec.structs import replace
 
 from sparseflow.core.errors import SpecError, unknown
-from sparseflow.recipes.cifar import RESNET20
-from sparseflow.recipes.family import GROUPS, Family, start_recipes, train_recipes
-from sparseflow.recipes.imagenet import RESNET50, VGG16
-from sparseflow.recipes.mnist import LENET5, MLP
+from sparseflow.recipes.family import FAMILIES, GROUPS, Family, start_recipes, train_recipes
+from sparseflow.recipes.mnist import LENET5
 from sparseflow.runs.override import scaled, with_overrides, with_seeds
 from sparseflow.runs.spec import RunSpec, Seeds
 from sparseflow.runs.validate import check
-
-FAMILIES: dict[str, Family] = {
-    family.name: family for family in (LENET5, MLP, RESNET20, RESNET50, VGG16)
-}
-
 
 DEMO_SPARSITIES = ("0.00", "0.80", "0.90", "0.95", "0.98")
 
@@ -29,8 +22,6 @@ def find_family(name: str) -> Family:
     Raises:
         SpecError: if it is unknown, with a suggestion.
     """
-    if name not in FAMILIES:
-        raise SpecError(unknown("recipe family", name, FAMILIES))
     return FAMILIES[name]
 
 

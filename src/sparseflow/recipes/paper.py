@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparseflow.core.errors import SpecError
+from sparseflow.core.schedules import Every
 from sparseflow.recipes.family import GROUPS, start_recipes, train_recipes
 from sparseflow.recipes.make import make_spec
 from sparseflow.recipes.mnist import LENET5
 from sparseflow.runs import RunSpec, Store
-from sparseflow.runs.spec import Execution, RigLMethod
+from sparseflow.runs.spec import Execution
 from sparseflow.studies import (
     AgreementStudy,
     DistanceStudy,
@@ -201,8 +202,9 @@ class _Studies:
         found = []
         for number in self._effort.numbers:
             for spec in self._specs["rigl+"][: self._effort.networks]:
-                assert isinstance(spec.method, RigLMethod)  # what the recipe says
-                step = number * spec.method.every
+                when = spec.method.when  # type: ignore[attr-defined]  (what the recipe says)
+                assert isinstance(when, Every)
+                step = number * when.n
                 label = label_of("rigl+", spec.seeds.data, str(step))
                 at = Point(self._store.run(spec).id, step, label)
                 found.append(UpdateStudy(at, self._effort.draws, self._effort.update))

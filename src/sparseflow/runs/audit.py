@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from sparseflow.core.errors import StoreError
 from sparseflow.core.files import orphans
 from sparseflow.runs.journal import check
-from sparseflow.runs.reached import reached
+from sparseflow.runs.progress import reached
 from sparseflow.runs.store import ID, Run, Store
 from sparseflow.train.checkpoint import load_state
 

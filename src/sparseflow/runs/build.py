@@ -17,38 +17,22 @@ from sparseflow.core.functional import Loss
 from sparseflow.core.parallel import Ranks
 from sparseflow.core.parameters import Layer, maskable
 from sparseflow.core.random import generator
-from sparseflow.core.schedules import Fraction, constant, cosine, every, lr_proportional
 from sparseflow.data import DATA, Batch, Batches, Dataset
-from sparseflow.init import Init, initialise
+from sparseflow.init import initialise
 from sparseflow.masks import Masks, full_masks, make_masks, shuffle_masks
-from sparseflow.masks.allocation import allocate
-from sparseflow.runs.beginning import at_beginning
-from sparseflow.runs.resolve import Resolved, resolve
+from sparseflow.runs.execution import Resolved, resolve
+from sparseflow.runs.initial import at_beginning
 from sparseflow.runs.spec import (
     FullMask,
-    InitSpec,
     ParentMask,
     ParentWeights,
-    PruneMethod,
-    RigLInvertedMethod,
-    RigLMethod,
     RunSpec,
-    SetMethod,
     ShuffledMask,
-    StaticMethod,
     generation,
 )
 from sparseflow.runs.store import Store
 from sparseflow.sparse.convert import to_sparse
-from sparseflow.topology import (
-    SET,
-    GradualPruning,
-    Method,
-    RigL,
-    RigLInverted,
-    Static,
-    probe_gradient,
-)
+from sparseflow.topology import Method, Task
 from sparseflow.train import (
     constant_rate,
     cosine_rate,
@@ -135,7 +119,7 @@ def assemble(
         model=model,
         beginning=beginning,
         masks=masks,
-        method=make_method(spec, model, probes[1]),
+        method=make_method(spec, model, probes[1], layers),
         optimizer=optimizer,
         rate=rate,
         prepare=prepare,
@@ -200,7 +184,7 @@ def _masks(spec: RunSpec, layers: Mapping[str, Layer], store: Store) -> Masks:
         return masks if isinstance(source, ParentMask) else shuffle_masks(masks, spec.seeds.mask)
     return make_masks(
         layers,
-        spec.density,
+        spec.density if source.density is None else source.density,
         allocation=str(type(source).__struct_config__.tag),
         pattern=source.pattern,
         seed=spec.seeds.mask,
@@ -220,49 +204,22 @@ def _set_weights(
     with warnings.catch_warnings():  # the run's result counts these neurons
         warnings.filterwarnings("ignore", message=".* no active input")
         stream = ("init", generation(spec))
-        initialise(layers, masks, make_init(spec.init), seed=spec.seeds.init, stream=stream)
+        initialise(layers, masks, spec.init, seed=spec.seeds.init, stream=stream)
 
 
-def make_init(spec: InitSpec) -> Init:
-    """Build the initialisation."""
-    return Init(spec.kind, spec.fan, spec.distribution, spec.scale)
-
-
-def make_method(spec: RunSpec, model: nn.Module, probe: Batch) -> Method:
-    """Build the method; ``probe`` is what RigL grows from, unless it grows from the batch."""
-    m = spec.method
-    if isinstance(m, StaticMethod):
-        return Static()
-    if isinstance(m, PruneMethod):
-        return GradualPruning(_final(spec, m), m.start, m.stop, m.every, m.power)
-    when = every(m.every, start=m.start, stop=m.stop)
-    if isinstance(m, SetMethod):
-        return SET(when, _fraction(spec, m))
-    source = probe_gradient(model, make_loss(spec), probe) if m.grow == "probe" else "batch"
-    chosen = RigLInverted if isinstance(m, RigLInvertedMethod) else RigL
-    return chosen(when, _fraction(spec, m), source)
-
-
-def _final(spec: RunSpec, m: PruneMethod) -> float | dict[str, float]:
-    """Density at the end of pruning: of every layer, or of each."""
-    if m.allocation == "uniform":
-        return spec.density
-    with torch.device("meta"):
-        layers = maskable(make_model(spec))
-    counts = allocate(layers, spec.density, m.allocation)
-    return {name: counts[name] / layer.size for name, layer in layers.items()}
+def make_method(
+    spec: RunSpec, model: nn.Module, probe: Batch, layers: Mapping[str, Layer]
+) -> Method:
+    """Let the method know the run that it serves in; ``probe`` is what it may grow from."""
+    steps = spec.train.steps
+    task = Task(model, make_loss(spec), probe, spec.density, layers, steps, steps)
+    return spec.method.bound(task)
 
 
 def make_loss(spec: RunSpec) -> Loss:
     """Build the training loss, without weight decay."""
     smoothing = spec.train.label_smoothing
     return partial(cross_entropy, label_smoothing=smoothing) if smoothing else cross_entropy
-
-
-def _fraction(spec: RunSpec, m: SetMethod | RigLMethod | RigLInvertedMethod) -> Fraction:
-    if m.anneal == "cosine":
-        return cosine(m.drop, m.stop or spec.train.steps)
-    return lr_proportional(m.drop) if m.anneal == "lr" else constant(m.drop)
 
 
 def make_rate(spec: RunSpec) -> Callable[[int], float]:

@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import re
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from sparseflow.core.errors import SpecError, unknown
-from sparseflow.runs.spec import ParentWeights, PruneMethod, RunSpec, Seeds, StaticMethod, fields
+from sparseflow.core.errors import SparseflowError, SpecError, unknown
+from sparseflow.core.registry import Registry
+from sparseflow.core.schedules import scaled_steps
+from sparseflow.core.values import (
+    PARTS,
+    Value,
+    from_data,
+    hints_of,
+    is_call,
+    is_required,
+    make,
+    parse,
+    read_field,
+)
+from sparseflow.init import INITS, NAMED
+from sparseflow.runs.spec import VALUES, ParentWeights, RunSpec, Seeds, fields
 
 SHARED = ("data", "model", "execution")
 """Parts that a run shares with its parents: setting them sets the parents' too."""
+
+NAMES = {"optimizer": "kind", "model": "name", "data": "name"}
+"""Parts that a word alone sets by this field: ``optimizer=adam``."""
 
 
 def with_overrides(spec: RunSpec, settings: Sequence[str]) -> RunSpec:
     """Apply ``path=value`` settings, such as ``train.steps=2000`` or ``mask=erk``.
 
-    Values are JSON or plain words. A part with a ``kind`` may be set by its
-    kind alone: ``mask=erk`` is ``mask.kind=erk``, and fields that both kinds
-    have are kept. ``data.*``, ``model.*`` and ``execution`` reach the parents as
-    well; other fields of a parent are reached by path (``mask.run.train.steps``).
+    Values are JSON, plain words, or written as in Python: ``method.drop=cosine(0.3)``.
+    A part that has kinds may be set by its kind alone: ``mask=erk``,
+    ``method=set``, ``init=fan_in``; fields that both kinds have are kept.
+    ``data.*``, ``model.*`` and ``execution`` reach the parents as well; other fields
+    of a parent are reached by path (``mask.run.train.steps``).
 
     Raises:
         SpecError: for an unknown field (with a suggestion) or an impossible value.
@@ -32,7 +53,25 @@ def with_overrides(spec: RunSpec, settings: Sequence[str]) -> RunSpec:
         if not sign or not path:
             raise SpecError(f"setting {setting!r} is not of the form path=value")
         spec = _set(spec, path.strip().split("."), _parse(text.strip()), path.strip())
-    return spec
+    return _everywhere(spec, lambda run: _checked(run, settings))
+
+
+def _checked(spec: RunSpec, settings: Sequence[str]) -> RunSpec:
+    """Let methods and initialisations look at their fields, now that all are set."""
+    changed = {}
+    for name in ("method", "init"):
+        try:
+            changed[name] = _made_again(getattr(spec, name))
+        except SparseflowError as error:
+            about = [s.strip() for s in settings if re.search(rf"(^|\.){name}\b", s)]
+            raise SpecError(f"{', '.join(about)}: {error}") from error
+    return msgspec.structs.replace(spec, **changed)
+
+
+def _made_again(value: Value) -> Value:
+    parts = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}  # type: ignore[arg-type]
+    made = {n: _made_again(part) if isinstance(part, Value) else part for n, part in parts.items()}
+    return type(value)(**made)
 
 
 def with_seeds(spec: RunSpec, seed: int) -> RunSpec:
@@ -44,6 +83,9 @@ def with_seeds(spec: RunSpec, seed: int) -> RunSpec:
 
 def scaled(spec: RunSpec, factor: float) -> RunSpec:
     """Scale the steps and every schedule together, here and in every ancestor.
+
+    The number of steps between two measurements stays, so that a short trial costs
+    as little as it looks.
 
     Raises:
         SpecError: if the factor is not positive.
@@ -57,33 +99,23 @@ def scaled(spec: RunSpec, factor: float) -> RunSpec:
 
 def _scaled_alone(spec: RunSpec, factor: float) -> RunSpec:
     def times(value: int) -> int:
-        return max(1, round(value * factor)) if value else 0
+        return scaled_steps(value, factor)
 
     replace = msgspec.structs.replace
-    method = spec.method
-    if isinstance(method, PruneMethod):
-        every, start = times(method.every), times(method.start)
-        length = method.stop - method.start
-        updates = min(length // method.every, max(1, round(length * factor)))
-        method = replace(method, start=start, every=every, stop=start + updates * every)
-    elif not isinstance(method, StaticMethod):
-        stop = None if method.stop is None else times(method.stop)
-        method = replace(method, every=times(method.every), start=times(method.start), stop=stop)
-    weights = spec.weights
+    weights, train, optimizer = spec.weights, spec.train, spec.optimizer
     if isinstance(weights, ParentWeights) and weights.step != "end":
         weights = replace(weights, step=times(weights.step))
     return replace(
         spec,
-        method=method,
+        method=spec.method.scaled(factor),
         weights=weights,
         optimizer=replace(
-            spec.optimizer,
-            warmup=times(spec.optimizer.warmup),
-            milestones=tuple(times(m) for m in spec.optimizer.milestones),
+            optimizer,
+            warmup=times(optimizer.warmup),
+            milestones=tuple(times(m) for m in optimizer.milestones),
         ),
-        train=replace(spec.train, steps=times(spec.train.steps), keep=times(spec.train.keep)),
-        measure=replace(
-            spec.measure, every=times(spec.measure.every), evaluate=times(spec.measure.evaluate)
+        train=replace(
+            train, steps=times(train.steps), keep=times(train.keep), resume=times(train.resume)
         ),
     )
 
@@ -111,27 +143,98 @@ def _set(spec: RunSpec, path: list[str], value: Any, shown: str) -> RunSpec:
 
 
 def _replace(part: Any, path: list[str], value: Any, shown: str) -> Any:
-    """Rebuild ``part`` with the field at ``path`` replaced; types are checked by msgspec."""
+    """Rebuild ``part`` with the field at ``path`` replaced, its type checked."""
     name, rest = path[0], path[1:]
-    known = {f.name: f for f in fields(type(part))}
-    tag = type(part).__struct_config__.tag_field
+    hints, tag = _fields_of(part)
     if name == tag and not rest:
         raise SpecError(f"set {shown.rpartition('.')[0]}={value} instead of {shown}")
-    if name not in known:
+    if name not in hints:
         where = f"field of {shown.rpartition('.')[0]}" if "." in shown else "field"
-        raise SpecError(unknown(where, name, [*known, *([tag] if tag else [])]))
-    kind, current = known[name].type, getattr(part, name)
-    if rest == [_tag_field(kind)]:
+        raise SpecError(unknown(where, name, [*hints, *([tag] if tag else [])]))
+    hint, current = hints[name], getattr(part, name)
+    if rest == ["kind"] and "kind" not in _fields_of(current)[0]:
         rest = []
     if rest:
-        if not isinstance(current, msgspec.Struct):
-            raise SpecError(f"{shown}: {name} is a plain value and has no field {rest[0]!r}")
-        new = _replace(current, rest, value, shown)
-    elif isinstance(value, str) and _tag_field(kind):
-        new = _switch(current, kind, value, shown)
+        new = _replace_inside(current, rest, value, name, shown)
     else:
-        new = _convert(value, kind, shown)
-    return msgspec.structs.replace(part, **{name: new})
+        new = _new_value(part, name, hint, current, value, shown)
+    return _with(part, name, new)
+
+
+def _replace_inside(current: Any, rest: list[str], value: Any, name: str, shown: str) -> Any:
+    if not isinstance(current, msgspec.Struct | Value):
+        raise SpecError(f"{shown}: {name} is a plain value and has no field {rest[0]!r}")
+    return _replace(current, rest, value, shown)
+
+
+def _new_value(part: Any, name: str, hint: Any, current: Any, value: Any, shown: str) -> Any:
+    """What a field becomes: another kind, a part set by its name, or plain data."""
+    registry = VALUES.get(hint) or (PARTS if isinstance(current, Value) else None)
+    if registry is not None:
+        return _switch_value(current, registry, value, shown)
+    if isinstance(value, str) and _members(hint):
+        if name in NAMES and isinstance(current, msgspec.Struct):
+            return _named(current, NAMES[name], value, shown)
+        return _switch(current, hint, value, shown)
+    if isinstance(part, Value):
+        return read_field(value, hint, shown, strict=False)
+    return _convert(value, hint, shown)
+
+
+def _named(current: msgspec.Struct, field: str, value: str, shown: str) -> Any:
+    """Set a part by its name alone; what only another one has goes back to its default."""
+    new = _replace(current, [field], value, f"{shown}.{field}")
+    if shown == "optimizer" and value != "sgd":
+        new = msgspec.structs.replace(new, inner_momentum=False)
+        if value != "rmsprop":
+            new = msgspec.structs.replace(new, momentum=0.0)
+    return new
+
+
+def _switch_value(current: Any, registry: Registry[Any], value: Any, shown: str) -> Any:
+    """Another value of a registry's kinds: by kind alone, as in Python, or as data."""
+    if isinstance(value, Mapping):
+        return from_data(value, registry)
+    if not isinstance(value, str):
+        hint = f"; for its number set {shown}.value={value}" if hasattr(current, "value") else ""
+        raise SpecError(
+            f"{shown}={value!r} must be written as in Python, such as cosine(0.3){hint}"
+        )
+    if is_call(value):
+        return parse(value, registry)
+    if registry is INITS and value in NAMED:
+        return NAMED[value]
+    if registry is INITS and value not in INITS:
+        raise SpecError(f"{unknown(shown, value, [*NAMED, *INITS])}; {registry.way}")
+    return converted(current, registry[value], value, shown)
+
+
+def converted(current: Any, cls: type[Any], kind: str, shown: str = "method") -> Any:
+    """A value of another kind that keeps the fields which both kinds have.
+
+    Raises:
+        SpecError: if the other kind needs fields that are not there.
+    """
+    given = {}
+    for field in dataclasses.fields(cls):
+        if not field.init:
+            continue
+        if hasattr(current, field.name) and _fits(getattr(current, field.name), cls, field.name):
+            given[field.name] = getattr(current, field.name)
+        elif is_required(field):
+            raise SpecError(
+                f"{shown}={kind} needs {field.name}, which this recipe does not have: "
+                f"write {shown}={kind}({field.name}=...)"
+            )
+    return make(cls, given, kind)
+
+
+def _fits(value: Any, cls: type[Any], name: str) -> bool:
+    try:
+        read_field(value, hints_of(cls)[name], name)
+    except SpecError:
+        return False
+    return True
 
 
 def _switch(current: Any, union: Any, kind: str, shown: str) -> Any:
@@ -141,13 +244,21 @@ def _switch(current: Any, union: Any, kind: str, shown: str) -> Any:
     chosen = members[kind]
     wanted = {f.name: f for f in fields(chosen)}
     shared = {n: getattr(current, n) for n in wanted if hasattr(current, n)}
-    kept = {n: v for n, v in shared.items() if _fits(v, wanted[n].type)}
-    missing = [n for n, f in wanted.items() if f.required and n not in kept]
+    missing = [n for n, f in wanted.items() if f.required and n not in shared]
     if missing:
         raise SpecError(
             f"{shown}={kind} needs {', '.join(missing)}, which this recipe does not have"
         )
-    return chosen(**kept)
+    return chosen(**shared)
+
+
+def _with(part: Any, name: str, new: Any) -> Any:
+    """Replace one field; a value looks at all of its fields only once all are set."""
+    if isinstance(part, msgspec.Struct):
+        return msgspec.structs.replace(part, **{name: new})
+    draft = copy.copy(part)
+    object.__setattr__(draft, name, new)
+    return draft
 
 
 def _convert(value: Any, kind: Any, shown: str) -> Any:
@@ -160,20 +271,18 @@ def _convert(value: Any, kind: Any, shown: str) -> Any:
         raise SpecError(f"{shown}={value!r}: {error}") from error
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    try:
-        msgspec.convert(msgspec.to_builtins(value), kind)
-    except msgspec.ValidationError:
-        return False
-    return True
+def _fields_of(part: Any) -> tuple[dict[str, Any], str | None]:
+    """Types of the fields of a part, and the name of the field that says its kind."""
+    if isinstance(part, msgspec.Struct):
+        return {f.name: f.type for f in fields(type(part))}, part.__struct_config__.tag_field
+    if isinstance(part, Value):
+        hints = hints_of(type(part))
+        named = {f.name: hints[f.name] for f in dataclasses.fields(part) if f.init}  # type: ignore[arg-type]
+        return named, None if "kind" in named else "kind"
+    return {}, None
 
 
 def _members(kind: Any) -> list[type]:
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         return [m for m in typing.get_args(kind) if hasattr(m, "__struct_config__")]
     return [kind] if isinstance(kind, type) and issubclass(kind, msgspec.Struct) else []
-
-
-def _tag_field(kind: Any) -> str | None:
-    members = _members(kind)
-    return members[0].__struct_config__.tag_field if members else None  # type: ignore[attr-defined]

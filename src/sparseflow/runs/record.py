@@ -70,7 +70,7 @@ class Recorder:
     @contextmanager
     def around(self, topology: Topology) -> Iterator[None]:
         """Measure just before and just after a mask update."""
-        if not self._spec.measure.updates:
+        if not self._is_measured(topology):
             yield
             return
         before, masks = self._flow(topology), topology.masks
@@ -87,6 +87,16 @@ class Recorder:
                 "churn": churn(masks, topology.masks),
             }
         )
+
+    def _is_measured(self, topology: Topology) -> bool:
+        """Say whether this update is the first of its ``measure.updates`` steps.
+
+        It follows from the step alone, so that a resumed run measures the same ones.
+        """
+        apart, step = self._spec.measure.updates, topology.step
+        if not apart:
+            return False
+        return not any(map(topology.method.due, range(step - step % apart, step)))
 
     def _flow(self, topology: Topology) -> Flow:
         parts = self._parts

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import msgspec
 
+from sparseflow.core.code import Code
 from sparseflow.core.errors import SpecError
+from sparseflow.core.values import UnknownKindError, UnknownValue, Value, code_in, exact, to_data
+from sparseflow.core.values import from_data as value_from
+from sparseflow.data import DATA
+from sparseflow.init import GLOROT, INITS, Initialisation
+from sparseflow.models import MODELS
+from sparseflow.topology import METHODS, Method, Static
 
 NUMERICS = 1
 """Raise it when a mended bug changes results: old runs are then not reused."""
@@ -62,7 +69,10 @@ class FullMask(_Spec, frozen=True, tag_field="kind", tag="full"):
 
 
 class _RandomMask(_Spec, frozen=True, tag_field="kind"):
+    """``density`` is the run's own unless another is given, as for a method that prunes."""
+
     pattern: Literal["random", "uneven", "constant_fan_in"] = "random"
+    density: float | None = None
 
 
 class UniformMask(_RandomMask, frozen=True, tag="uniform"):
@@ -92,15 +102,6 @@ class ShuffledMask(_Spec, frozen=True, tag_field="kind", tag="shuffled"):
 MaskSource = FullMask | UniformMask | ErMask | ErkMask | ParentMask | ShuffledMask
 
 
-class InitSpec(_Spec, frozen=True):
-    """Initialisation, see :class:`sparseflow.Init`; the default is the authors' Glorot uniform."""
-
-    kind: Literal["dense", "layer", "neuron"] = "dense"
-    fan: Literal["in", "out", "avg"] = "avg"
-    distribution: Literal["normal", "uniform"] = "uniform"
-    scale: float = 1.0
-
-
 class FreshWeights(_Spec, frozen=True, tag_field="kind", tag="fresh"):
     """Weights drawn anew as ``init`` says."""
 
@@ -110,47 +111,6 @@ class ParentWeights(_Spec, frozen=True, tag_field="kind", tag="parent"):
 
     run: RunSpec
     step: int | Literal["end"] = 0
-
-
-class StaticMethod(_Spec, frozen=True, tag_field="kind", tag="static"):
-    """Masks never change."""
-
-
-class PruneMethod(_Spec, frozen=True, tag_field="kind", tag="prune"):
-    """Gradual magnitude pruning per layer to the run's density, allocated over the layers."""
-
-    start: int = 3000
-    stop: int = 7000
-    every: int = 100
-    power: float = 3.0
-    allocation: Literal["uniform", "erk"] = "uniform"
-
-
-class _DynamicMethod(_Spec, frozen=True, tag_field="kind"):
-    every: int = 100
-    start: int = 0
-    stop: int | None = None
-    drop: float = 0.3
-    anneal: Literal["lr", "cosine", "constant"] = "lr"
-
-
-class SetMethod(_DynamicMethod, frozen=True, tag="set"):
-    """Drop the smallest weights, grow at random."""
-
-
-class RigLMethod(_DynamicMethod, frozen=True, tag="rigl"):
-    """Drop the smallest weights, grow the largest gradients."""
-
-    grow: Literal["probe", "batch"] = "probe"
-
-
-class RigLInvertedMethod(_DynamicMethod, frozen=True, tag="rigl-inverted"):
-    """Drop the smallest weights, grow the smallest gradients."""
-
-    grow: Literal["probe", "batch"] = "probe"
-
-
-MethodSpec = StaticMethod | PruneMethod | SetMethod | RigLMethod | RigLInvertedMethod
 
 
 class Optimizer(_Spec, frozen=True):
@@ -187,10 +147,15 @@ class Train(_Spec, frozen=True):
 
 
 class Measure(_Spec, frozen=True):
-    """What is measured on the way: gradient flow, and accuracy on the test set."""
+    """Steps between measurements on the way.
+
+    ``every``: of gradient flow. ``updates``: of gradient flow just before and just
+    after a mask update, at least so many steps after the last one measured; 0 for
+    none. ``evaluate``: of accuracy on the test set.
+    """
 
     every: int = 200
-    updates: bool = True
+    updates: int = 100
     evaluate: int = 1000
 
 
@@ -205,9 +170,9 @@ class RunSpec(_Spec, frozen=True):
     data: Data = Data()
     model: Model = Model()
     mask: MaskSource = FullMask()
-    init: InitSpec = InitSpec()
+    init: Initialisation = GLOROT
     weights: FreshWeights | ParentWeights = FreshWeights()
-    method: MethodSpec = StaticMethod()
+    method: Method = Static()
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
     measure: Measure = Measure()
@@ -218,14 +183,39 @@ class RunSpec(_Spec, frozen=True):
 LETTERS = re.compile(r"[\w+\-.:/=, ]{0,200}")
 
 
+VALUES = {Method: METHODS, Initialisation: INITS}
+"""Registries of the parts of a specification that are values."""
+
+
+class UnknownMethod(UnknownValue, Method):
+    """A method that is not registered here."""
+
+
+class UnknownInit(UnknownValue, Initialisation):
+    """An initialisation that is not registered here."""
+
+
+def _read_value(kind: type, content: Any) -> Any:
+    """Read a method or an initialisation; one that is not registered stays as it is."""
+    if isinstance(content, kind):
+        return content
+    try:
+        return value_from(content, VALUES[kind])
+    except UnknownKindError as error:
+        return {Method: UnknownMethod, Initialisation: UnknownInit}[kind](content, str(error))
+
+
 def from_data(content: Any) -> RunSpec:
     """Read a specification from JSON-like data; only listed fields of listed types are made.
 
+    Nothing is imported: a method or an initialisation that is not registered is
+    kept as data, and refused when it is to be run.
+
     Raises:
-        SpecError: if it is none.
+        SpecError: if it is not one.
     """
     try:
-        spec = msgspec.convert(content, RunSpec)
+        spec = msgspec.convert(content, RunSpec, dec_hook=_read_value)
         lineage = [spec, *ancestors(spec)]
     except msgspec.ValidationError as error:
         raise SpecError(str(error)) from error
@@ -252,9 +242,7 @@ def check_name(recipe: str) -> None:
 def parents(spec: RunSpec) -> list[RunSpec]:
     """Runs that must be finished first, without repeats."""
     found = [part.run for part in (spec.mask, spec.weights) if hasattr(part, "run")]  # type: ignore[union-attr]
-    if len(found) < 2:
-        return found
-    return list({identity(run): run for run in found}.values())
+    return found[:1] if len(found) == 2 and found[0] == found[1] else found
 
 
 def ancestors(spec: RunSpec) -> Iterator[RunSpec]:
@@ -277,25 +265,49 @@ NAMELESS = ("recipe", "resume")
 """Fields that do not enter the hash."""
 
 
-def identity(spec: RunSpec) -> str:
-    """Hash of everything that determines the run, its parents included.
+def identity(spec: RunSpec, code: Sequence[Code] | None = None) -> str:
+    """Hash of everything that determines the run, its parents and the user's code included.
 
     The recipe's name does not enter, nor does ``train.resume``, nor a field that
     has its default: a new field with a default keeps old runs valid. Equal
     specifications have one identity.
+
+    Args:
+        spec: the run.
+        code: source files that it rests on; by default those loaded here.
+
+    Raises:
+        SpecError: if a method or an initialisation has no name, or its code is not
+            loaded.
     """
+    digests = tuple(sorted(each.digest for each in (code_of_run(spec) if code is None else code)))
     try:
-        return _hash(spec, NUMERICS)
+        return _hash(spec, NUMERICS, digests)
     except TypeError:  # made by hand, with a list in the place of a tuple
-        return _hash.__wrapped__(spec, NUMERICS)
+        return _hash.__wrapped__(spec, NUMERICS, digests)
 
 
 @lru_cache(maxsize=2**16)
-def _hash(spec: RunSpec, numerics: int) -> str:
+def _hash(spec: RunSpec, numerics: int, code: tuple[str, ...]) -> str:
     """Hash as above, kept: a sweep asks for each many times."""
-    content = {"numerics": numerics, "spec": _essential(spec)}
+    content = {"numerics": numerics, "spec": _essential(spec)} | ({"code": code} if code else {})
     text = msgspec.json.encode(content, order="deterministic")
     return hashlib.sha256(text).hexdigest()[:16]
+
+
+def code_of_run(spec: RunSpec) -> tuple[Code, ...]:
+    """Source files of the user's that a run and its ancestors rest on, each once.
+
+    Raises:
+        SpecError: if one is not loaded, or cannot be read.
+    """
+    found: dict[str, Code] = {}
+    for run in (*ancestors(spec), spec):
+        parts = [*code_in(run.method), *code_in(run.init)]
+        for registry, name in ((MODELS, run.model.name), (DATA, run.data.name)):
+            parts += registry.entry(name).code
+        found |= {code.digest: code for code in parts}
+    return tuple(sorted(found.values()))
 
 
 def as_data(spec: RunSpec) -> Any:
@@ -305,36 +317,18 @@ def as_data(spec: RunSpec) -> Any:
 
 @cache
 def fields(kind: type[msgspec.Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
-    """Fields of a part; looked up once, since that evaluates all annotations anew."""
+    """Fields of a part; looked up once, since that evaluates all annotations again."""
     return msgspec.structs.fields(kind)
-
-
-@cache
-def _scalar(kind: Any) -> Callable[[Any], Any] | None:
-    """What the numbers of a field are: bool, int or float."""
-    return next((t for t in (bool, int, float) if t in (kind, *get_args(kind))), None)
-
-
-def _number(value: Any, kind: Any) -> Any:
-    """Write equal numbers alike, 1 as 1.0 where real ones belong: equal parts have one hash."""
-    if isinstance(value, tuple):
-        return tuple(_number(each, kind) for each in value)
-    scalar = _scalar(kind) if isinstance(value, bool | int | float) else None
-    if scalar is None:
-        return value
-    try:
-        exact = scalar(value)
-    except (OverflowError, ValueError):  # beyond all floats, infinite or no number
-        return value
-    return exact + 0.0 if scalar is float else exact if exact == value else value
 
 
 def _essential(part: Any, without: Sequence[str] = NAMELESS) -> Any:
     """Fields that differ from their defaults, and the kind of each part."""
+    if isinstance(part, Value):
+        return to_data(part)
     if not isinstance(part, msgspec.Struct):
         return part
     kept = {
-        field.name: _essential(_number(getattr(part, field.name), field.type), without)
+        field.name: _essential(exact(getattr(part, field.name), field.type), without)
         for field in fields(type(part))
         if field.name not in without and getattr(part, field.name) != field.default
     }

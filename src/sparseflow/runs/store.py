@@ -12,12 +12,13 @@ from typing import Any, Literal
 import msgspec
 from torch import Tensor
 
+from sparseflow.core.code import Code
 from sparseflow.core.documents import SCHEMA, load_document, save_document
 from sparseflow.core.errors import SpecError, StoreError
 from sparseflow.masks import Masks
 from sparseflow.masks.state import State
 from sparseflow.runs.journal import Mark, check
-from sparseflow.runs.spec import NUMERICS, RunSpec, as_data, from_data, identity
+from sparseflow.runs.spec import NUMERICS, RunSpec, as_data, code_of_run, from_data, identity
 from sparseflow.train.checkpoint import load_state
 
 ID = re.compile(r"[0-9a-f]{16}")
@@ -39,16 +40,31 @@ class Run:
     ``resume.safetensors``.
     """
 
-    def __init__(self, path: Path, spec: RunSpec, schema: int = SCHEMA) -> None:
+    def __init__(
+        self, path: Path, spec: RunSpec, schema: int = SCHEMA, code: tuple[Code, ...] = ()
+    ) -> None:
         """Refer to a folder, which need not exist yet; of schema 1 if version 0.1 began it."""
         self.path = path
         self.spec = spec
         self.schema = schema
+        self.code = code
 
     @property
     def id(self) -> str:
         """Hash of the specification: the folder's name."""
         return self.path.name
+
+    @property
+    def obsolete(self) -> str:
+        """Why no run of today is this one: other numerics, or other code; empty if one may be."""
+        try:
+            code = code_of_run(self.spec)
+        except SpecError as error:
+            return str(error)
+        if code != self.code:
+            there = ", ".join(f"{each.file} {each.digest}" for each in self.code)
+            return f"made by other code ({there})"
+        return "" if identity(self.spec, code) == self.id else "older numerics"
 
     @property
     def finished(self) -> bool:
@@ -210,15 +226,17 @@ class Store:
         Raises:
             StoreError: if its folder is damaged or of a newer schema.
         """
-        path = self.root / identity(spec)
+        code = code_of_run(spec)
+        path = self.root / identity(spec, code)
         known = (path / "spec.json").is_file()
-        return Run(path, spec, self.read(path).schema if known else SCHEMA)
+        return Run(path, spec, self.read(path).schema if known else SCHEMA, code)
 
     def create(self, spec: RunSpec) -> Run:
         """Make the run's folder and write its specification, if not there yet."""
         run = self.run(spec)
         if not (run.path / "spec.json").is_file():
-            content = {"numerics": NUMERICS, "spec": as_data(spec)}
+            code = {each.digest: each.file for each in run.code}
+            content = {"numerics": NUMERICS, "code": code, "spec": as_data(spec)}
             save_document(run.path / "spec.json", "spec", run.id, content)
         return run
 
@@ -266,9 +284,16 @@ class Store:
         numerics = content.get("numerics")
         if not isinstance(numerics, int):
             raise StoreError(f"run folder {path}: spec.json has numerics {numerics!r}, no number")
-        if numerics == NUMERICS and identity(spec) != path.name:
-            raise StoreError(f"run folder {path} holds the specification of {identity(spec)}")
-        return Run(path, spec, content["schema"])
+        try:
+            code = tuple(Code(str(f), d) for d, f in sorted(content.get("code", {}).items()))
+        except (AttributeError, TypeError) as error:
+            raise StoreError(
+                f"run folder {path}: spec.json has code that is not a table"
+            ) from error
+        named = identity(spec, code) if numerics == NUMERICS else path.name
+        if named != path.name:
+            raise StoreError(f"run folder {path} holds the specification of {named}")
+        return Run(path, spec, content["schema"], code)
 
 
 def _with_nan(value: Any) -> Any:

@@ -8,18 +8,18 @@ from typing import Any
 
 import torch
 
-from sparseflow.core.errors import SpecError, unknown
+from sparseflow.core.errors import SpecError, TopologyError, unknown
+from sparseflow.core.values import UnknownValue, to_data
 from sparseflow.data import DATA
 from sparseflow.masks.allocation import check_density
 from sparseflow.models import MODELS, build
 from sparseflow.runs.spec import (
     Data,
     ParentWeights,
-    PruneMethod,
     RunSpec,
-    StaticMethod,
     ancestors,
     check_name,
+    code_of_run,
     parents,
 )
 from sparseflow.train.optim import OPTIMIZERS
@@ -35,16 +35,13 @@ POSITIVE = (
     "data.limit",
     "data.image",
     "optimizer.lr",
-    "init.scale",
-    "method.every",
-    "method.power",
 )
 NOT_NEGATIVE = (
     "train.steps",
     "optimizer.warmup",
     "optimizer.momentum",
     "optimizer.weight_decay",
-    "method.start",
+    "measure.updates",
 )
 
 
@@ -57,17 +54,26 @@ def check(spec: RunSpec) -> RunSpec:
     """
     for run in (*ancestors(spec), spec):
         check_density(run.density)
+        check_density(getattr(run.mask, "density", None) or 1.0, "mask.density")
+        _check_values(run)
         _check_names(run)
         _check_data(run)
         _check_numbers(run)
         _check_schedules(run)
         _check_lineage(run)
+    code_of_run(spec)
     return spec
 
 
+def _check_values(spec: RunSpec) -> None:
+    for name, part in (("method", spec.method), ("init", spec.init)):
+        if isinstance(part, UnknownValue):
+            raise SpecError(f"{name}={part.kind}: {part.problem}")
+        to_data(part)
+
+
 def _check_names(spec: RunSpec) -> None:
-    if spec.model.name not in MODELS:
-        raise SpecError(unknown("model", spec.model.name, MODELS))
+    MODELS.entry(spec.model.name)
     check_name(spec.recipe)
     _check_size(spec.model.name, spec.model.widths)
     if spec.optimizer.kind not in OPTIMIZERS:
@@ -90,8 +96,7 @@ def _check_size(name: str, widths: tuple[int, ...]) -> None:
 
 def _check_data(spec: RunSpec) -> None:
     name = spec.data.name
-    if name not in DATA:
-        raise SpecError(unknown("data.name", name, DATA))
+    DATA.entry(name)
     wanted = MODELS[spec.model.name].data
     if name != wanted:
         raise SpecError(f"model {spec.model.name} is made for {wanted}, not for data.name={name}")
@@ -116,9 +121,6 @@ def _check_numbers(spec: RunSpec) -> None:
         seed = getattr(spec.seeds, name)
         if not 0 <= seed <= MAX_SEED:
             raise SpecError(f"seeds.{name}={seed} is not between 0 and {MAX_SEED}")
-    drop = getattr(spec.method, "drop", 0.0)
-    if not 0 <= drop <= 1:
-        raise SpecError(f"method.drop={drop} is not between 0 and 1")
     smoothing = spec.train.label_smoothing
     if not 0 <= smoothing < 1:
         raise SpecError(f"train.label_smoothing={smoothing} is not in [0, 1)")
@@ -139,23 +141,11 @@ def _value(spec: RunSpec, path: str) -> Any:
 
 
 def _check_schedules(spec: RunSpec) -> None:
-    steps, method = spec.train.steps, spec.method
-    if isinstance(method, PruneMethod):
-        if method.stop > steps:
-            raise SpecError(
-                f"pruning cannot finish: method.stop={method.stop} is later than "
-                f"train.steps={steps}; --scale shortens both together, down to one step an update"
-            )
-        if method.stop <= method.start or (method.stop - method.start) % method.every:
-            raise SpecError(
-                f"pruning from method.start={method.start} to method.stop={method.stop} is no "
-                f"whole number of intervals of method.every={method.every}"
-            )
-    elif not isinstance(method, StaticMethod):
-        if method.stop is not None and method.stop > steps:
-            raise SpecError(f"method.stop={method.stop} is later than train.steps={steps}")
-        if method.start >= (steps if method.stop is None else method.stop) and steps:
-            raise SpecError(f"method.start={method.start} leaves no step for an update")
+    steps = spec.train.steps
+    try:
+        spec.method.check(steps)
+    except TopologyError as error:
+        raise SpecError(str(error)) from error
     late = [m for m in spec.optimizer.milestones if not 0 <= m <= steps]
     if late or spec.optimizer.warmup > steps:
         raise SpecError(

@@ -14,7 +14,9 @@ from msgspec.structs import replace
 from torch import Tensor, nn
 
 from sparseflow.core.errors import MeasureError
+from sparseflow.core.parameters import maskable
 from sparseflow.core.schedules import Moment
+from sparseflow.core.values import written
 from sparseflow.masks import Masks, churn
 from sparseflow.masks.state import State
 from sparseflow.measure import flow
@@ -32,11 +34,11 @@ from sparseflow.runs.build import (
     make_model,
     probe_batch,
 )
-from sparseflow.runs.spec import RigLInvertedMethod, RigLMethod, SetMethod
+from sparseflow.runs.override import converted
 from sparseflow.studies.figures import Number, Spectrum, Trial, Updates, rounded
 from sparseflow.studies.load import examples, load_all
 from sparseflow.studies.spec import RULES, SpectrumStudy, UpdateStudy
-from sparseflow.topology import SET, Method, Topology, View, attach, propose
+from sparseflow.topology import METHODS, SET, Method, RigL, Topology, View, attach, propose
 from sparseflow.train import cross_entropy, fit
 
 EDGES = 1e-3 * np.sinh(np.linspace(-14, 14, 113))
@@ -44,8 +46,6 @@ EDGES = 1e-3 * np.sinh(np.linspace(-14, 14, 113))
 
 DRAWS = 1000
 """Room for the draws of one run's streams: those of two runs never meet."""
-
-_METHODS = {"rigl": RigLMethod, "rigl-inverted": RigLInvertedMethod, "set": SetMethod}
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _just_before(run: Run, store: Store, step: int) -> tuple[Assembly, nn.Module
     if not isinstance(parts.method, SET) or not parts.method.due(step) or not within:
         raise MeasureError(
             f"{run.label} makes no dynamic mask update at step {step}: choose a run of SET or "
-            f"RigL and a step among its updates (every {getattr(run.spec.method, 'every', 0)} "
+            f"RigL and a step among its updates ({written(run.spec.method)}, up "
             f"to {run.spec.train.steps:,})"
         )
     fit(
@@ -143,19 +143,17 @@ def _just_before(run: Run, store: Store, step: int) -> tuple[Assembly, nn.Module
 
 def _rule(rule: str, run: Run, model: nn.Module, probe: Batch) -> Method:
     """Build a rule with the run's own drop fraction."""
-    spec, own = run.spec, run.spec.method
-    if getattr(own, "grow", "probe") != "probe":
+    spec, method = run.spec, run.spec.method
+    if method.growth_gradient == "batch":
         raise MeasureError(
-            f"{run.label} grows from its training batches (method.grow=batch), which an update "
-            "tried out does not have: choose a run that grows from a probe"
+            f"{run.label} grows from its training batches (method.grow_from=batch), which an "
+            "update tried out does not have: choose a run that grows from a probe"
         )
-    fields = {name: getattr(own, name) for name in ("every", "start", "stop", "drop", "anneal")}
-    kind = _METHODS.get(rule, SetMethod)
-    method = make_method(replace(spec, method=kind(**fields)), model, probe)
-    if rule == "random":
-        assert isinstance(method, SET)  # what SetMethod makes
-        return RandomUpdate(method.when, method.drop)
-    return method
+    kind = RandomUpdate if rule == "random" else METHODS[rule]
+    if issubclass(kind, RigL) and method.growth_gradient is None:
+        method = RigL(method.when, method.drop, "probe")  # type: ignore[attr-defined]
+    changed = replace(spec, method=converted(method, kind, rule))
+    return make_method(changed, model, probe, maskable(model))
 
 
 def _measured(model: nn.Module, masks: Masks, batch: Batch, study: SpectrumStudy) -> Spectrum:

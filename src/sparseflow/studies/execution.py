@@ -13,7 +13,7 @@ import msgspec
 from sparseflow.core.documents import load_document, save_document
 from sparseflow.core.errors import SparseflowError, StoreError
 from sparseflow.runs import Store
-from sparseflow.runs.executors import Ended, Executor, Task, Tell
+from sparseflow.runs.jobs import Ended, Executor, Task, Tell
 from sparseflow.studies.agreement import agreement
 from sparseflow.studies.curvature import spectrum, updates
 from sparseflow.studies.figures import Figures

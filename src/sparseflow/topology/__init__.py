@@ -1,27 +1,34 @@
 """Topology: the pure drop-and-grow, the methods, and ``attach``."""
 
 from sparseflow.topology.attach import Topology, attach
+from sparseflow.topology.check import served
 from sparseflow.topology.methods import (
+    METHODS,
     SET,
     GradualPruning,
     Method,
     RigL,
     RigLInverted,
     Static,
+    Task,
     probe_gradient,
+    register_method,
 )
 from sparseflow.topology.propose import propose
 from sparseflow.topology.update import drop_and_grow, prune_to, pruned, regrown
-from sparseflow.topology.view import Connections, View
+from sparseflow.topology.view import Connections, Layers, View
 
 __all__ = [
+    "METHODS",
     "SET",
     "Connections",
     "GradualPruning",
+    "Layers",
     "Method",
     "RigL",
     "RigLInverted",
     "Static",
+    "Task",
     "Topology",
     "View",
     "attach",
@@ -30,5 +37,7 @@ __all__ = [
     "propose",
     "prune_to",
     "pruned",
+    "register_method",
     "regrown",
+    "served",
 ]

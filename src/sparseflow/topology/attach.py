@@ -33,10 +33,18 @@ from sparseflow.topology.check import (
     check_agreement,
     check_sizes,
 )
+from sparseflow.topology.memory import Memory
 from sparseflow.topology.methods import Method
-from sparseflow.topology.propose import updated
-from sparseflow.topology.view import NotFiniteError
-from sparseflow.topology.weights import Slots, SparseValues, Weight, held, weights_under
+from sparseflow.topology.propose import look, positions, updated
+from sparseflow.topology.view import Layers, NotFiniteError
+from sparseflow.topology.weights import (
+    MaskedWeight,
+    Slots,
+    SparseValues,
+    Weight,
+    held,
+    weights_under,
+)
 
 Around = Callable[["Topology"], AbstractContextManager[None]]
 
@@ -45,7 +53,7 @@ class Topology:
     """Masks, method and optimiser of one training; made by :func:`attach`.
 
     Attributes:
-        masks: the current masks, a value that is replaced at every update.
+        masks: the masks of the forward pass, a value that is replaced at every update.
         method: the method.
         step: optimiser steps seen.
         updates: mask updates made.
@@ -74,8 +82,11 @@ class Topology:
         self._weights = weights_under(model, masks)
         self._initial_lr = _learning_rate(optimizer, "initial_lr")
         self._deferred = False
+        self._memory = Memory()
+        self._stored: Masks | None = None
         self._ids = {id(w.parameter) for w in self._weights.values()}
-        self._install(self._agreed(held(self._weights, masks)))
+        self.masks = self._agreed(held(self._weights, masks))
+        self._install(self.masks, self._stored_by_method(self._look(None)))
         ATTACHED.setdefault(optimizer, set()).update(self._ids)
         self._collect()
         self._handles = list(self._hooks())
@@ -92,20 +103,28 @@ class Topology:
             handle.remove()
         self._handles = []
         for weight in self._weights.values():
-            weight.collect(False)
+            weight.collect(False)  # what is set aside ends here: the network is its forward pass
         ATTACHED.get(self._optimizer, set()).difference_update(self._ids)
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks and counters, for a checkpoint between two steps.
 
-        Masks of truly sparse layers are sorted flat positions, int64.
+        Masks of truly sparse layers are sorted flat positions, int64. ``memory`` is
+        what the method remembers, by name.
         """
+        memory = self._memory.tensors()
+        for name, weight in self._weights.items():
+            if isinstance(weight, MaskedWeight) and weight.aside is not None:
+                assert self._stored is not None
+                memory[f"aside/{name}"] = weight.aside
+                memory[f"stored/{name}"] = self._stored.indices(name)
         return {
             "step": self.step,
             "updates": self.updates,
             "deferred": self._deferred,
             "initial_lr": self._initial_lr,
             "masks": {n: _tensor(self.masks.entry(n)) for n in self.masks},
+            "memory": memory,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -116,7 +135,7 @@ class Topology:
             MaskError: if a mask has another shape, or connections that a truly
                 sparse layer lacks: load the state of model and optimiser first.
         """
-        missing = {"step", "updates", "deferred", "initial_lr", "masks"} - set(state)
+        missing = {"step", "updates", "deferred", "initial_lr", "masks", "memory"} - set(state)
         if missing:
             raise TopologyError(f"topology state lacks {', '.join(sorted(missing))}")
         given = state["masks"]
@@ -126,8 +145,23 @@ class Topology:
         masks = self._agreed(self._masks(given))
         self.step, self.updates = int(state["step"]), int(state["updates"])
         self._deferred, self._initial_lr = bool(state["deferred"]), float(state["initial_lr"])
-        self._install(masks)
+        self._remember(masks, dict(state["memory"]))
         self._collect()
+
+    @torch.no_grad()
+    def _remember(self, masks: Masks, memory: dict[str, Tensor]) -> None:
+        """Install masks with what the method remembers, and values that were set aside."""
+        aside: dict[str, Tensor] = {}
+        stored: dict[str, Tensor] = {}
+        for name, weight in self._weights.items():
+            for part, tensors in (("aside", aside), ("stored", stored)):
+                if f"{part}/{name}" in memory:
+                    tensors[name] = memory.pop(f"{part}/{name}").to(weight.parameter.device)
+        self._memory = Memory.of(memory)
+        for weight in self._weights.values():
+            if isinstance(weight, MaskedWeight):
+                weight.aside = aside.get(weight.name)
+        self._install(masks, positions(self._weights, stored) if stored else None)
 
     def _masks(self, given: Mapping[str, Tensor]) -> Masks:
         """Read the masks of a state, held either way."""
@@ -147,6 +181,7 @@ class Topology:
         return masks
 
     def _hooks(self) -> Iterator[Any]:
+        yield self._optimizer.register_step_pre_hook(self._before_step)
         for weight in self._weights.values():
             yield weight.parameter.register_hook(weight.arriving)
             yield weight.parameter.register_post_accumulate_grad_hook(weight.accumulated)
@@ -156,50 +191,96 @@ class Topology:
         return self._optimizer.state.get(weight.parameter, {})
 
     @torch.no_grad()
-    def _install(self, masks: Masks) -> None:
-        self.masks = masks
+    def _install(self, masks: Masks, stored: Masks | None) -> None:
+        self.masks, self._stored = masks, stored
         for name, weight in self._weights.items():
-            weight.install(masks.entry(name), self._state(weight))
+            kept = None if stored is None else stored.entry(name)
+            weight.bring_back()
+            weight.install(masks.entry(name), self._state(weight), kept)
         self._project()
+        self._set_aside()
+
+    def _set_aside(self) -> None:
+        """Leave in the model what its forward pass uses, and nothing else."""
+        for weight in self._weights.values():
+            weight.set_aside()
+
+    def _wants_gradient(self) -> bool:
+        """Say whether the coming step is one whose dense gradient the method asks for."""
+        due = self._deferred or self.method.due(self.step + 1)
+        return due or self.method.gradients == "all"
 
     def _collect(self) -> None:
         """Collect dense gradients from now on if the next step needs them."""
-        due = self._deferred or self.method.due(self.step + 1)
+        on = self.method.growth_gradient == "batch" and self._wants_gradient()
         for weight in self._weights.values():
-            weight.collect(self.method.growth_gradient == "batch" and due)
+            weight.collect(on)
+
+    def _before_step(self, _: object, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if self._stored is None:
+            return
+        if named.get("closure") is not None or (arguments and arguments[0] is not None):
+            raise TopologyError(
+                f"{type(self.method).__name__} keeps weights beyond the mask of the forward pass, "
+                "and a closure would run the network with them: call step() without one"
+            )
+        for weight in self._weights.values():
+            weight.bring_back()
 
     def _after_step(self, *_: object) -> None:
+        wanted = self._wants_gradient()
         self.step += 1
         self._project()
-        if self._deferred or self.method.due(self.step):
-            self._update()
+        if wanted:
+            self._look_and_update()
+        self._set_aside()
         self._collect()
 
     @torch.no_grad()
-    def _update(self) -> None:
-        gradients = self._growth_gradients()
+    def _look_and_update(self) -> None:
+        layers = self._look(self._growth_gradients())
         try:
-            masks = updated(
-                self.method,
-                self._weights,
-                self.masks,
-                gradients,
-                self.moment,
-                self._seed,
-                self._ranks,
-            )
+            self.method.observe(layers)
+            if self._deferred or self.method.due(self.step):
+                self._update(layers)
         except NotFiniteError:
-            self._deferred = True
-            return
-        masks = self._agreed(masks)
+            self._deferred = self._deferred or self.method.due(self.step)
+
+    def _update(self, layers: Layers) -> None:
+        masks = self._agreed(updated(self.method, self._weights, layers))
+        stored = self._stored_by_method(layers, masks)
         self._deferred = False
+        self._set_aside()
         with self._around(self):
-            self._install(masks)
+            for name, connections in layers.items():
+                self._memory.move(name, connections.indices, masks.indices(name))
+            self._install(masks, stored)
             self.updates += 1
+
+    def _look(self, gradients: Mapping[str, Tensor | RowGradient] | None) -> Layers:
+        return look(
+            self._weights,
+            self.masks,
+            gradients,
+            self.moment,
+            self._seed,
+            self._ranks,
+            self._memory,
+        )
+
+    def _stored_by_method(self, layers: Layers, masks: Masks | None = None) -> Masks | None:
+        """Where weights live on: what the method says, and the masks themselves."""
+        found = self.method.stored(layers)
+        if found is None:
+            return None
+        masks = self.masks if masks is None else masks
+        return positions(
+            self._weights, {n: torch.cat([found[n], masks.indices(n)]).unique() for n in masks}
+        )
 
     def _growth_gradients(self) -> Mapping[str, Tensor | RowGradient] | None:
         source = self.method.growth_gradient
-        if source != "batch":
+        if source is None or callable(source):
             return None if source is None else source()
         found = {name: weight.collected() for name, weight in self._weights.items()}
         return {name: gradient for name, gradient in found.items() if gradient is not None}

@@ -40,8 +40,13 @@ def check(model: nn.Module, optimizer: torch.optim.Optimizer, masks: Masks, meth
             "dense directions: masks cannot hold. Use a first-order optimiser"
         )
     if isinstance(method, type) or not isinstance(method, Method):
-        hint = ": make an instance of it" if isinstance(method, type) else ""
-        raise TopologyError(f"{method!r} is no method (due, update, growth_gradient){hint}")
+        hint = "make an instance of it" if isinstance(method, type) else "subclass sf.Method"
+        raise TopologyError(f"{method!r} is not a method: {hint}")
+    if method.growth_gradient == "probe":
+        raise TopologyError(
+            f"{type(method).__name__} grows from a probe, which only a run has: "
+            "give it grow_from=sf.probe_gradient(model, loss, batch)"
+        )
     masks.check(model)
     owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
     named = named_weights(model)
@@ -55,6 +60,44 @@ def check(model: nn.Module, optimizer: torch.optim.Optimizer, masks: Masks, meth
     if taken:
         raise TopologyError(f"{', '.join(taken)} are attached already: detach that topology first")
     check_sharding(model, masks)
+    check_storage(model, masks, method)
+
+
+def served(method: Method) -> bool:
+    """Say whether truly sparse layers have all that a method asks for."""
+    return method.gradients == "updates" and not _stores_more(method)
+
+
+def _stores_more(method: Method) -> bool:
+    return type(method).stored is not Method.stored
+
+
+def check_storage(model: nn.Module, masks: Masks, method: Method) -> None:
+    """Refuse a method that needs more of a weight than its layer has.
+
+    Raises:
+        TopologyError: naming the layers and what works.
+    """
+    layers, named = sparse_weights(model), named_weights(model)
+    sparse = [name for name in masks if name in layers]
+    name = type(method).__name__
+    if sparse and method.gradients == "all":
+        raise TopologyError(
+            f"{name} asks for the dense gradient of every step, which the truly sparse "
+            f"{', '.join(sparse)} do not form: use masked dense layers (execution=dense in a run)"
+        )
+    if not _stores_more(method):
+        return
+    if sparse:
+        raise TopologyError(
+            f"{name} keeps weights beyond the mask of the forward pass, and the truly sparse "
+            f"{', '.join(sparse)} have room for none: use masked dense layers"
+        )
+    if sharded := [n for n in masks if is_sharded(named[n])]:
+        raise TopologyError(
+            f"{name} keeps weights beyond the mask of the forward pass, which is not available "
+            f"for the sharded {', '.join(sharded)}: train with DistributedDataParallel"
+        )
 
 
 def check_sharding(model: nn.Module, masks: Masks) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,9 @@ from sparseflow.core.parallel import Ranks
 from sparseflow.core.random import generator
 from sparseflow.core.schedules import Moment
 from sparseflow.masks import Masks
+from sparseflow.topology.memory import Memory
 from sparseflow.topology.methods import Method
-from sparseflow.topology.view import Connections, NotFiniteError
+from sparseflow.topology.view import Connections, Layers, NotFiniteError
 from sparseflow.topology.weights import Weight, by_rows, held, weights_under
 
 
@@ -54,45 +56,73 @@ def propose(
     values = Masks(masks)
     weights = weights_under(model, values)
     source = method.growth_gradient
-    if source == "batch":
+    name = type(method).__name__
+    if method.gradients == "all":
+        raise TopologyError(f"{name} looks at the gradient of every step, and there are none here")
+    if source is not None and not callable(source):
         raise TopologyError(
-            f"{type(method).__name__} grows from the training batch, and there is none: "
+            f"{name} grows from the training {source}, which is not there: "
             "give it grow_from=sf.probe_gradient(model, loss, batch)"
         )
     gradients = None if source is None else source()
     try:
-        return updated(method, weights, held(weights, values), gradients, moment, seed, Ranks())
+        layers = look(
+            weights, held(weights, values), gradients, moment, seed, Ranks(), memory=Memory()
+        )
+        return updated(method, weights, layers)
     except NotFiniteError as error:
         raise TopologyError(str(error)) from error
 
 
-def updated(
-    method: Method,
+def look(
     weights: Mapping[str, Weight],
     masks: Masks,
     gradients: Mapping[str, Tensor | RowGradient] | None,
     moment: Moment,
     seed: int,
     ranks: Ranks,
-) -> Masks:
-    """Ask the method for the mask of every layer.
-
-    Raises:
-        NotFiniteError: if a growth gradient is not finite.
-        MaskError: if the method returns what are no sorted positions.
-    """
-    after = {}
+    memory: Memory,
+) -> Layers:
+    """Show all weights to a method; nothing is copied before it is asked for."""
+    layers = []
     for name, weight in weights.items():
         rows = None if gradients is None else by_rows(weight, gradients.get(name), ranks)
+        entry = masks.entry(name)
         connections = Connections(
             name,
             weight.shape,
-            moment=moment,
-            generator=generator(seed, "update", moment.step, name),
-            rows_gradient=rows,
-            **weight.connections(masks.entry(name)),
+            entry.indices(),
+            moment,
+            generator(seed, "update", moment.step, name),
+            partial(weight.read, entry),
+            weight.is_dense,
+            rows,
+            memory.state[name],
+            memory.dense[name],
         )
-        indices = method.update(connections)
+        layers.append(connections)
+    stream = generator(seed, "update", moment.step)
+    return Layers(layers, moment, stream, memory.whole)
+
+
+def updated(method: Method, weights: Mapping[str, Weight], layers: Layers) -> Masks:
+    """Ask the method for the masks of all layers.
+
+    Raises:
+        NotFiniteError: if a growth gradient is not finite.
+        MaskError: if the method returns what are not sorted positions.
+        TopologyError: if it leaves a layer out, or names one that is not there.
+    """
+    after = method.update(layers)
+    if odd := sorted(set(after) ^ set(weights)):
+        raise TopologyError(
+            f"{type(method).__name__}.update must return all layers: {', '.join(odd)}"
+        )
+    for connections in layers.values():
         connections.check_gradient()
-        after[name] = (indices, weight.shape)
-    return held(weights, Masks.from_indices(after))
+    return positions(weights, after)
+
+
+def positions(weights: Mapping[str, Weight], found: Mapping[str, Tensor]) -> Masks:
+    """Masks of sorted flat positions by name, held as the weights need them."""
+    return held(weights, Masks.from_indices({n: (found[n], w.shape) for n, w in weights.items()}))

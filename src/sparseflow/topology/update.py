@@ -21,41 +21,47 @@ def regrown(
     active: Int64[Tensor, " n"],
     drop_score: Float[Tensor, " n"],
     grow_scores: Iterable[Float[Tensor, " ..."]],
-    k: int,
-) -> Int64[Tensor, " n"]:
-    """Drop the ``k`` active connections of lowest score, then grow the ``k`` highest.
+    drop: int,
+    grow: int | None = None,
+) -> Int64[Tensor, " m"]:
+    """Drop the active connections of lowest score, then grow those of the highest.
 
     Growth chooses among all connections that are inactive after the drop, so
     one just dropped may come back at once (it then keeps its value and its
-    optimiser state). The number of active connections never changes. Equal
-    scores are taken in index order.
+    optimiser state). Equal scores are taken in index order.
 
     Args:
         active: sorted flat positions of the active connections.
         drop_score: their scores: the lowest go.
         grow_scores: scores of all places of the weight, in consecutive blocks:
             the highest among inactive ones come, others are ignored.
-        k: how many, from 0 to the number of active connections.
+        drop: number of connections to drop, from 0 to that of the active ones.
+        grow: number of connections to grow; as many as are dropped by default.
 
     Returns:
         Sorted flat positions of the new connections.
 
     Raises:
-        TopologyError: if ``k`` is out of range or a score that counts is NaN.
+        TopologyError: if a number is out of range or a score that counts is NaN.
 
     Example:
         >>> active, grow = torch.tensor([0, 1]), torch.tensor([0.0, 0.0, 1.0, 2.0])
         >>> regrown(active, torch.tensor([0.1, 0.9]), grow.split(2), 1).tolist()
         [1, 3]
     """
-    if not 0 <= k <= len(active):
-        raise TopologyError(f"cannot drop k={k} of {len(active)} active connections")
-    if k == 0:
+    count = drop if grow is None else grow
+    if not 0 <= drop <= len(active):
+        raise TopologyError(f"cannot drop k={drop} of {len(active)} active connections")
+    if count < 0:
+        raise TopologyError(f"cannot grow {count} connections")
+    if drop == count == 0:
         return active
     try:
-        stays = top_k(drop_score, len(active) - k)
+        stays = top_k(drop_score, len(active) - drop)
         kept = active[stays]
-        grown, scores = top_k_of_blocks(_outside(kept, grow_scores), k)
+        if count == 0:
+            return kept
+        grown, scores = top_k_of_blocks(_outside(kept, grow_scores), count)
     except ValueError as error:
         raise TopologyError(f"cannot update a mask: {error}") from error
     if bool(torch.isneginf(drop_score[stays]).any()) or bool(torch.isneginf(scores).any()):

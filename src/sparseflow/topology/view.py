@@ -1,8 +1,8 @@
-"""What a method sees of one weight when its connections change."""
+"""What a method sees of the weights when their connections change."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -33,6 +33,7 @@ class View:
         moment: step and learning-rate ratio.
         generator: the random stream of this weight and update (on the CPU).
         source: makes :attr:`gradient`, if the method asks for one.
+        remembered: gives what the method keeps of these connections, by name.
     """
 
     name: str
@@ -41,6 +42,17 @@ class View:
     moment: Moment
     generator: torch.Generator
     source: Callable[[], Tensor] | None = None
+    remembered: Callable[[str], Tensor] | None = None
+
+    def state(self, key: str) -> Float[Tensor, "*w"]:
+        """What the method keeps under a key, of these connections; 0 where it keeps nothing.
+
+        Raises:
+            TopologyError: if nothing is kept under that key.
+        """
+        if self.remembered is None:
+            raise TopologyError(f"no state {key!r} for {self.name}")
+        return self.remembered(key)
 
     @cached_property
     def gradient(self) -> Float[Tensor, " ..."]:
@@ -64,23 +76,42 @@ class Connections:
         name: the parameter's name.
         shape: shape of the dense weight.
         indices: sorted flat positions of the active connections.
-        values: their weights.
         moment: step and learning-rate ratio.
         generator: the random stream of this weight and update (on the CPU).
-        whole: weight and mask as dense tensors, which are then the only block;
-            None where there are none.
+        read: reads the weight: the values of the active connections, and weight and
+            mask as dense tensors, or None where there are none.
+        is_dense: whether there are: they are then the only block.
         rows_gradient: the dense gradient by rows, if the method asks for it.
+        state: what the method keeps of each connection, one number for each in the
+            order of ``indices``. It moves with the connections; new ones have 0.
+        dense: what the method keeps of each place, active or not, tensors of
+            ``shape``. Masked dense execution alone has room for it.
     """
 
     name: str
     shape: torch.Size
     indices: Int64[Tensor, " nnz"]
-    values: Float[Tensor, " nnz"]
     moment: Moment
     generator: torch.Generator
-    whole: tuple[Tensor, Tensor] | None = None
+    read: Callable[[], tuple[Tensor, tuple[Tensor, Tensor] | None]]
+    is_dense: bool = True
     rows_gradient: RowGradient | None = None
+    state: dict[str, Tensor] = field(default_factory=dict)
+    dense: dict[str, Tensor] = field(default_factory=dict)
     _read: set[int] = field(default_factory=set, init=False)
+
+    @cached_property
+    def _weight(self) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        return self.read()
+
+    @property
+    def values(self) -> Float[Tensor, " nnz"]:
+        """Weights of the active connections."""
+        return self._weight[0]
+
+    def release(self) -> None:
+        """Let go of the weight, which is read again when asked for."""
+        self.__dict__.pop("_weight", None)
 
     @property
     def size(self) -> int:
@@ -92,14 +123,30 @@ class Connections:
         """The active connections, in index order."""
         mask = torch.ones_like(self.values, dtype=torch.bool)
         source = None if self.rows_gradient is None else self._active_gradient
-        return View(self.name, self.values, mask, self.moment, self.generator, source)
+        return View(
+            self.name, self.values, mask, self.moment, self.generator, source, self._of_active
+        )
+
+    @property
+    def gradient(self) -> Float[Tensor, " ..."]:
+        """The whole dense gradient, of the weight's shape.
+
+        Raises:
+            TopologyError: if the method names no source for it.
+        """
+        if self.rows_gradient is None:
+            raise TopologyError(
+                f"no gradient for {self.name}: the method's growth_gradient is None"
+            )
+        return torch.cat([self._gradient(rows) for rows in self._rows()])
 
     def blocks(self) -> Iterator[View]:
         """All places, in consecutive blocks of rows."""
         for rows in self._rows():
             source = None if self.rows_gradient is None else partial(self._gradient, rows)
             weight, mask = self._block(rows)
-            yield View(self.name, weight, mask, self.moment, self.generator, source)
+            of_rows = partial(self._of_rows, rows)
+            yield View(self.name, weight, mask, self.moment, self.generator, source, of_rows)
 
     def check_gradient(self) -> None:
         """Look at what the method did not read of the gradient.
@@ -114,7 +161,7 @@ class Connections:
 
     def _rows(self) -> Iterator[slice]:
         count, width = self.shape[0], self.shape[1:].numel()
-        step = count if self.whole is not None else max(1, BLOCK // max(width, 1))
+        step = count if self.is_dense else max(1, BLOCK // max(width, 1))
         for start in range(0, count, max(step, 1)):
             yield slice(start, min(start + step, count))
 
@@ -126,8 +173,8 @@ class Connections:
         return rows.start * width, slice(first, last)
 
     def _block(self, rows: slice) -> tuple[Tensor, Tensor]:
-        if self.whole is not None:
-            return self.whole
+        if (whole := self._weight[1]) is not None:
+            return whole
         start, inside = self._span(rows)
         places = self.indices[inside] - start
         weight = self.values.new_zeros((rows.stop - rows.start, *self.shape[1:]))
@@ -150,3 +197,42 @@ class Connections:
             start, inside = self._span(rows)
             parts.append(self._gradient(rows).reshape(-1)[self.indices[inside] - start])
         return torch.cat(parts)
+
+    def _of_active(self, key: str) -> Tensor:
+        if key in self.state:
+            return self.state[key]
+        return self._dense(key).reshape(-1)[self.indices]
+
+    def _of_rows(self, rows: slice, key: str) -> Tensor:
+        if key not in self.state:
+            return self._dense(key)[rows]
+        start, inside = self._span(rows)
+        block = self.state[key].new_zeros((rows.stop - rows.start, *self.shape[1:]))
+        block.view(-1)[self.indices[inside] - start] = self.state[key][inside]
+        return block
+
+    def _dense(self, key: str) -> Tensor:
+        if key not in self.dense:
+            raise TopologyError(f"the method keeps no {key!r} of {self.name}")
+        return self.dense[key]
+
+
+class Layers(dict[str, Connections]):
+    """All weights at one moment, by parameter name.
+
+    Attributes:
+        moment: step and learning-rate ratio.
+        generator: a random stream of this moment, for what is drawn over all layers.
+        state: what the method keeps of the training as a whole.
+    """
+
+    def __init__(
+        self,
+        layers: Iterable[Connections],
+        moment: Moment,
+        generator: torch.Generator,
+        state: dict[str, Tensor],
+    ) -> None:
+        """Take the weights in the order of the masks."""
+        super().__init__((connections.name, connections) for connections in layers)
+        self.moment, self.generator, self.state = moment, generator, state

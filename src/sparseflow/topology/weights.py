@@ -56,14 +56,18 @@ class MaskedWeight:
         name: the parameter's name.
         parameter: the weight itself.
         collecting: whether dense gradients of backward passes are added up.
+        aside: values that live on though the forward pass leaves them out; None where
+            the parameter holds all there is.
     """
 
     def __init__(self, name: str, parameter: nn.Parameter) -> None:
         """Look after a parameter, without a mask so far."""
         self.name, self.parameter = name, parameter
         self.collecting = False
-        self._mask: Tensor
+        self._kept: Tensor
+        self._beyond: Tensor | None = None
         self._dense: Tensor | None = None
+        self.aside: Tensor | None = None
         self._last = LastGrad()
 
     @property
@@ -75,12 +79,20 @@ class MaskedWeight:
         """Return a mask as this weight needs it."""
         return Bits(mask.mask().to(self.parameter.device))
 
-    def install(self, mask: Entry, state: Slots) -> None:
-        """Take a new mask; :meth:`products` then make it true of weight and state."""
+    def install(self, mask: Entry, state: Slots, stored: Entry | None = None) -> None:
+        """Take a new mask; :meth:`products` then make it true of weight and state.
+
+        Args:
+            mask: of the forward pass.
+            state: what the optimiser keeps.
+            stored: where weights, gradients and state live on; by default in the mask.
+        """
         del state
-        self._mask = part_like(mask.mask(), self.parameter)
-        self._inactive = ~self._mask
-        self._multiplier = self._mask.to(self.parameter.dtype)
+        forward = part_like(mask.mask(), self.parameter)
+        self._kept = forward if stored is None else part_like(stored.mask(), self.parameter)
+        self._beyond = None if stored is None else self._kept & ~forward
+        self._inactive = ~self._kept
+        self._multiplier = self._kept.to(self.parameter.dtype)
         if self.parameter.grad is not None:
             local(self.parameter.grad).masked_fill_(self._inactive, 0)
 
@@ -89,6 +101,19 @@ class MaskedWeight:
         for tensor in (self.parameter, *state.values()):
             if isinstance(tensor, Tensor) and tensor.shape == self.shape:
                 yield local(tensor), self._multiplier.to(tensor.dtype)
+
+    def set_aside(self) -> None:
+        """Leave in the parameter what the forward pass uses, and keep the rest."""
+        if self._beyond is not None and self.aside is None:
+            values = local(self.parameter.detach())
+            self.aside = torch.where(self._beyond, values, 0)
+            values.masked_fill_(self._beyond, 0)
+
+    def bring_back(self) -> None:
+        """Put back into the parameter what was set aside."""
+        if self.aside is not None:
+            local(self.parameter.detach()).add_(self.aside)
+            self.aside = None
 
     def collect(self, on: bool) -> None:
         """Start collecting the gradients of the coming passes, or stop; forget the last ones."""
@@ -113,7 +138,7 @@ class MaskedWeight:
     def _add(self, grad: Tensor) -> None:
         """Add up the dense gradient; active entries of ``.grad`` are already sums."""
         if self._dense is not None and self._last.goes_on(grad):
-            local(self._dense).masked_fill_(self._mask, 0).add_(local(grad))
+            local(self._dense).masked_fill_(self._kept, 0).add_(local(grad))
         else:
             self._dense = grad.detach().clone()
         self._last.note(grad)
@@ -122,11 +147,12 @@ class MaskedWeight:
         """The dense gradient of the passes collected, or None if there were none."""
         return self._dense
 
-    def connections(self, mask: Entry) -> dict[str, Any]:
-        """Positions and values of the active connections, and the dense tensors."""
-        weight, bits = whole(self.parameter.detach()), mask.mask()
-        indices = mask.indices()
-        return {"indices": indices, "values": weight.reshape(-1)[indices], "whole": (weight, bits)}
+    is_dense = True
+
+    def read(self, mask: Entry) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Values of the active connections, and weight and mask as dense tensors."""
+        weight = whole(self.parameter.detach())
+        return weight.reshape(-1)[mask.indices()], (weight, mask.mask())
 
 
 class SparseValues:
@@ -159,11 +185,12 @@ class SparseValues:
         """Return a mask as this weight needs it."""
         return Places(mask.indices().to(self.parameter.device), self.shape)
 
-    def install(self, mask: Entry, state: Slots) -> None:
+    def install(self, mask: Entry, state: Slots, stored: Entry | None = None) -> None:
         """Take a new topology: values, gradient and state move with their connections.
 
         Connections that are new start at zero, with clean state.
         """
+        del stored  # refused when attached
         old, new = self.indices(), mask.indices()
         if torch.equal(old, new):
             return
@@ -220,13 +247,21 @@ class SparseValues:
         """The dense gradient of the passes recorded, by rows."""
         return Recorded(self._layer, [(None, self._passes)])
 
-    def connections(self, mask: Entry) -> dict[str, Any]:
-        """Positions and values of the active connections."""
-        own, wanted = self.indices(), mask.indices()
+    is_dense = False
+
+    def read(self, mask: Entry) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Values of the active connections; there are no dense tensors."""
+        positions, wanted = self.indices(), mask.indices()
         values = self.parameter.detach()
-        if torch.equal(own, wanted):
-            return {"indices": own, "values": values}
-        return {"indices": wanted, "values": values[find(wanted, own)[0]]}
+        if torch.equal(positions, wanted):
+            return values, None
+        return values[find(wanted, positions)[0]], None
+
+    def set_aside(self) -> None:
+        """Do nothing: the layer holds what its forward pass uses."""
+
+    def bring_back(self) -> None:
+        """Do nothing."""
 
 
 def _left(grad: Tensor | None) -> Tensor | None:

@@ -70,7 +70,9 @@ def save_resume(
     Raises:
         MaskError: if an inactive weight is not zero.
     """
-    progress = {k: v for k, v in topology.state_dict().items() if k != "masks"}
+    progress = topology.state_dict()
+    del progress["masks"]
+    memory = progress.pop("memory")
     state = State.of(model, topology.masks)
     tensors, shapes = state.tensors()
     masked = _masked(model, optimizer, state)
@@ -84,6 +86,7 @@ def save_resume(
             active = _active(value, masked.get(index))
             kind = "optimizer" if active is None else "active"
             tensors[f"{kind}/{index}/{key}"] = value if active is None else active
+    tensors |= {f"memory/{name}": tensor for name, tensor in memory.items()}
     meta = {
         "format": FORMAT,
         "run": run,
@@ -144,7 +147,8 @@ def _restore(
         spread = sizes[int(index)] == kept.shape
         slots.setdefault(int(index), {})[key] = kept.spread(tensor) if spread else tensor
     optimizer.load_state_dict({"state": slots, "param_groups": packed["groups"]})
-    topology.load_state_dict(meta["topology"] | {"masks": state.masks()})
+    memory = under(tensors, "memory/")
+    topology.load_state_dict(meta["topology"] | {"masks": state.masks(), "memory": memory})
 
 
 def resume_extra(path: Path, run: str) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from uuid import uuid4
 from sparseflow.core.errors import SparseflowError, first_line
 from sparseflow.core.extra import need
 from sparseflow.core.files import write_atomic
-from sparseflow.runs.executors.base import Event, Executor, Lost, Task, Told
-from sparseflow.runs.executors.node import Board, Pass, Refusal, carry_out, installation
+from sparseflow.runs.jobs.executor import Event, Executor, Lost, Task, Told
+from sparseflow.runs.jobs.node import Board, Pass, Refusal, carry_out, installation
 
 LOOK_EVERY = 10.0
 """Seconds between two looks at the machines of the cluster."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sparseflow.runs.spec import RunSpec, ancestors, identity, parents
+from sparseflow.runs.spec import RunSpec, ancestors, code_of_run, identity, parents
 from sparseflow.runs.store import Run, Store
 from sparseflow.runs.validate import check
 
@@ -130,9 +130,10 @@ def plan(specs: Iterable[RunSpec], store: Store) -> Graph:
     there = store.ids()
     for spec in specs:
         for each in (*ancestors(check(spec)), spec):
-            name = identity(each)
+            code = code_of_run(each)
+            name = identity(each, code)
             if name not in jobs:
-                run = store.run(each) if name in there else Run(store.root / name, each)
+                run = store.run(each) if name in there else Run(store.root / name, each, code=code)
                 job = jobs[name] = Job(each, run, needs=[identity(p) for p in parents(each)])
                 job.state = "finished" if name in there and run.settled else "waiting"
     return Graph(jobs.values())

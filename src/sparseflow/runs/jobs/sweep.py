@@ -7,13 +7,13 @@ from pathlib import Path
 
 import msgspec
 
-from sparseflow.runs.execution import execute
-from sparseflow.runs.executors import Ended, Event, Executor, Lost, Task, Tell, Told
-from sparseflow.runs.graph import Graph, Job
-from sparseflow.runs.interrupt import stoppable
-from sparseflow.runs.resolve import check_device, check_execution
-from sparseflow.runs.spec import RunSpec
+from sparseflow.runs.execution import check_device, check_execution
+from sparseflow.runs.jobs import Ended, Event, Executor, Lost, Task, Tell, Told
+from sparseflow.runs.jobs.graph import Graph, Job
+from sparseflow.runs.jobs.interrupt import stoppable
+from sparseflow.runs.spec import as_data, from_data
 from sparseflow.runs.store import Store
+from sparseflow.runs.training import execute
 
 
 def sweep(
@@ -52,7 +52,7 @@ def sweep(
             stop.check("the sweep was interrupted")
             while jobs.ready and not executor.full:
                 job = jobs.take()
-                spec = msgspec.json.encode(job.spec)  # a pickled default is no longer a default
+                spec = msgspec.json.encode(as_data(job.spec))
                 executor.submit(Task(job.run.id, _work, (spec, root, device)))
                 changed(job)
             if executor.idle:
@@ -79,7 +79,6 @@ def _settle(jobs: Graph, event: Event, changed: Callable[[Job], None]) -> None:
 
 def _work(tell: Tell, encoded: bytes, root: str, device: str) -> float:
     check_device(device)
-
-    spec, store = msgspec.json.decode(encoded, type=RunSpec), Store(Path(root))
+    spec, store = from_data(msgspec.json.decode(encoded)), Store(Path(root))
     run = execute(spec, store, device=device, progress=lambda _, *reached: tell(reached))
     return float(run.result["test_accuracy"])

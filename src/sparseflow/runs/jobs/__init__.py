@@ -1,6 +1,6 @@
 """Where the tasks of a sweep are carried out: processes here, or a Ray cluster."""
 
-from sparseflow.runs.executors.base import (
+from sparseflow.runs.jobs.executor import (
     Ended,
     Event,
     Executor,
@@ -9,7 +9,7 @@ from sparseflow.runs.executors.base import (
     Tell,
     Told,
 )
-from sparseflow.runs.executors.local import Local
-from sparseflow.runs.executors.ray import Ray
+from sparseflow.runs.jobs.local import Local
+from sparseflow.runs.jobs.ray import Ray
 
 __all__ = ["Ended", "Event", "Executor", "Local", "Lost", "Ray", "Task", "Tell", "Told"]

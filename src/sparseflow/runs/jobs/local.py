@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from sparseflow.runs.executors.base import Event, Executor, Lost, Task, Told, attempt
-from sparseflow.runs.interrupt import end_with_parent
+from sparseflow.runs.jobs.executor import Event, Executor, Lost, Task, Told, attempt
+from sparseflow.runs.jobs.interrupt import end_with_parent
 
 TELL_EVERY = 0.3
 """Seconds between two reports of a task."""

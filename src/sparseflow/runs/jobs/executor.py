@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
+from sparseflow.core.code import Source, load_all, used
 from sparseflow.core.errors import Interrupted, SparseflowError, brief
 
 Tell = Callable[[Any], None]
@@ -24,11 +25,13 @@ class Task:
         function: of a module that every worker can import; called as
             ``function(tell, *arguments)``.
         arguments: picklable.
+        code: files and modules of the user's that it needs, loaded before it begins.
     """
 
     key: str
     function: Callable[..., Any]
     arguments: tuple[Any, ...] = ()
+    code: tuple[Source, ...] = field(default_factory=used)
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,7 @@ def attempt(task: Task, tell: Tell, every: float) -> Ended | Lost:
             tell(value)
 
     try:
+        load_all(task.code)
         return Ended(task.key, task.function(report, *task.arguments))
     except Interrupted as error:
         return Lost(task.key, str(error))

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from sparseflow.core.errors import StoreError
+from sparseflow.runs.execution import Resolved
 from sparseflow.runs.journal import Mark
-from sparseflow.runs.resolve import Resolved
 from sparseflow.runs.store import Run
 from sparseflow.train.checkpoint import resume_extra
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sparseflow.core.errors import SparseUnavailable
-from sparseflow.runs.executors.base import Ended, Lost, Task, attempt
+from sparseflow.runs.jobs.executor import Ended, Lost, Task, attempt
 from sparseflow.runs.spec import NUMERICS
 from sparseflow.sparse.library import core
 

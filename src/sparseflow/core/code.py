@@ -1,0 +1,180 @@
+"""Code of the user's own: loaded by name or file, and identified by the digest of its source.
+
+A run that uses such code must not be taken for one of older code, so the digest
+enters the run's identity. Source text, not a path, is what travels to workers:
+a file need not exist on another machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterable
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from sparseflow.core.errors import SpecError, brief
+
+ENTRY_POINTS = "sparseflow"
+"""Group under which installed packages register what is theirs."""
+
+
+class Code(NamedTuple):
+    """One source file.
+
+    Attributes:
+        file: its name, for people; not part of any identity.
+        digest: first 16 hexadecimal digits of the SHA-256 of its text.
+    """
+
+    file: str
+    digest: str
+
+
+class Source(NamedTuple):
+    """What was asked for with ``--use``.
+
+    Attributes:
+        module: name under which it is imported.
+        path: of the file; empty for an installed module.
+        text: of the file.
+    """
+
+    module: str
+    path: str = ""
+    text: str = ""
+
+
+_USED: dict[str, Source] = {}
+
+
+def use(name: str | Path) -> None:
+    """Load a file of Python or an installed module, so that what it registers is known.
+
+    Args:
+        name: ``mine.py``, ``path/to/mine.py`` or ``package.module``.
+
+    Raises:
+        SpecError: if it does not exist, fails to import, or has the name of
+            another module that is loaded already.
+    """
+    text = str(name)
+    if not text.endswith(".py"):
+        load(Source(text))
+        return
+    path = Path(text)
+    try:
+        source = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"--use {text} cannot be read: {brief(error)}") from error
+    load(Source(path.stem, str(path.absolute()), source))
+
+
+def load(source: Source) -> None:
+    """Import what :func:`use` found, also in another process."""
+    if _USED.get(source.module) == source:
+        return
+    try:
+        if source.path:
+            _execute(source)
+        else:
+            importlib.import_module(source.module)
+    except SpecError:
+        raise
+    except Exception as error:
+        where = source.path or source.module
+        raise SpecError(f"--use {where} fails to import: {brief(error)}") from error
+    _USED[source.module] = source
+
+
+def used() -> tuple[Source, ...]:
+    """Everything loaded so far, for a worker process to :func:`load`."""
+    return tuple(_USED.values())
+
+
+def load_all(sources: Iterable[Source]) -> None:
+    """Import what another process uses."""
+    for source in sources:
+        load(source)
+
+
+@cache
+def load_installed() -> None:
+    """Import what installed packages offer under the entry points of this package, once.
+
+    Raises:
+        SpecError: naming the entry point that fails.
+    """
+    for point in entry_points(group=ENTRY_POINTS):
+        try:
+            point.load()
+        except Exception as error:
+            text = f"entry point {point.name} = {point.value} fails to import: {brief(error)}"
+            raise SpecError(text) from error
+
+
+def code_of(thing: type | Callable[..., Any]) -> tuple[Code, ...]:
+    """Source files that define a class (with its bases) or a function; none for our own.
+
+    Raises:
+        SpecError: if the source cannot be read, as of what is typed at a prompt.
+    """
+    owners = thing.__mro__ if isinstance(thing, type) else (inspect.unwrap(thing),)
+    modules = dict.fromkeys(owner.__module__ for owner in owners)
+    return tuple(_code(name, thing) for name in modules if not _trusted(name))
+
+
+def _trusted(module: str) -> bool:
+    """Say whether a module is ours, or the language's: identified by version, not by digest."""
+    root = module.partition(".")[0]
+    return root in ("sparseflow", "torch") or (
+        root in sys.stdlib_module_names and root != "__main__"
+    )
+
+
+def _code(name: str, thing: type | Callable[..., Any]) -> Code:
+    if name in _USED and _USED[name].path:
+        source = _USED[name]
+        return Code(Path(source.path).name, digest(source.text))
+    try:
+        path = inspect.getsourcefile(sys.modules[name]) or ""
+        return Code(Path(path).name, digest(Path(path).read_text(encoding="utf-8")))
+    except (KeyError, TypeError, OSError) as error:
+        raise SpecError(
+            f"the source of {thing.__qualname__} (module {name}) cannot be read: a run needs it "
+            "in a file, loaded with --use FILE.py or sf.use"
+        ) from error
+
+
+def digest(text: str) -> str:
+    """Digest of a source text.
+
+    >>> digest("")
+    'e3b0c44298fc1c14'
+    """
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _execute(source: Source) -> None:
+    loaded = sys.modules.get(source.module)
+    if loaded is not None and getattr(loaded, "__file__", None) != source.path:
+        raise SpecError(
+            f"--use {source.path}: a module named {source.module} is loaded already; "
+            "rename the file"
+        )
+    module = ModuleType(source.module)
+    module.__file__ = source.path
+    sys.modules[source.module] = module
+    try:
+        exec(compile(source.text, source.path, "exec"), module.__dict__)  # noqa: S102  (asked for)
+    except BaseException:
+        if loaded is None:
+            del sys.modules[source.module]
+        else:
+            sys.modules[source.module] = loaded
+        raise

@@ -1,0 +1,102 @@
+"""Open registries: what can be named in a specification, and who defined it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from sparseflow.core.code import Code, code_of, load_installed
+from sparseflow.core.errors import SpecError, unknown
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Entry(Generic[T]):
+    """Something that has a name.
+
+    Attributes:
+        name: under which it is registered.
+        value: the thing itself.
+        code: source files that define it; empty for what comes with this package.
+        facts: what else was said when it was registered.
+    """
+
+    name: str
+    value: T
+    code: tuple[Code, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Registry(Mapping[str, T]):
+    """Things of one sort by name, in the order in which they were registered.
+
+    A name that is not there is looked for in installed packages, once, before
+    it is refused.
+
+    Attributes:
+        sort: what they are, for people, such as ``method``.
+        way: how a user makes one known.
+    """
+
+    def __init__(self, sort: str, way: str) -> None:
+        """Begin empty."""
+        self.sort, self.way = sort, way
+        self._entries: dict[str, Entry[T]] = {}
+
+    def add(self, name: str, value: T, made_by: Callable[..., Any] | type, **facts: Any) -> None:
+        """Register a value.
+
+        Args:
+            name: its name; the same file may register it again.
+            value: what the name stands for.
+            made_by: the class or function whose source defines it.
+            facts: what else is to be known of it.
+
+        Raises:
+            SpecError: if the name is taken by code of another file, or is no name.
+        """
+        if not name or not all(part.isidentifier() for part in name.replace("-", "_").split(".")):
+            raise SpecError(f"{self.sort} name {name!r} must be letters, digits, - and _")
+        code = code_of(made_by)
+        before = self._entries.get(name)
+        if before is not None and _files(before.code) != _files(code):
+            owner = ", ".join(_files(before.code)) or "sparseflow"
+            raise SpecError(f"{self.sort} {name!r} is registered by {owner}: choose another name")
+        self._entries[name] = Entry(name, value, code, facts)
+
+    def entry(self, name: str) -> Entry[T]:
+        """Return what a name stands for, with what is known of it.
+
+        Raises:
+            SpecError: if it is unknown, with a suggestion and the way to make it known.
+        """
+        if name not in self._entries:
+            load_installed()
+        if name not in self._entries:
+            raise SpecError(f"{unknown(self.sort, name, self._entries)}; {self.way}")
+        return self._entries[name]
+
+    def entries(self) -> list[Entry[T]]:
+        """All entries, those of installed packages included."""
+        load_installed()
+        return list(self._entries.values())
+
+    def __getitem__(self, name: str) -> T:
+        return self.entry(name).value
+
+    def __contains__(self, name: object) -> bool:
+        if name not in self._entries:
+            load_installed()
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def _files(code: tuple[Code, ...]) -> list[str]:
+    return [each.file for each in code]
