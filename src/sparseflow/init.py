@@ -49,7 +49,7 @@ def register_init(name: str) -> Callable[[type[C]], type[C]]:
     """Make an initialisation known by name: ``--set init=NAME``, and recipes such as ``rigl-NAME``.
 
     Raises:
-        SpecError: if the name is taken, or the class is no :class:`Initialisation`.
+        SpecError: if the name is taken, or the class is not an :class:`Initialisation`.
 
     Example:
         >>> @register_init("tiny")

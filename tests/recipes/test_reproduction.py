@@ -31,7 +31,7 @@ def test_every_study_is_of_planned_runs(tmp_path: Path, scale: float) -> None:
         for point in points_of(study):
             spec = known[point.run]
             if isinstance(study, UpdateStudy):
-                assert point.step % spec.method.every == 0  # type: ignore[union-attr]
+                assert point.step % spec.method.when.n == 0  # type: ignore[union-attr]
                 assert 0 < point.step < spec.train.steps
             else:
                 assert point.step in (0, spec.train.steps)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import jaxtyping
 import pytest
 import torch
 from helpers.small import assert_same, batch, loss, network, snapshot, take
@@ -125,7 +126,7 @@ def test_every_update_of_every_layer_has_its_own_stream():
     drawn = {}
 
     class Draw(sf.SET):
-        def update(self, connections):
+        def update_layer(self, connections):
             key = (connections.moment.step, connections.name)
             stream = connections.generator
             drawn[key] = torch.randint(10**9, (4,), generator=stream).tolist()
@@ -272,7 +273,6 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
     [
         (lambda m, k: (torch.optim.LBFGS(m.parameters()), k, sf.Static()), TopologyError, "LBFGS"),
         (lambda m, k: (sgd(m[0]), k, sf.Static()), TopologyError, "not hold the masked 2"),
-        (lambda m, k: (sgd(m), k, sf.RigL), TopologyError, "make an instance of it"),
         (
             lambda m, k: (sgd(m), {"0.weight": torch.ones(2, 2) > 0}, sf.Static()),
             MaskError,
@@ -293,6 +293,17 @@ def test_refused(make, error, message):
     with pytest.raises(error, match=message):
         sf.attach(model, optimizer, masks, method)
     assert all(torch.equal(a, p) for a, p in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("method", "message"), [(sf.RigL, "make an instance"), (3, "3 is not a method: subclass")]
+)
+def test_what_is_not_a_method_is_refused(method, message, monkeypatch):
+    """Outside of tests annotations do not check."""
+    monkeypatch.setitem(jaxtyping.config.__dict__, "jaxtyping_disable", True)
+    model = network()
+    with pytest.raises(TopologyError, match=message):
+        sf.attach(model, sgd(model), sf.make_masks(sf.maskable(model), 0.5), method)
 
 
 def test_attaching_twice_is_refused_until_the_first_is_detached() -> None:

@@ -341,7 +341,7 @@ def test_attach_drops_what_is_off_the_mask_and_refuses_what_is_lacking():
 
 def test_what_a_layer_cannot_take_changes_nothing():
     class Wrong(sf.SET):
-        def update(self, connections):
+        def update_layer(self, connections):
             return connections.indices.flip(0)
 
     class Long(sf.SET):

@@ -38,16 +38,15 @@ def connections(mask, weight=None, gradient=None, step=1, ratio=1.0, seed=0, nam
         name,
         mask.shape,
         indices,
-        values.flatten()[indices],
         sf.Moment(step, ratio),
         generator(seed, "update", step, name),
-        whole=(values, mask),
+        lambda: (values.flatten()[indices], (values, mask)),
         rows_gradient=None if gradient is None else gradient.__getitem__,
     )
 
 
 def updated(method, mask, *arguments, **options):
-    return mask_at(method.update(connections(mask, *arguments, **options)), mask.shape)
+    return mask_at(method.update_layer(connections(mask, *arguments, **options)), mask.shape)
 
 
 # ---- drop_and_grow on literal masks
@@ -173,7 +172,8 @@ def test_a_sparse_layer_in_blocks_is_updated_as_a_dense_one(method, block, monke
     mask, weight, gradient = torch.rand(9, 2, 3) < 0.3, torch.randn(9, 2, 3), torch.randn(9, 2, 3)
     rule = method(drop=sf.constant(0.6))
     dense, sparse = connections(mask, weight, gradient), connections(mask, weight, gradient)
-    sparse = dataclasses.replace(sparse, whole=None)
+    values = sparse.values
+    sparse = dataclasses.replace(sparse, read=lambda: (values, None), is_dense=False)
     assert len(list(dense.blocks())) == 1
     rows = max(1, block // 6)
     assert [len(v.mask) for v in sparse.blocks()] == [len(part) for part in mask.split(rows)]
@@ -183,7 +183,7 @@ def test_a_sparse_layer_in_blocks_is_updated_as_a_dense_one(method, block, monke
         assert torch.equal(parts, whole)
         assert torch.equal(getattr(sparse.active, field), getattr(dense.active, field))
         assert torch.equal(getattr(dense.active, field), whole[mask])
-    assert torch.equal(rule.update(sparse), rule.update(dense))
+    assert torch.equal(rule.update_layer(sparse), rule.update_layer(dense))
 
 
 # ---- the methods

@@ -52,10 +52,10 @@ class Registry(Mapping[str, T]):
             name: its name; the same file may register it again.
             value: what the name stands for.
             made_by: the class or function whose source defines it.
-            facts: what else is to be known of it.
+            facts: anything else that callers need to know of it.
 
         Raises:
-            SpecError: if the name is taken by code of another file, or is no name.
+            SpecError: if the name is taken by code of another file, or is not a valid name.
         """
         if not name or not all(part.isidentifier() for part in name.replace("-", "_").split(".")):
             raise SpecError(f"{self.sort} name {name!r} must be letters, digits, - and _")

@@ -7,7 +7,7 @@ A method, an initialisation, a schedule is such a value. Written as data it is
 where fields that have their default are left out, and as text it is the Python
 that makes it, ``rigl(every(100), drop=cosine(0.3))``, short of the module.
 Reading never imports what it names: a kind that is not registered is kept as it
-stands, and refused only when it is to be used.
+stands, and refused only when it is used.
 """
 
 from __future__ import annotations

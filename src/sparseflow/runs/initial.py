@@ -28,7 +28,7 @@ def at_beginning(
         layers: its maskable layers.
         masks: their masks.
         images: real inputs.
-        seed: of the noise that is put in beside.
+        seed: of the noise that is put in as well.
     """
     stream = generator(seed, "noise")
     noise = torch.randn(NOISE, *images.shape[1:], generator=stream).to(images.device)

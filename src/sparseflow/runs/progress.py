@@ -19,7 +19,7 @@ class Reached(msgspec.Struct, frozen=True):
     Attributes:
         step: steps taken.
         metrics: what had been measured; its size alone where version 0.1 wrote it.
-        accuracy: last seen on the test set; NaN if none was.
+        accuracy: last measured on the test set; NaN if none was.
         execution: that the run goes on in.
     """
 
@@ -35,7 +35,7 @@ class Reached(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, extra: Any) -> Reached:
-        """Read what a resume checkpoint holds beside the state.
+        """Read what a resume checkpoint holds in addition to the state.
 
         Raises:
             StoreError: if it is something else.

@@ -1,4 +1,4 @@
-"""Measure a run on its way and append what was seen to ``metrics.jsonl``."""
+"""Measure a run on its way and append what was measured to ``metrics.jsonl``."""
 
 from __future__ import annotations
 

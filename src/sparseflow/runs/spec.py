@@ -103,7 +103,7 @@ MaskSource = FullMask | UniformMask | ErMask | ErkMask | ParentMask | ShuffledMa
 
 
 class FreshWeights(_Spec, frozen=True, tag_field="kind", tag="fresh"):
-    """Weights drawn anew as ``init`` says."""
+    """Weights drawn as ``init`` says."""
 
 
 class ParentWeights(_Spec, frozen=True, tag_field="kind", tag="parent"):
@@ -150,8 +150,7 @@ class Measure(_Spec, frozen=True):
     """Steps between measurements on the way.
 
     ``every``: of gradient flow. ``updates``: of gradient flow just before and just
-    after a mask update, at least so many steps after the last one measured; 0 for
-    none. ``evaluate``: of accuracy on the test set.
+    after a mask update, at most one in that many steps; 0 for none. ``evaluate``: of accuracy on the test set.
     """
 
     every: int = 200
@@ -209,7 +208,7 @@ def from_data(content: Any) -> RunSpec:
     """Read a specification from JSON-like data; only listed fields of listed types are made.
 
     Nothing is imported: a method or an initialisation that is not registered is
-    kept as data, and refused when it is to be run.
+    kept as data, and refused when it is run.
 
     Raises:
         SpecError: if it is not one.

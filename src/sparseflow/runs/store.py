@@ -279,7 +279,7 @@ class Store:
             spec = from_data(content.get("spec"))
         except SpecError as error:
             raise StoreError(
-                f"run folder {path}: spec.json is no specification: {error}"
+                f"run folder {path}: spec.json is not a specification: {error}"
             ) from error
         numerics = content.get("numerics")
         if not isinstance(numerics, int):

@@ -65,7 +65,7 @@ def execute(
 
     In a process group all ranks call this, and train the run together: each
     takes an equal share of every batch, and rank 0 alone measures and writes.
-    The number of ranks is no part of the run's identity; a run may go on with
+    The number of ranks is not part of the run's identity; a run may go on with
     another one.
 
     Args:

@@ -135,7 +135,7 @@ def _check_numbers(spec: RunSpec) -> None:
 
 
 def _value(spec: RunSpec, path: str) -> Any:
-    """Look a field up; None if the kind of part at hand has no such field."""
+    """Look a field up; None if a part of this kind has no such field."""
     part, _, name = path.partition(".")
     return getattr(getattr(spec, part), name, None)
 
@@ -170,7 +170,7 @@ def _check_lineage(spec: RunSpec) -> None:
         kept = weights.run.train
         if weights.step < 0 or weights.step > kept.steps or weights.step % kept.keep:
             raise SpecError(
-                f"weights.step={weights.step} is no kept checkpoint of the parent, which keeps "
+                f"weights.step={weights.step} is not a kept checkpoint of the parent, which keeps "
                 f"every {kept.keep} steps up to {kept.steps}; set weights.run.train.keep, and "
                 "mask.run.train.keep alike where both come from one run"
             )

@@ -55,7 +55,7 @@ class Topology:
     Attributes:
         masks: the masks of the forward pass, a value that is replaced at every update.
         method: the method.
-        step: optimiser steps seen.
+        step: optimiser steps taken.
         updates: mask updates made.
     """
 
@@ -342,7 +342,7 @@ def attach(
         The :class:`Topology`; ``.masks`` are the current masks.
 
     Raises:
-        TopologyError: for LBFGS, an object that is no method, or parameters
+        TopologyError: for LBFGS, an object that is not a method, or parameters
             that are frozen, attached already or not held by the optimiser; on all
             ranks if their masks differ, now or at an update.
         MaskError: if the masks do not fit the model.

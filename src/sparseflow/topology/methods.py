@@ -163,7 +163,7 @@ def register_method(
             by default the one that ``rigl`` starts from.
 
     Raises:
-        SpecError: if the name is taken, or the class is no method.
+        SpecError: if the name is taken, or the class is not a method.
 
     Example:
         >>> import sparseflow as sf

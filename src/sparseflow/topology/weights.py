@@ -24,7 +24,7 @@ Slots = MutableMapping[str, Any]
 class LastGrad:
     """Remembers which ``.grad`` the last backward pass left behind.
 
-    A ``.grad`` that is another tensor than that is no continuation: the pass
+    A ``.grad`` that is another tensor does not continue it: the pass
     was thrown away (by ``zero_grad`` after a step that GradScaler skipped,
     say), and its gradient with it. ``DistributedDataParallel`` may put a view
     of a bucket in its place after the pass; so what is there when the next
@@ -97,7 +97,7 @@ class MaskedWeight:
             local(self.parameter.grad).masked_fill_(self._inactive, 0)
 
     def products(self, state: Slots) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield weight and state, each with what it is to be multiplied by after a step."""
+        """Yield weight and state, each with its multiplier after a step."""
         for tensor in (self.parameter, *state.values()):
             if isinstance(tensor, Tensor) and tensor.shape == self.shape:
                 yield local(tensor), self._multiplier.to(tensor.dtype)

@@ -72,7 +72,7 @@ class Executor(ABC):
     """
 
     def __init__(self, retries: int = 1) -> None:
-        """Allow each task so many workers' deaths."""
+        """Let a task survive ``retries`` deaths of its worker."""
         self._retries = retries
         self._tasks: dict[str, Task] = {}
         self._losses: dict[str, int] = {}
@@ -97,7 +97,7 @@ class Executor(ABC):
         self._start(task)
 
     def wait(self, seconds: float) -> Iterator[Event]:
-        """Yield what has happened, at the latest after so many seconds.
+        """Yield what has happened, waiting at most ``seconds``.
 
         Raises:
             SparseflowError: if no task can be carried out any more.

@@ -16,7 +16,7 @@ from sparseflow.core.errors import Interrupted
 
 
 class Stop:
-    """Whether a signal has asked the work at hand to stop.
+    """Whether a signal has asked the current work to stop.
 
     Attributes:
         number: of the signal; None as long as none came.

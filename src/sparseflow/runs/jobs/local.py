@@ -39,7 +39,7 @@ class Local(Executor):
     """Spawned processes, which live until the executor ends."""
 
     def __init__(self, workers: int = 1, *, threads: int | None = None, retries: int = 1) -> None:
-        """Have so many processes at most.
+        """Have at most ``workers`` processes.
 
         Args:
             workers: processes.

@@ -78,7 +78,7 @@ def refusal(allowed: Pass) -> str:
     """Say why this process must not work on a sweep; empty if it may.
 
     Every task asks again: a file system may be gone since the last one, and a
-    worker that goes on without it makes all runs anew, where nobody sees them.
+    worker that goes on without it makes all runs again, where nobody sees them.
     """
     root, here, mine = Path(allowed.root), platform.node(), installation()
     if not (root / allowed.token).is_file():

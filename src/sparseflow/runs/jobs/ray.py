@@ -41,7 +41,7 @@ class Ray(Executor):
         """Remember where the cluster is; the first task connects to it.
 
         Args:
-            root: the store, seen under this path by all machines.
+            root: the store, visible under this path to all machines.
             address: ``host:port`` of the head, ``ray://host:port`` of its client
                 server, or ``auto`` for the cluster that this machine is part of.
             threads: CPUs that a task reserves, and CPU threads that it uses.
@@ -174,7 +174,7 @@ class _Session:
         """Reports since the last time, if they are there; ask for the next ones."""
         if not self._asked.done():
             return {}
-        error = self._asked.exception()  # the board's machine died: it begins anew on another
+        error = self._asked.exception()  # the board's machine died: it starts again on another
         latest = {} if error else self._asked.result()
         self._asked = self._board.take.remote().future()
         return latest

@@ -27,7 +27,7 @@ def sweep(
     """Carry out all jobs; finished ones are skipped.
 
     A job whose parent failed is skipped; the others go on. SIGINT and SIGTERM
-    stop every local worker after the step at hand, with a checkpoint, and tasks
+    stop every local worker after the current step, with a checkpoint, and tasks
     of a Ray cluster at once; if this process is killed, all end at once.
 
     Args:
