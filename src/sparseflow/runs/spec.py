@@ -150,7 +150,8 @@ class Measure(_Spec, frozen=True):
     """Steps between measurements on the way.
 
     ``every``: of gradient flow. ``updates``: of gradient flow just before and just
-    after a mask update, at most one in that many steps; 0 for none. ``evaluate``: of accuracy on the test set.
+    after a mask update, at most one in that many steps; 0 for none. ``evaluate``: of
+    accuracy on the test set.
     """
 
     every: int = 200
