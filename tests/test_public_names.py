@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 import sparseflow
 
 STUB = Path(sparseflow.__file__).with_suffix(".pyi")
