@@ -41,12 +41,34 @@ def test_the_version_is_that_of_the_package(cli: Cli) -> None:
     assert cli("--version")[0].strip() == sparseflow.__version__
 
 
-def test_the_command_line_imports_nothing_that_only_training_or_drawing_needs(
-    elsewhere: Callable[[str], str],
+HEAVY = "{'torch', 'numpy', 'msgspec', 'matplotlib', 'sklearn', 'scipy', 'ray', 'jinja2'}"
+
+
+@pytest.mark.parametrize("words", ["--version", "--help", "run --help", "report --help"])
+def test_help_and_version_import_nothing_that_is_slow_to_import(
+    elsewhere: Callable[[str], str], words: str
+) -> None:
+    out = elsewhere(
+        f"import atexit, sys; sys.argv[1:] = {words.split()}\n"
+        f"atexit.register(lambda: print('imported', {HEAVY} & set(sys.modules)))\n"
+        "from sparseflow.cli import main; main()"
+    )
+    assert len(out.splitlines()) > 1
+    assert out.splitlines()[-1] == "imported set()"
+
+
+def test_listing_imports_nothing_that_only_training_or_drawing_needs(
+    elsewhere: Callable[[str], str], tmp_path: Path
 ) -> None:
     """The compiler alone takes longer to import than all the rest."""
     slow = "{'torch._dynamo', 'matplotlib', 'sklearn', 'scipy', 'ray'}"
-    assert elsewhere(f"import sys, sparseflow.cli; print({slow} & set(sys.modules))") == "set()"
+    out = elsewhere(
+        f"import atexit, sys; sys.argv[1:] = ['list', '--store', {str(tmp_path)!r}]\n"
+        f"atexit.register(lambda: print('imported', {slow} & set(sys.modules)))\n"
+        "from sparseflow.cli import main; main()"
+    )
+    assert "rigl+" in out
+    assert out.splitlines()[-1] == "imported set()"
 
 
 def test_list_shows_recipes_and_runs(cli: Cli) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 
 import typer
@@ -17,7 +16,6 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line; every expected error is one line and a non-zero exit code."""
-    gc.freeze()  # what was imported stays: collecting garbage need not go through all of torch
     try:
         code = app(prog_name="sparseflow", standalone_mode=False)
         if code == INTERRUPTED:

@@ -5,6 +5,7 @@ from sparseflow.runs.execution import execute
 from sparseflow.runs.executors import Executor, Local, Ray
 from sparseflow.runs.graph import Graph, Job, plan
 from sparseflow.runs.override import scaled, with_overrides, with_seeds
+from sparseflow.runs.resolve import check_device
 from sparseflow.runs.select import matching, remeasure
 from sparseflow.runs.spec import RunSpec, ancestors, identity, parents
 from sparseflow.runs.store import Run, Store
@@ -24,6 +25,7 @@ __all__ = [
     "ancestors",
     "audit",
     "check",
+    "check_device",
     "execute",
     "identity",
     "matching",

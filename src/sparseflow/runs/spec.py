@@ -14,13 +14,11 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
+from sparseflow.core.choices import Execution
 from sparseflow.core.errors import SpecError
 
 NUMERICS = 1
 """Raise it when a mended bug changes results: old runs are then not reused."""
-
-
-Execution = Literal["auto", "dense", "sparse"]
 
 
 class _Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
