@@ -43,9 +43,9 @@ from sparseflow.core.errors import SpecError, StoreError
 app = typer.Typer(
     name="sparseflow",
     epilog="Start with: sparseflow demo",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich would read [extra] as markup, and doubles the time of help
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
