@@ -9,6 +9,6 @@ imported on first use: ``import sparseflow`` alone does not import PyTorch.
 
 import lazy_loader as lazy
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

@@ -341,48 +341,6 @@ def test_training_goes_on_under_the_other_execution(tmp_path, kind):
         assert (tmp_path / "again").read_bytes() == (tmp_path / source).read_bytes()
 
 
-# ---- early checkpoints
-
-
-def test_checkpoints_of_the_first_format_are_read(tmp_path):
-    model, masks = network()
-    tensors = {f"weights/{n}": t.clone() for n, t in model.state_dict().items()}
-    tensors |= {f"masks/{n}": masks[n] for n in masks}
-    meta = {"format": "sparseflow-1", "run": "abc", "step": 3}
-    save_file(tensors, tmp_path / "c", {"sparseflow": json.dumps(meta)})
-    weights, read = load_weights(tmp_path / "c", "abc")
-    assert weights.keys() == model.state_dict().keys()
-    assert all(torch.equal(t, weights[n]) for n, t in model.state_dict().items())
-    assert read == masks
-    with pytest.raises(StoreError, match="belongs to run abc"):
-        load_weights(tmp_path / "c", "xyz")
-
-
-def test_a_resume_file_of_the_first_format_is_read(tmp_path):
-    model, optimizer, topology = trained("sgd")
-    tensors = {f"weights/{n}": t.clone() for n, t in model.state_dict().items()}
-    tensors |= {f"masks/{n}": topology.masks[n] for n in topology.masks}
-    packed = optimizer.state_dict()
-    for index, slots in packed["state"].items():
-        tensors |= {f"optimizer/{index}/{k}": v.clone() for k, v in slots.items()}
-    state = {k: v for k, v in topology.state_dict().items() if k != "masks"}
-    meta = {
-        "format": "sparseflow-1",
-        "run": "abc",
-        "topology": state,
-        "optimizer": {"groups": packed["param_groups"], "numbers": {}},
-        "extra": {"step": 4},
-    }
-    save_file(tensors, tmp_path / "r", {"sparseflow": json.dumps(meta)})
-    other = trained("sgd", steps=0)
-    assert load_resume(tmp_path / "r", *other, "abc") == {"step": 4}
-    assert other[2].step == 4
-    assert other[2].masks == topology.masks
-    for index, slots in packed["state"].items():
-        read = other[1].state_dict()["state"][index]
-        assert all(torch.equal(read[k], v) for k, v in slots.items())
-
-
 # ---- damage
 
 

@@ -31,7 +31,7 @@ class SpecError(SparseflowError, ValueError):
 
 
 class StoreError(SparseflowError):
-    """A run folder that is missing, damaged, foreign or of a newer schema."""
+    """A run folder that is missing, damaged, foreign or of another schema."""
 
 
 class MeasureError(SparseflowError, ValueError):

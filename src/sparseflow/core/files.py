@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -119,15 +119,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, A
     write_atomic(path, save(ready, {"sparseflow": text}))
 
 
-def load_tensors(
-    path: Path, *, old: Callable[[dict[str, Any]], bool] = lambda meta: False
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a safetensors file: its tensors and its metadata.
-
-    Args:
-        path: of the file.
-        old: says of metadata without a checksum whether it is that of version
-            0.1, which wrote none; any other file must have one.
 
     Raises:
         StoreError: if the file is missing, truncated, of another format, or
@@ -146,9 +139,11 @@ def load_tensors(
         raise StoreError(f"{path} cannot be read (its metadata is no object): foreign")
     exact = json.dumps(meta) == text
     written = meta.pop("sha256", None)
-    if written is None and not old(meta):
-        raise StoreError(f"{path} has no checksum: damaged, or not written by sparseflow")
-    if written is not None and not (exact and written == _checksum(tensors, meta)):
+    if written is None:
+        raise StoreError(
+            f"{path} has no checksum: damaged, or not written by sparseflow 0.2 or later"
+        )
+    if not (exact and written == _checksum(tensors, meta)):
         raise StoreError(f"{path} is damaged: its content does not match its checksum")
     return tensors, meta
 

@@ -162,12 +162,7 @@ class Masks(Mapping[str, Tensor]):
         Raises:
             StoreError: if the file is missing, damaged or holds no masks.
         """
-        tensors, meta = load_tensors(Path(path), old=lambda m: isinstance(m.get("masks"), list))
-        shapes = meta.get("masks")
-        if isinstance(shapes, list):  # written by version 0.1, as bool tensors
-            if shapes != [*dict.fromkeys(map(str, shapes))] or set(shapes) != set(tensors):
-                raise StoreError(f"{path} is damaged: it holds other masks than it names")
-            return cls({name: tensors[name] for name in shapes})
+        tensors, meta = load_tensors(Path(path))
         return cls.unpacked(tensors, meta, str(path))
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

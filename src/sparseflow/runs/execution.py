@@ -24,7 +24,7 @@ from sparseflow.masks import Masks
 from sparseflow.measure.flow import DEFAULT_CHUNK, mean_loss
 from sparseflow.runs.build import Assembly, assemble
 from sparseflow.runs.interrupt import Stop, stoppable
-from sparseflow.runs.journal import Journal, Mark
+from sparseflow.runs.journal import START, Journal
 from sparseflow.runs.ranks import check_shares, together
 from sparseflow.runs.reached import Reached, reached
 from sparseflow.runs.record import Recorder
@@ -290,7 +290,7 @@ def _resume(
     path = run.resume_path
     if not path.is_file():
         if ranks.rank == 0:
-            journal.rewind(Mark(0, None))
+            journal.rewind(START)
         return 0
     try:
         extra = load_resume(path, parts.model, parts.optimizer, topology, run.id)
@@ -304,7 +304,7 @@ def _resume(
 
 def _go_on(run: Run, recorder: Recorder, journal: Journal, there: Reached) -> None:
     """Let the records go on where the checkpoint was written."""
-    journal.rewind(there.mark)
+    journal.rewind(there.metrics)
     recorder.start_from(load_state(run.checkpoint_path(0), run.id, 0))
     if lost := set(run.expected(there.step)) - set(run.kept):
         raise StoreError(f"{run.path} has lost its checkpoint of step {min(lost)}")

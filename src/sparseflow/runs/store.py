@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 from torch import Tensor
 
-from sparseflow.core.documents import SCHEMA, load_document, save_document
+from sparseflow.core.documents import load_document, save_document
 from sparseflow.core.errors import SpecError, StoreError
 from sparseflow.masks import Masks
 from sparseflow.masks.state import State
@@ -39,11 +39,10 @@ class Run:
     ``resume.safetensors``.
     """
 
-    def __init__(self, path: Path, spec: RunSpec, schema: int = SCHEMA) -> None:
-        """Refer to a folder, which need not exist yet; of schema 1 if version 0.1 began it."""
+    def __init__(self, path: Path, spec: RunSpec) -> None:
+        """Refer to a folder, which need not exist yet."""
         self.path = path
         self.spec = spec
-        self.schema = schema
 
     @property
     def id(self) -> str:
@@ -69,7 +68,7 @@ class Run:
             StoreError: if the run is not finished, or the file is damaged.
         """
         figures = _with_nan(self._document("result"))
-        return {k: v for k, v in figures.items() if k not in ("schema", "metrics")}
+        return {k: v for k, v in figures.items() if k != "metrics"}
 
     @property
     def seconds(self) -> float:
@@ -95,7 +94,7 @@ class Run:
             name = f"run {self.id} ({self.spec.recipe})"
             raise StoreError(f"{name} has no {path.name}: it is not finished")
         try:
-            return load_document(path, kind, self.id, oldest=self.schema)
+            return load_document(path, kind, self.id)
         except StoreError as error:
             raise self._again(error) from error
 
@@ -208,11 +207,12 @@ class Store:
         """Return the run of a specification, started or not.
 
         Raises:
-            StoreError: if its folder is damaged or of a newer schema.
+            StoreError: if its folder is damaged or of a another schema.
         """
         path = self.root / identity(spec)
-        known = (path / "spec.json").is_file()
-        return Run(path, spec, self.read(path).schema if known else SCHEMA)
+        if (path / "spec.json").is_file():
+            self.read(path)
+        return Run(path, spec)
 
     def create(self, spec: RunSpec) -> Run:
         """Make the run's folder and write its specification, if not there yet."""
@@ -230,7 +230,7 @@ class Store:
         """All runs, sorted by label.
 
         Raises:
-            StoreError: if one is damaged or of a newer schema.
+            StoreError: if one is damaged or of a another schema.
         """
         folders = sorted(p.parent for p in self.root.glob("*/spec.json"))
         return sorted((self.read(p) for p in folders), key=lambda r: (r.label, r.id))
@@ -252,11 +252,11 @@ class Store:
         """Return the run in a folder of the store.
 
         Raises:
-            StoreError: if its specification is missing, damaged or of a newer schema.
+            StoreError: if its specification is missing, damaged or of a another schema.
         """
         if not ID.fullmatch(path.name):
             raise StoreError(f"folder {str(path)!r} holds a spec.json, but no run is named so")
-        content = load_document(path / "spec.json", "spec", path.name, oldest=1)
+        content = load_document(path / "spec.json", "spec", path.name)
         try:
             spec = from_data(content.get("spec"))
         except SpecError as error:
@@ -268,7 +268,7 @@ class Store:
             raise StoreError(f"run folder {path}: spec.json has numerics {numerics!r}, no number")
         if numerics == NUMERICS and identity(spec) != path.name:
             raise StoreError(f"run folder {path} holds the specification of {identity(spec)}")
-        return Run(path, spec, content["schema"])
+        return Run(path, spec)
 
 
 def _with_nan(value: Any) -> Any:

@@ -22,8 +22,6 @@ from sparseflow.masks.state import NonZeros, State, under, without_sign_of_zero
 from sparseflow.topology import Topology
 
 FORMAT = "sparseflow-2"
-DENSE_FORMAT = "sparseflow-1"
-"""Of version 0.1: dense weights, bool masks, no checksum. Still read."""
 
 
 def save_weights(path: Path, model: nn.Module, masks: Masks, run: str, step: int) -> None:
@@ -157,8 +155,8 @@ def resume_extra(path: Path, run: str) -> dict[str, Any]:
 
 
 def _load(path: Path, run: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors, meta = load_tensors(path, old=lambda meta: meta.get("format") == DENSE_FORMAT)
-    if meta.get("format") not in (FORMAT, DENSE_FORMAT):
+    tensors, meta = load_tensors(path)
+    if meta.get("format") != FORMAT:
         raise StoreError(f"checkpoint {path} is not one of sparseflow's (no {FORMAT!r} mark)")
     if meta.get("run") != run:
         raise StoreError(f"checkpoint {path} belongs to run {meta.get('run')}, not to {run}")
@@ -166,8 +164,6 @@ def _load(path: Path, run: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _state(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> State:
-    if meta["format"] == DENSE_FORMAT:
-        return State.of_dense(under(tensors, "weights/"), Masks(under(tensors, "masks/")))
     try:
         return State.read(tensors, meta.get("shapes"))
     except StoreError as error:
