@@ -82,10 +82,7 @@ class Case:
 
 LENET5 = Case("LeNet5", partial(build, "lenet5"), (1, 28, 28), batch=128, rounds=1000)
 MLP = Case("MLP 300-100", partial(build, "mlp"), (1, 28, 28), batch=128, rounds=2000)
-_STAGES = (64, 128, 256, 512)
 RESNET18 = Case(
-    "ResNet-18", partial(cifar_resnet, _STAGES, blocks=2), (3, 32, 32), batch=64, rounds=40
-)
     "ResNet-18",
     partial(cifar_resnet, (64, 128, 256, 512), blocks=2),
     (3, 32, 32),

@@ -15,7 +15,7 @@ from sparseflow.sparse import storage
 from sparseflow.sparse.onnx import export_onnx
 from sparseflow.sparse.program import build, describe
 from sparseflow.sparse.storage import load, save
-from sparseflow.train.checkpoint import load_weights, save_weights
+from sparseflow.train.checkpoint import load_state, save_weights
 
 # ---- models that come back
 
@@ -367,9 +367,8 @@ def test_export_writes_what_the_run_computes(cli, tmp_path):
     assert again["bytes"] == row["bytes"]
     assert file.read_bytes() == (tmp_path / "other").read_bytes()
     model = load(file, execution="dense")
-    weights, _ = load_weights(
-        tmp_path / "runs" / run["id"] / "checkpoints" / "step-00000002.safetensors", run["id"]
-    )
+    checkpoint = tmp_path / "runs" / run["id"] / "checkpoints" / "step-00000002.safetensors"
+    weights, _ = load_state(checkpoint, run["id"]).dense()
     assert all(torch.equal(weights[n], t) for n, t in model.state_dict().items())
     assert "no checkpoint at step 3" in cli.fails(
         "export", run["id"], "--step", "3", "-o", str(file)

@@ -22,7 +22,6 @@ from sparseflow.masks.state import State
 from sparseflow.train.checkpoint import (
     load_resume,
     load_state,
-    load_weights,
     save_resume,
     save_weights,
 )
@@ -239,7 +238,7 @@ def test_other_kinds_of_numbers_are_kept(tmp_path, kind):
     model, masks = network()
     model.to(getattr(torch, kind))
     save_weights(tmp_path / "c", model, masks, "run", 0)
-    weights, _ = load_weights(tmp_path / "c", "run")
+    weights, _ = load_state(tmp_path / "c", "run").dense()
     assert weights.keys() == model.state_dict().keys()
     for name, tensor in model.state_dict().items():
         assert weights[name].dtype == tensor.dtype
@@ -353,14 +352,14 @@ def checkpoint(tmp_path):
 
 def test_every_flipped_byte_is_noticed(checkpoint):
     content = checkpoint.read_bytes()
-    expected = load_weights(checkpoint, "run")
+    expected = load_state(checkpoint, "run").dense()
     stream = np.random.default_rng(0)
     for at in stream.integers(0, len(content), size=120).tolist():
         broken = bytearray(content)
         broken[at] ^= 1 << int(stream.integers(8))
         checkpoint.write_bytes(broken)
         try:
-            weights, masks = load_weights(checkpoint, "run")
+            weights, masks = load_state(checkpoint, "run").dense()
         except StoreError:
             continue
         else:  # a sign that means nothing, such as the name of the checksum
@@ -373,7 +372,7 @@ def test_flipped_values_are_named_as_damage(checkpoint):
     content[-3] ^= 4
     checkpoint.write_bytes(content)
     with pytest.raises(StoreError, match="is damaged: its content does not match its checksum"):
-        load_weights(checkpoint, "run")
+        load_state(checkpoint, "run")
 
 
 def cut(tensors, meta):
@@ -406,7 +405,7 @@ def smaller(tensors, meta):
 def test_tampered_checkpoints_are_refused(checkpoint, change, message):
     tampered(checkpoint, change)
     with pytest.raises(StoreError, match=message) as caught:
-        load_weights(checkpoint, "run")
+        load_state(checkpoint, "run")
     assert str(checkpoint) in str(caught.value)
 
 
@@ -414,7 +413,7 @@ def test_tampered_checkpoints_are_refused(checkpoint, change, message):
 def test_metadata_that_is_no_object_is_refused(tmp_path, text):
     save_file({"x": torch.ones(2)}, tmp_path / "c", {"sparseflow": text})
     with pytest.raises(StoreError, match="cannot be read"):
-        load_weights(tmp_path / "c", "run")
+        load_state(tmp_path / "c", "run")
 
 
 # ---- masks alone

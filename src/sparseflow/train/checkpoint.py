@@ -46,15 +46,6 @@ def load_state(path: Path, run: str, step: int | None = None) -> State:
     return _state(path, tensors, meta)
 
 
-def load_weights(path: Path, run: str) -> tuple[dict[str, Tensor], Masks]:
-    """Read the model's state, dense, and its masks.
-
-    Raises:
-        StoreError: if the file is missing, damaged, or of another run.
-    """
-    return load_state(path, run).dense()
-
-
 def save_resume(
     path: Path,
     model: nn.Module,
