@@ -14,7 +14,7 @@ import sparseflow as sf
 from sparseflow.core.errors import DataError, SpecError
 from sparseflow.data import Batches, CropFlip, Examples, load_cifar10
 from sparseflow.data.cifar import NORMALISE
-from sparseflow.data.hub import FOLDER
+from sparseflow.data.parquet import FOLDER
 from sparseflow.recipes import make_spec, recipe_names
 from sparseflow.runs import Store, execute, identity
 from sparseflow.runs.build import load_data, make_method, make_model

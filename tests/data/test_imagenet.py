@@ -14,8 +14,8 @@ from PIL import Image
 
 from sparseflow.core.errors import DataError, SpecError
 from sparseflow.data import Batches, load_imagenet
-from sparseflow.data.hub import FOLDER
 from sparseflow.data.imagenet import NORMALISE, frame
+from sparseflow.data.parquet import FOLDER
 from sparseflow.recipes import make_spec
 from sparseflow.runs import Store, execute
 from sparseflow.runs.spec import RunSpec

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from sparseflow.core import extra
+from sparseflow.core import optional
 from sparseflow.core.documents import save_document
 from sparseflow.core.errors import SparseflowError, StoreError
 from sparseflow.recipes import make_spec
@@ -356,7 +356,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, whole: Result
     def absent(module: str) -> object:
         raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
 
-    monkeypatch.setattr(extra.importlib, "import_module", absent)
+    monkeypatch.setattr(optional.importlib, "import_module", absent)
     with pytest.raises(SparseflowError, match=r"matplotlib: pip install 'sparseflow\[report\]'"):
         write_report(whole, Path("nowhere"))
 

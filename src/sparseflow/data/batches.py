@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sparseflow.core.random import generator
-from sparseflow.data.split import CHANCES, Batch, Split
+from sparseflow.data.dataset import CHANCES, Batch, Split
 
 
 class Batches:

@@ -9,9 +9,9 @@ import torch
 
 from sparseflow.core.errors import DataError
 from sparseflow.data.augment import CropFlip
-from sparseflow.data.hub import open_split, reading
+from sparseflow.data.dataset import Dataset, Examples
 from sparseflow.data.normalise import Normalise
-from sparseflow.data.split import Dataset, Examples
+from sparseflow.data.parquet import open_split, reading
 
 HUB = "uoft-cs/cifar10"
 NORMALISE = Normalise((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))

@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparseflow.core.errors import DataError
-from sparseflow.core.extra import need
-from sparseflow.data.hub import FOLDER, open_split, reading, split_files
+from sparseflow.core.optional import need
+from sparseflow.data.dataset import Dataset
 from sparseflow.data.normalise import Normalise
-from sparseflow.data.split import Dataset
+from sparseflow.data.parquet import FOLDER, open_split, reading, split_files
 from sparseflow.data.stream import BLOCK, Blocks, Images
 
 HUB = "ILSVRC/imagenet-1k"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparseflow.core.errors import DataError
-from sparseflow.data.split import Dataset, Examples
+from sparseflow.data.dataset import Dataset, Examples
 
 FOLDER = Path(__file__).parent / "mnist_files"
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sparseflow.data.cifar import load_cifar10
+from sparseflow.data.dataset import Dataset
 from sparseflow.data.imagenet import load_imagenet
 from sparseflow.data.mnist import load_mnist
-from sparseflow.data.split import Dataset
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparseflow.core.errors import DataError
-from sparseflow.core.extra import need
-from sparseflow.data.hub import reading
-from sparseflow.data.split import Batch, Where
+from sparseflow.core.optional import need
+from sparseflow.data.dataset import Batch, Where
+from sparseflow.data.parquet import reading
 
 BLOCK = 4096
 """Rows that are read together: the range within which an epoch is shuffled."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sparseflow.core.errors import StoreError
-from sparseflow.core.extra import need
 from sparseflow.core.files import load_tensors, save_tensors
 from sparseflow.core.functional import Loss
+from sparseflow.core.optional import need
 from sparseflow.integrations.session import Saved, Session, Start
 from sparseflow.masks import Masks
 from sparseflow.topology import Method

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from sparseflow.core.errors import StoreError
-from sparseflow.core.extra import need
 from sparseflow.core.functional import Loss
+from sparseflow.core.optional import need
 from sparseflow.integrations.session import Saved, Session, Start
 from sparseflow.masks import Masks
 from sparseflow.topology import Method

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sparseflow.core.errors import StoreError
-from sparseflow.core.extra import need
+from sparseflow.core.optional import need
 
 EVENTS = "events.out.tfevents.*"
 PART = ".part-"

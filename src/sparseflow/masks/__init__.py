@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from sparseflow.core.parameters import Layer
 from sparseflow.core.random import generator
-from sparseflow.masks import create
+from sparseflow.masks import patterns
 from sparseflow.masks.allocation import allocate
 from sparseflow.masks.masks import Masks, churn
 
@@ -18,7 +18,7 @@ def make_masks(
     density: float | Mapping[str, float],
     *,
     allocation: str = "erk",
-    pattern: str | create.Pattern = "random",
+    pattern: str | patterns.Pattern = "random",
     seed: int = 0,
 ) -> Masks:
     """Create masks for layers: allocate the counts, then choose the weights.
@@ -39,7 +39,7 @@ def make_masks(
         >>> make_masks(layers, 0.1).counts
         {'weight': 20}
     """
-    chosen = create.find_pattern(pattern)
+    chosen = patterns.find_pattern(pattern)
     counts = allocate(layers, density, allocation)
     return Masks(
         {
@@ -55,7 +55,7 @@ def shuffle_masks(masks: Masks, seed: int = 0) -> Masks:
     """Shuffle every mask within its layer: same counts, random places."""
     return Masks(
         {
-            name: create.shuffled(mask, generator(seed, "shuffle", name))
+            name: patterns.shuffled(mask, generator(seed, "shuffle", name))
             for name, mask in masks.items()
         }
     )

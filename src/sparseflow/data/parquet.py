@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparseflow.core.errors import DataError, brief
-from sparseflow.core.extra import need
+from sparseflow.core.optional import need
 
 FOLDER = "SPARSEFLOW_DATA"
 """Environment variable: folder whose subfolders hold data sets as parquet files.

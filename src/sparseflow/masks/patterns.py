@@ -11,7 +11,7 @@ from torch import Tensor
 from sparseflow.core.errors import MaskError, unknown
 from sparseflow.core.parameters import Layer
 from sparseflow.core.select import top_k
-from sparseflow.masks.draw import first_of_permutation
+from sparseflow.masks.permutation import first_of_permutation
 
 Pattern = Callable[[Layer, int, torch.Generator], Tensor]
 
