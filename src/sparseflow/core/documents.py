@@ -1,9 +1,9 @@
-"""JSON files that say what they are and whose, and that notice damage.
+"""JSON files that name their kind and their owner, and whose checksum reveals damage.
 
     {"schema": 2, "kind": "result", "id": "da68d4094177746c", ..., "sha256": "..."}
 
-The checksum is the last field, on a line of its own, and covers every byte
-before the comma that ends the line above it.
+The checksum is the last field, on a separate line, and covers every byte before
+the comma that ends the line above it.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _SEAL = re.compile(rb',\n "sha256": "([0-9a-f]{64})"\n}\n\Z')
 def save_document(
     path: Path, kind: str, owner: str, content: Mapping[str, Any], *, indent: int = 1
 ) -> None:
-    """Write a JSON object with its kind, its owner and a checksum, atomically.
+    """Write a JSON object with its kind, owner and checksum, atomically.
 
-    A number that is not finite becomes null.
+    Numbers that are not finite become null.
 
     Args:
         path: of the file.
         kind: what it is, such as ``result``.
         owner: id of the run or study that it belongs to.
         content: the other fields; anything that msgspec encodes.
-        indent: -1 for no white space.
+        indent: spaces for each level; -1 for no white space at all.
 
     Raises:
         StoreError: if it cannot be written.
@@ -55,11 +55,11 @@ def load_document(path: Path, kind: str, owner: str) -> dict[str, Any]:
 
     Args:
         path: of the file.
-        kind: what it must be.
-        owner: whose it must be.
+        kind: what the file must be.
+        owner: id of the run or study that it must belong to.
 
     Raises:
-        StoreError: if it is missing, damaged, another's or of another schema.
+        StoreError: if the file is missing or damaged, or has another owner or schema.
     """
     try:
         data = path.read_bytes()

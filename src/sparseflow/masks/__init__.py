@@ -1,4 +1,4 @@
-"""Masks as values: how many weights each layer keeps, and which ones."""
+"""Masks as values: how many weights each layer keeps, and which."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def make_masks(
     pattern: str | patterns.Pattern = "random",
     seed: int = 0,
 ) -> Masks:
-    """Create masks for layers: allocate the counts, then choose the weights.
+    """Create masks: allocate the number of active weights to layers, then choose the weights.
 
     Args:
         layers: from :func:`sparseflow.maskable`.
-        density: share of weights to keep over all layers, or one a layer.
+        density: share of weights to keep over all layers, or one for each layer by name.
         allocation: see :func:`allocate`.
         pattern: ``random``, ``magnitude`` (the largest of each layer; with
             ``allocation="magnitude"`` the largest of all layers together),
@@ -52,7 +52,7 @@ def make_masks(
 
 
 def shuffle_masks(masks: Masks, seed: int = 0) -> Masks:
-    """Shuffle every mask within its layer: same counts, random places."""
+    """Shuffle every mask within its layer: the same counts at random positions."""
     return Masks(
         {
             name: patterns.shuffled(mask, generator(seed, "shuffle", name))
