@@ -35,10 +35,10 @@ def save_weights(path: Path, model: nn.Module, masks: Masks, run: str, step: int
 
 
 def load_state(path: Path, run: str, step: int | None = None) -> State:
-    """Read the model's state, at any step or at this; nothing of dense size is made.
+    """Read the model's state, at any step or at ``step``; allocates nothing of dense size.
 
     Raises:
-        StoreError: if the file is missing, damaged, or of another run or step.
+        StoreError: if the file is missing or damaged, or belongs to another run or step.
     """
     tensors, meta = _load(path, run)
     if step is not None and meta.get("step") != step:
@@ -54,7 +54,7 @@ def save_resume(
     run: str,
     extra: Mapping[str, Any],
 ) -> None:
-    """Write all that the next step depends on, and ``extra`` as JSON.
+    """Write everything that the next step depends on, and ``extra`` as JSON.
 
     Raises:
         MaskError: if an inactive weight is not zero.
@@ -93,15 +93,15 @@ def load_resume(
 ) -> dict[str, Any]:
     """Restore :func:`save_resume` into fresh objects of the same kind; return ``extra``.
 
-    The file may have been written under the other execution, masked dense or sparse.
+    The file may have been written by the other execution, masked dense or sparse.
 
     Raises:
-        StoreError: if the file is missing, damaged, of another run or network,
-            or holds weights alone.
+        StoreError: if the file is missing or damaged, belongs to another run or
+            network, or holds only weights.
     """
     tensors, meta = _load(path, run)
     if "optimizer" not in meta:
-        raise StoreError(f"checkpoint {path} holds no optimiser state: it cannot be resumed")
+        raise StoreError(f"checkpoint {path} holds no optimiser state: it cannot be resumed from")
     try:
         _restore(tensors, meta, _state(path, tensors, meta), model, optimizer, topology)
         return dict(meta["extra"])
@@ -129,18 +129,18 @@ def _restore(
         slots.setdefault(int(index), {})[key] = tensor
     for name, tensor in under(tensors, "active/").items():
         index, key = name.split("/", 1)
-        kept = masked[int(index)]
-        spread = sizes[int(index)] == kept.shape
-        slots.setdefault(int(index), {})[key] = kept.spread(tensor) if spread else tensor
+        weight = masked[int(index)]
+        dense = sizes[int(index)] == weight.shape  # else a truly sparse layer: values as they are
+        slots.setdefault(int(index), {})[key] = weight.spread(tensor) if dense else tensor
     optimizer.load_state_dict({"state": slots, "param_groups": packed["groups"]})
     topology.load_state_dict(meta["topology"] | {"masks": state.masks()})
 
 
 def resume_extra(path: Path, run: str) -> dict[str, Any]:
-    """Read the ``extra`` of :func:`save_resume` alone; empty for a file of weights.
+    """Read only the ``extra`` of :func:`save_resume`; empty for a file of weights.
 
     Raises:
-        StoreError: if the file is missing, damaged, or of another run.
+        StoreError: if the file is missing or damaged, or belongs to another run.
     """
     return _load(path, run)[1].get("extra", {})
 
@@ -168,20 +168,18 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 def _masked(
     model: nn.Module, optimizer: torch.optim.Optimizer, state: State
 ) -> dict[int, NonZeros]:
-    """Masked weights by the index that the optimiser's state has for them."""
+    """Masked weights by their index in the optimiser's state."""
     names = {id(p): name for name, p in named_weights(model).items()}
-    found = {
-        i: state.masked.get(names.get(id(p), "")) for i, p in enumerate(_parameters(optimizer))
-    }
-    return {index: kept for index, kept in found.items() if kept is not None}
+    named = ((i, names.get(id(p))) for i, p in enumerate(_parameters(optimizer)))
+    return {i: state.masked[name] for i, name in named if name in state.masked}
 
 
-def _active(value: Tensor, kept: NonZeros | None) -> Tensor | None:
-    """State of the active connections, if it is all there is; None for any other."""
-    if kept is None or value.shape not in (kept.shape, kept.values.shape):
+def _active(value: Tensor, weight: NonZeros | None) -> Tensor | None:
+    """State of the active connections if the rest of it is zero, else None."""
+    if weight is None or value.shape not in (weight.shape, weight.values.shape):
         return None
-    if value.shape == kept.values.shape:
+    if value.shape == weight.values.shape:
         return without_sign_of_zero(value)
-    active = value.reshape(-1)[kept.indices.to(value.device)]
+    active = value.reshape(-1)[weight.indices.to(value.device)]
     whole = value.count_nonzero() == active.count_nonzero()
     return without_sign_of_zero(active) if whole else None
