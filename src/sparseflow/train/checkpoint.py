@@ -1,8 +1,8 @@
 """Checkpoints without pickle: weights, masks and optimiser state in safetensors.
 
-A masked weight takes the room of its non-zeros, and so does the state that an
-optimiser keeps for it. The file does not say whether execution was masked dense
-or sparse: equal networks give equal bytes.
+A masked weight, and the optimiser's state of it, is stored as its non-zeros. The
+file does not depend on the execution, masked dense or sparse: equal networks give
+equal bytes.
 """
 
 from __future__ import annotations
