@@ -1,4 +1,4 @@
-"""What the benchmarks train: four models, and one step of the loop every user writes."""
+"""What the benchmarks train: four models, and one step of an ordinary training loop."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Case:
     """A model and the batch it is trained on.
 
     Attributes:
-        name: as it stands in the table.
+        name: name in the tables.
         model: builds the model.
         image: shape of one example.
-        batch: examples a step.
+        batch: examples per step.
         rounds: rounds of a full benchmark.
     """
 
@@ -49,7 +49,7 @@ class Case:
         return images, torch.randint(10, (count,), generator=stream)
 
     def sparse_model(self, density: float = DENSITY) -> tuple[nn.Module, sf.Masks]:
-        """The model at 95 % sparsity or another, the same every time, and its masks."""
+        """The model at a density, the same every time, and its masks."""
         torch.manual_seed(0)
         model = self.model()
         return model, sf.sparsify(model, density=density)
@@ -62,10 +62,10 @@ class Case:
         *,
         fused: bool = False,
     ) -> Callable[[], None]:
-        """One step of plain PyTorch; with masks and a method, ``attach`` is on it.
+        """One step of plain PyTorch; with masks and a method, through ``attach``.
 
         The learning rate is small, so that the cost of a step does not drift
-        while the benchmark runs. ``fused`` takes torch's fastest optimiser step.
+        while the benchmark runs. ``fused`` uses torch's fastest optimiser step.
         """
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=fused)
         if masks is not None and method is not None:

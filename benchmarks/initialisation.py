@@ -1,4 +1,4 @@
-"""How long it takes to create the masks and the weights of a ResNet-50."""
+"""Time to create the masks and the weights of a ResNet-50."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DENSITY = 0.2
 
 
 def initialisation(share: float) -> list[Record]:
-    """Per-neuron initialisation and mask creation against torch's own ``kaiming_normal_``."""
+    """Per-neuron initialisation and creation of masks, over torch's ``kaiming_normal_``."""
     layers = sf.maskable(build("resnet50"))
     masks = sf.make_masks(layers, DENSITY, allocation="erk")
 
