@@ -38,7 +38,7 @@ def store(share: float) -> list[Record]:
 
 
 def _memory(made: Store) -> list[Record]:
-    """Peak memory of collecting against the size of the metrics; curves are thinned, so bounded."""
+    """Peak memory of collecting, and the size of the metrics; curves have a maximal length."""
     records, peaks, grown = [], {}, 1
     for times in LENGTHS:
         for run in made.runs():

@@ -95,6 +95,7 @@ def test_run_then_measure(cli: Cli) -> None:
     assert "by layer" in text
 
 
+@pytest.mark.slow
 def test_sweep_skips_what_is_finished(cli: Cli) -> None:
     names = ["mlp-mnist/dense", "mlp-mnist/init-fan-in-0.90"]
     arguments = ["sweep", *names, "--seeds", "0-1", *settings("data.probe=64", "data.limit=300")]
@@ -183,6 +184,7 @@ def test_a_truncated_checkpoint_is_one_clear_line(cli: Cli) -> None:
     assert "truncated or foreign" in cli.fails("measure", run["id"])
 
 
+@pytest.mark.slow
 def test_report_from_the_store_and_from_its_own_results(cli: Cli, tmp_path: Path) -> None:
     arguments, names = settings(*TINY), ["mlp-mnist/dense", "mlp-mnist/small-dense"]
     cli("sweep", *names, "--seeds", "0-1", *arguments)

@@ -167,6 +167,7 @@ def tiny(name: str, *extra: str) -> RunSpec:
     return make_spec(name, scale=1e-4, settings=settings + [f"{w}train.batch=8" for w in where])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "short", ["dense", "small-dense", "prune", "prune-restart", "lottery", "static-liu", "rigl+"]
 )
@@ -180,6 +181,7 @@ def test_recipes_run(short: str, cifar: Path, tmp_path: Path) -> None:
         assert masks.density == pytest.approx(0.1, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_bit_for_bit_as_an_undisturbed_one(
     cifar: Path, tmp_path: Path
 ) -> None:

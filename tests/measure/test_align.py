@@ -227,6 +227,7 @@ def test_two_hidden_layers_against_all_permutations(seed):
     assert found.distance_after == pytest.approx(best, rel=1e-12)
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(
     widths=st.lists(st.integers(1, 5), min_size=2, max_size=4),

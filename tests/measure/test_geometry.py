@@ -206,6 +206,7 @@ def test_stress_of_a_simplex_in_closed_form(n, dimensions, stress):
     assert found.stress == pytest.approx(explicit, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_the_map_is_at_least_as_good_as_scikit_learns():
     smacof = sklearn.manifold.smacof
     given = between(cloud(n=9, dimensions=7))

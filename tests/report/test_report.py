@@ -253,6 +253,7 @@ def test_an_unfinished_run_is_an_error(tmp_path: Path) -> None:
         collect([run], family=FAMILY, title="")
 
 
+@pytest.mark.slow
 def test_the_report_is_complete_and_repeats_byte_for_byte(
     whole: Results, folder: Path, tmp_path: Path
 ) -> None:
@@ -310,6 +311,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     assert "\\|" in (tmp_path / "table.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["training", "start", "static"])
 def test_missing_parts_are_left_out_and_named(whole: Results, tmp_path: Path, part: str) -> None:
     few = {

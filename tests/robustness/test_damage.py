@@ -217,6 +217,7 @@ def in_ci(files: list[str]) -> list[object]:
     return [pytest.param(*cell, marks=m) for cell, m in zip(cells(files), marks, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "how"), in_ci([*FINISHED, STUDY]))
 def test_running_again_mends_a_finished_run(
     name: str, how: Damage, finished: Store, tmp_path: Path
