@@ -13,7 +13,7 @@ def need(module: str, *, extra: str) -> Any:
 
     Args:
         module: full name.
-        extra: ``measure`` (curvature and geometry), ``report`` (tables,
+        extra: ``measure`` (maps of distances), ``report`` (tables,
             figures and the page; ``measure`` included), ``onnx`` (export),
             ``data`` (CIFAR-10 and ImageNet),
             ``ray`` (sweeps on a cluster), ``huggingface`` and ``lightning``
