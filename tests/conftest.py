@@ -55,7 +55,7 @@ def elsewhere() -> Callable[[str], str]:
 
 @pytest.fixture(scope="session")
 def crew() -> Iterator[Callable[[int], object]]:
-    """So many ranks, started once: ``crew(2)(work, *args)``."""
+    """A crew of a number of ranks, started once: ``crew(2)(work, *args)``."""
     from helpers.ranks import Crew  # noqa: PLC0415  (after the import hook)
 
     crews: dict[int, Crew] = {}

@@ -1,9 +1,9 @@
-"""What each node of a traced model does to hidden units, in one word.
+"""What each node of a traced model does to hidden units, in a few words.
 
-``linear``, ``conv`` and ``norm`` have weights; ``keep`` is elementwise; ``pool``
-acts on each channel alone; ``flatten`` joins all dimensions after the batch;
-``merge`` combines tensors elementwise; ``number`` returns a size. Everything else
-is ``unknown``.
+``linear``, ``conv`` and ``norm`` have weights of their own; ``keep`` acts on
+every entry alone, ``pool`` on positions alone; ``flatten`` joins all dimensions
+from the first on; ``merge`` combines tensors entry by entry; ``number`` gives a
+size. Everything else is ``unknown``.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ _BY_FUNCTION: dict[Any, str] = {
 
 
 def module_action(module: nn.Module) -> str:
-    """Return the word for what a leaf module does to hidden units."""
+    """Say in one word what a leaf module does to hidden units."""
     if isinstance(module, nn.Flatten):
         return "flatten" if (module.start_dim, module.end_dim) == (1, -1) else "unknown"
     return next((what for what, types in _MODULES.items() if isinstance(module, types)), "unknown")
 
 
 def call_action(node: fx.Node) -> str:
-    """Return the word for what a call of a function or a method does to hidden units."""
+    """Say in one word what a call of a function or a method does to hidden units."""
     if _flattens(node):
         return "flatten"
     if node.op == "call_method":
@@ -79,14 +79,14 @@ def call_action(node: fx.Node) -> str:
 
 
 def title(node: fx.Node, module: nn.Module | None) -> str:
-    """Name a node as the model's author would."""
+    """Name a node as its user would."""
     if module is not None:
         return f"{type(module).__name__} {str(node.target)!r}"
     return getattr(node.target, "__name__", str(node.target))
 
 
 def _flattens(node: fx.Node) -> bool:
-    """Whether a call joins all dimensions after the batch."""
+    """Whether a call joins all dimensions from the first on."""
     given = list(node.args[1:])
     if node.target in {"flatten", torch.flatten}:
         names = dict(zip(("start_dim", "end_dim"), given, strict=False)) | node.kwargs
