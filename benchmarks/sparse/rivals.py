@@ -154,7 +154,7 @@ def sparselab(layer: Layer) -> Side:
     made._values = nn.Parameter(torch.from_numpy(made._csr.values))
     side = _module(layer, made, made._values)
     used = torch.from_numpy(made._csr.values) != 0
-    return Side(side.run, lambda results: (*results[:2], results[2][used]))
+    return Side(side.run, lambda r: (r[0], r[1], r[2][used]))
 
 
 def _module(layer: Layer, module: Any, values: nn.Parameter) -> Side:

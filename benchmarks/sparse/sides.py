@@ -99,7 +99,7 @@ def ours(layer: Layer) -> Side:
     """The kernels of sparseflow on blocked tensors."""
     run = _ours_linear(layer) if layer.shape.linear else _ours_conv(layer)
     n = len(layer.x)
-    return Side(run, lambda results: (*(unblock(t, n) for t in results[:2]), results[2]))
+    return Side(run, lambda r: (unblock(r[0], n), unblock(r[1], n), r[2]))
 
 
 def _ours_linear(layer: Layer) -> Callable[[], Results]:

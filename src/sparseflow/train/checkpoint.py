@@ -169,9 +169,9 @@ def _masked(
     model: nn.Module, optimizer: torch.optim.Optimizer, state: State
 ) -> dict[int, NonZeros]:
     """Masked weights by their index in the optimiser's state."""
-    names = {id(p): name for name, p in named_weights(model).items()}
-    named = ((i, names.get(id(p))) for i, p in enumerate(_parameters(optimizer)))
-    return {i: state.masked[name] for i, name in named if name in state.masked}
+    named = {id(p): name for name, p in named_weights(model).items()}
+    names = [named.get(id(p), "") for p in _parameters(optimizer)]
+    return {i: state.masked[name] for i, name in enumerate(names) if name in state.masked}
 
 
 def _active(value: Tensor, weight: NonZeros | None) -> Tensor | None:
