@@ -1,4 +1,4 @@
-"""The one command: run the benchmarks, print a table, write figures and plots."""
+"""The command: run the benchmarks, print a table, write results and plots."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Group:
 
     Attributes:
         benchmarks: by name; each takes the share of a full run's rounds.
-        results: where a full run of all of them is written.
-        threads: numbers of threads that a run uses; empty: as torch is set.
-        picture: where their plot goes, if they have one.
+        results: file that a full run of all of them writes.
+        threads: numbers of threads to run with; empty for torch's present number.
+        picture: file of their plot, if there is one.
     """
 
     benchmarks: dict[str, Benchmark]
@@ -86,7 +86,7 @@ def main() -> None:
     """Parse the command line and run."""
     options = _parser().parse_args()
     if min(options.threads or [1]) < 1:
-        sys.exit(f"--threads must be at least 1, is {min(options.threads)}")
+        sys.exit(f"--threads {min(options.threads)} is not at least 1")
     results: dict[str, dict[str, Any]] = {}
     for name, group in GROUPS.items():
         chosen = [b for b in group.benchmarks if _chosen(options.only, name, b)]
@@ -152,16 +152,16 @@ def _parser() -> argparse.ArgumentParser:
         "--threads",
         type=int,
         action="append",
-        help="with so many threads; may be repeated. By default as torch is set, and the group "
-        "sparse with one thread, then with as many as torch is set to",
+        help="number of threads; may be repeated. By default torch's present number; for the "
+        "group sparse one thread, then that number",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     written = ", ".join(str(group.results) for group in GROUPS.values())
     parser.add_argument(
         "--out",
         type=Path,
-        help=f"where to write the figures; by default {written}, and nowhere for a run that is "
-        "quick, partial or with threads of its own",
+        help=f"file to write the results to; by default {written}, and none if --quick, --only or "
+        "--threads is given",
     )
     return parser
 

@@ -1,6 +1,6 @@
-"""Curvature of a dense LeNet5, beside the libraries that compute it: PyHessian and curvlinops.
+"""Curvature of a dense LeNet5, compared with PyHessian and curvlinops.
 
-They are dependencies of nothing here, and want an environment of their own
+Nothing else depends on these libraries, and they need a separate environment
 (``referees.txt``).
 """
 
@@ -36,11 +36,11 @@ Side = Callable[[], Tensor]
 
 
 def curvature(share: float) -> list[Record]:
-    """Time to the top eigenvalues and to the density, in units of the faster referee's."""
+    """Time of the top eigenvalues and of the spectral density, over that of the faster referee."""
     missing = [name for name in REFEREES if not _importable(name)]
     if missing:
         sys.stderr.write(
-            f"curvature is left out: {' and '.join(missing)} cannot be imported here; "
+            f"curvature is left out: {' and '.join(missing)} cannot be imported; "
             "benchmarks/referees.txt says how to make an environment with them\n"
         )
         return []
@@ -70,7 +70,7 @@ def _importable(name: str) -> bool:
 
 
 def _trained(images: int) -> tuple[nn.Module, Batch]:
-    """LeNet5 after 100 steps, when its largest eigenvalues stand apart."""
+    """LeNet5 after 100 steps, when its largest eigenvalues are well separated."""
     torch.manual_seed(0)
     data, model = load_mnist(), build("lenet5")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
@@ -94,22 +94,22 @@ def _top_sides(model: nn.Module, batch: Batch) -> dict[str, Side]:
         return torch.from_numpy(values).double()
 
     def pyhessian() -> Tensor:
-        found = _pyhessian(model, batch).eigenvalues(maxIter=100, tol=TOLERANCE, top_n=TOP)
-        return torch.tensor(found[0], dtype=torch.float64)
+        values, _ = _pyhessian(model, batch).eigenvalues(maxIter=100, tol=TOLERANCE, top_n=TOP)
+        return torch.tensor(values, dtype=torch.float64)
 
     return {"ours": ours, "curvlinops": curvlinops, "pyhessian": pyhessian}
 
 
 def _density_sides(model: nn.Module, batch: Batch) -> dict[str, Side]:
-    known = spectral_density(hessian(model, sf.cross_entropy, batch), STEPS, PROBES)
-    ends = known.smallest, known.largest
+    density = spectral_density(hessian(model, sf.cross_entropy, batch), STEPS, PROBES)
+    ends = density.smallest, density.largest
 
     def ours() -> Tensor:
         operator = hessian(model, sf.cross_entropy, batch)
         return spectral_density(operator, STEPS, PROBES).density().mean
 
     def curvlinops() -> Tensor:
-        """Its Lanczos keeps no vectors orthogonal; the ends of the spectrum are given to it."""
+        """Lanczos without reorthogonalisation; it is given the ends of the spectrum."""
         spectrum = importlib.import_module("curvlinops.papyan2020traces.spectrum")
         operator = _curvlinops(model, batch)
         return spectrum.lanczos_approximate_spectrum(
@@ -117,7 +117,7 @@ def _density_sides(model: nn.Module, batch: Batch) -> dict[str, Side]:
         )[1]
 
     def pyhessian() -> Tensor:
-        """It calls ``torch.eig``, which PyTorch has no more: lent to it for the call."""
+        """It calls ``torch.eig``, which PyTorch no longer has: replaced for the call."""
         with patch.object(torch, "eig", _eig, create=True):
             nodes, _ = _pyhessian(model, batch).density(iter=STEPS, n_v=PROBES)
         return torch.tensor(nodes)
@@ -133,7 +133,7 @@ def _curvlinops(model: nn.Module, batch: Batch) -> Any:
 
 
 def _pyhessian(model: nn.Module, batch: Batch) -> Any:
-    """Given one batch it differentiates once, keeps the graph and uses it for every product."""
+    """Given one batch, it differentiates once and reuses the graph for every product."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         library = importlib.import_module("pyhessian")
@@ -146,11 +146,11 @@ def _eig(matrix: Tensor, eigenvectors: bool) -> tuple[Tensor, Tensor]:  # noqa: 
 
 
 def _same(sides: dict[str, Side]) -> None:
-    """All three must find the same largest eigenvalues before they are timed."""
-    found = {name: side().sort(descending=True).values[:3] for name, side in sides.items()}
-    for name, values in found.items():
-        if not torch.allclose(values, found["ours"], rtol=0.02):
-            raise RuntimeError(f"{name} finds {values.tolist()}, sparseflow {found['ours']}")
+    """Check that all three compute the same largest eigenvalues, before they are timed."""
+    top = {name: side().sort(descending=True).values[:3] for name, side in sides.items()}
+    for name, values in top.items():
+        if not torch.allclose(values, top["ours"], rtol=0.02):
+            raise RuntimeError(f"{name} computes {values.tolist()}, sparseflow {top['ours']}")
 
 
 def _records(what: str, timings: Timings) -> list[Record]:
@@ -159,6 +159,6 @@ def _records(what: str, timings: Timings) -> list[Record]:
 
     seconds = timings.seconds
     seconds["faster"] = [min(t) for t in zip(*(seconds[n] for n in REFEREES), strict=True)]
-    found = [timings.record(f"{what}: of {n}'s time", "ours", n, ratio, "×") for n in REFEREES]
+    each = [timings.record(f"{what}: of {n}'s time", "ours", n, ratio, "×") for n in REFEREES]
     figure = f"{what}: of the faster one's time"
-    return [*found, timings.record(figure, "ours", "faster", ratio, "×", target=1.0)]
+    return [*each, timings.record(figure, "ours", "faster", ratio, "×", target=1.0)]

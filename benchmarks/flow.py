@@ -1,4 +1,4 @@
-"""What measuring gradient flow during training costs."""
+"""Cost of measuring gradient flow during training."""
 
 from __future__ import annotations
 

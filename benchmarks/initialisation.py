@@ -1,22 +1,20 @@
-"""How long it takes to create the masks and the weights of a ResNet-50."""
+"""Time to create the masks and the weights of a ResNet-50."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import torch
 from torch import nn
 
 import sparseflow as sf
 from benchmarks.timing import Record, interleave
+from sparseflow.models import build
 
 ROUNDS = 30
 DENSITY = 0.2
 
 
 def initialisation(share: float) -> list[Record]:
-    """Per-neuron initialisation and mask creation against torch's own ``kaiming_normal_``."""
-    layers = sf.maskable(resnet50_weights())
+    """Per-neuron initialisation and creation of masks, over torch's ``kaiming_normal_``."""
+    layers = sf.maskable(build("resnet50"))
     masks = sf.make_masks(layers, DENSITY, allocation="erk")
 
     def kaiming() -> None:
@@ -45,24 +43,3 @@ def initialisation(share: float) -> list[Record]:
         *records("initialise", "initialise, fan-in normal", 500.0),
         *records("masks", "make_masks, random", None),
     ]
-
-
-def resnet50_weights() -> nn.ModuleList:
-    """The convolutions and the classifier of ResNet-50: 54 weights, 25.5 million numbers."""
-    with torch.device("meta"):
-        layers = nn.ModuleList(_layers())
-    return layers.to_empty(device="cpu")
-
-
-def _layers() -> Iterator[nn.Module]:
-    yield nn.Conv2d(3, 64, 7, bias=False)
-    before = 64
-    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
-        after = 4 * width
-        yield nn.Conv2d(before, after, 1, bias=False)
-        for _ in range(blocks):
-            yield nn.Conv2d(before, width, 1, bias=False)
-            yield nn.Conv2d(width, width, 3, bias=False)
-            yield nn.Conv2d(width, after, 1, bias=False)
-            before = after
-    yield nn.Linear(before, 1000, bias=False)

@@ -1,4 +1,4 @@
-"""Where the benchmarks say how far they are."""
+"""Progress of the benchmarks, on standard error."""
 
 from rich.console import Console
 
@@ -6,5 +6,5 @@ progress = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def skipped(what: str, why: str) -> None:
-    """Say that something is left out, and go on."""
+    """Report that something is left out."""
     progress.print(f"skipped: {what}: {why}")

@@ -1,4 +1,4 @@
-"""What masks and their updates cost a training step."""
+"""Cost of masks and of their updates in a training step."""
 
 from __future__ import annotations
 

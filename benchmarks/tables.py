@@ -16,14 +16,14 @@ Records = Sequence[dict[str, Any]]
 
 
 def tables(records: Records) -> list[Table]:
-    """One table of all single figures, and one of the sparse layers' speed-ups."""
+    """One table of all single values, and one of the speed-ups of sparse layers."""
     compared = [r for r in records if r["benchmark"] == "sparse-layers"]
     single = [r for r in records if r["benchmark"] != "sparse-layers"]
-    return [make(found) for make, found in ((_layers, compared), (_figures, single)) if found]
+    return [make(some) for make, some in ((_layers, compared), (_values, single)) if some]
 
 
-def _figures(records: Records) -> Table:
-    table = Table("benchmark", "case", "figure")
+def _values(records: Records) -> Table:
+    table = Table("benchmark", "case", "value")
     for heading in ("threads", "median", "25–75 %", "target", "met", "ms", "baseline ms", "rounds"):
         table.add_column(heading, justify="right")
     for r in records:

@@ -1,7 +1,7 @@
-"""Interleaved timing: what is compared runs side by side, round after round.
+"""Interleaved timing: all sides of a comparison run in turn, round after round.
 
-A busy or throttled machine slows all sides of a round alike, so the ratio
-within a round stays meaningful where the times themselves do not.
+A busy or throttled machine slows all sides of a round alike, so the ratio within
+a round stays meaningful when the times themselves are not.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ LEAST_ROUNDS = 4
 
 @dataclass(frozen=True)
 class Record:
-    """One measured figure, with its target where there is one.
+    """One measured value, with its target if there is one.
 
     Attributes:
         benchmark: name of the benchmark.
-        case: what it ran on.
-        figure: what the value says.
+        case: what was timed: model, batch, sparsity.
+        figure: what the value is (the name in results written so far).
         value: median over the rounds.
         low: first quartile.
         high: third quartile.
         unit: of value, low, high and target.
-        measured_ms: median time of what is measured; None where it was not.
-        baseline_ms: median time of what it is compared with; None where nothing is.
-        rounds: rounds that enter.
-        target: the value should be at most, or at least, this.
-        met: whether it is; None without a target.
-        direction: on which side of the target the value should be.
-        settings: the conditions one by one, where a plot or a table sorts by them.
+        measured_ms: median time of the measured side; None if it was not timed.
+        baseline_ms: median time of the other side; None without one.
+        rounds: number of rounds.
+        target: bound on the value, or None.
+        met: whether the value is within the target; None without one.
+        direction: whether the target is an upper or a lower bound.
+        settings: the conditions one by one, for plots and tables to sort by.
     """
 
     benchmark: str
@@ -62,7 +62,7 @@ class Record:
 def reduce(
     values: Sequence[float], target: float | None, direction: Direction
 ) -> dict[str, float | bool | None]:
-    """Median and quartiles of one figure's values, and whether the median meets the target."""
+    """Median and quartiles of the values of all rounds, and whether the median meets the target."""
     low, middle, high = quantiles(values, n=4, method="inclusive")
     met = None
     if target is not None:
@@ -76,8 +76,8 @@ class Timings:
 
     Attributes:
         benchmark: name of the benchmark.
-        case: what it ran on.
-        seconds: one list a side, all of the same length.
+        case: what was timed.
+        seconds: one list for each side, all of the same length.
         settings: the conditions, for the records.
     """
 
@@ -130,15 +130,15 @@ def interleave(
     budget: float = float("inf"),
     settings: Mapping[str, Any] | None = None,
 ) -> Timings:
-    """Time every side once a round; every second round runs them in reverse order.
+    """Time every side once per round; every second round runs them in reverse order.
 
     Args:
         benchmark: name of the benchmark.
-        case: what it runs on.
-        sides: what is compared.
-        rounds: how many rounds.
-        warm: untimed runs of each side before.
-        turn: seconds that a side's turn should last at least: short ones are
+        case: what is timed.
+        sides: the functions to compare, by name.
+        rounds: number of rounds, at most.
+        warm: untimed runs of each side before the first round.
+        turn: seconds that a side's turn should last at least: shorter ones are
             repeated within their turn, and the mean is taken.
         budget: seconds after which no further pair of rounds begins, once there are four.
         settings: the conditions, for the records.
@@ -147,8 +147,8 @@ def interleave(
     for _ in range(warm):
         last = {name: _mean_time(run, 1) for name, run in sides.items()}
     repeats = {name: _repeats(seconds, turn) for name, seconds in last.items()}
-    # Threads of OpenMP spin for a while after their work, and would take a core from
-    # a side that has a pool of its own.
+    # OpenMP's threads spin for a while after their work, and would take cores from a side
+    # that uses another thread pool.
     pause = 0.002 if torch.get_num_threads() > 1 else 0.0
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     gc.collect()
@@ -169,7 +169,7 @@ def interleave(
 
 
 def fastest(sides: Mapping[str, Callable[[], object]], runs: int = 2) -> str:
-    """Name of the side with the least time of a few short runs, each side once warm."""
+    """Name of the side with the shortest of a few runs, after one warm-up each."""
     least = dict.fromkeys(sides, float("inf"))
     for run in sides.values():
         run()
@@ -191,12 +191,12 @@ def _mean_time(run: Callable[[], object], repeats: int) -> float:
 
 
 def load() -> list[float] | None:
-    """Load average over 1, 5 and 15 minutes, where the system tells."""
+    """Load average over 1, 5 and 15 minutes, on systems that have it."""
     return [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None
 
 
 def machine() -> dict[str, object]:
-    """Say what the figures were measured on."""
+    """Describe the machine and the versions that were measured."""
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),

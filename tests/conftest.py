@@ -25,6 +25,14 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, databas
 settings.load_profile("repeatable")
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What soaks is slow too."""
+    for item in items:
+        if item.get_closest_marker("soak"):
+            item.add_marker("slow")
+
+
 @pytest.fixture(autouse=True)
 def global_seed() -> None:
     """Every test starts from one state of the global random stream."""
@@ -47,7 +55,7 @@ def elsewhere() -> Callable[[str], str]:
 
 @pytest.fixture(scope="session")
 def crew() -> Iterator[Callable[[int], object]]:
-    """So many ranks, started once: ``crew(2)(work, *args)``."""
+    """A crew of a number of ranks, started once: ``crew(2)(work, *args)``."""
     from helpers.ranks import Crew  # noqa: PLC0415  (after the import hook)
 
     crews: dict[int, Crew] = {}

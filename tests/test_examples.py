@@ -34,6 +34,7 @@ def assert_exact(model, masks, density, prefix=""):
         assert weight.count_nonzero() > 0.5 * mask.sum(), name
 
 
+@pytest.mark.slow
 def test_gpt2_through_the_hugging_face_trainer(tmp_path, monkeypatch):
     found = run("gpt2_trainer", tmp_path, monkeypatch)
     assert isinstance(found["model"], transformers.GPT2LMHeadModel)
@@ -46,6 +47,7 @@ def test_gpt2_through_the_hugging_face_trainer(tmp_path, monkeypatch):
     assert (tmp_path / "gpt2" / "checkpoint-120" / "topology.safetensors").is_file()
 
 
+@pytest.mark.slow
 # Lightning asks torch in an outdated way whether a batch is one tensor, and for workers,
 # which would take longer to start than this example.
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")

@@ -1,4 +1,4 @@
-"""A store of many finished runs, written by the store's own writers from a few real ones."""
+"""A store of many finished runs, copied from a few real ones with the store's own writers."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from sparseflow.runs.spec import RunSpec
 
 FAMILY, SCALE, SETTINGS = "mlp-mnist", 0.01, ("data.limit=2000", "data.probe=200")
 OPTIONS = ["--scale", str(SCALE), *(word for s in SETTINGS for word in ("--set", s))]
-"""What names these runs on the command line."""
+"""Options that name these runs on the command line."""
 
 
 def fill(root: Path, runs: int) -> Store:
-    """Make a store with all trained recipes of a family, at so many seeds that ``runs`` come out.
+    """Make a store of all trained recipes of a family, at enough seeds for ``runs`` runs.
 
-    Those of seed 0 are trained: 117 steps each. The others are copies of them
-    under their own specifications, checkpoints by hard links.
+    Seed 0 is trained, 117 steps each. The others are copies with other specifications,
+    whose checkpoints are hard links.
 
     Args:
         root: a new folder.
-        runs: how many, at least.
+        runs: number of runs, at least.
     """
     store = Store(root)
     names = [n for n in expand([FAMILY]) if "/init-" not in n]
@@ -56,7 +56,7 @@ def _copy(run: Run, spec: RunSpec, store: Store) -> None:
 
 
 def lengthen(run: Run, times: int) -> None:
-    """Repeat what was measured after step 0, at later steps, under a checksum that fits."""
+    """Repeat the records after step 0 at later steps, and update the checksum."""
     lines = [msgspec.json.encode(r) + b"\n" for r in _repeated(list(run.metrics()), times)]
     data = b"".join(lines)
     (run.path / "metrics.jsonl").write_bytes(data)

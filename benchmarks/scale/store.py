@@ -1,4 +1,4 @@
-"""What a store of 1,000 finished runs costs: listing, resuming, reporting; time and memory."""
+"""Time and memory of listing, resuming and reporting a store of 1,000 finished runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMES = [n for n in expand([FAMILY]) if "/init-" not in n]
 
 
 def store(share: float) -> list[Record]:
-    """Commands as a user runs them, the parts of a report, and its memory at longer metrics."""
+    """Commands as a user runs them, the parts of a report, and its memory for longer metrics."""
     rounds = 2 if share < 1 else 5
     with tempfile.TemporaryDirectory() as folder:
         with progress.status("makes a store"):
@@ -38,7 +38,7 @@ def store(share: float) -> list[Record]:
 
 
 def _memory(made: Store) -> list[Record]:
-    """What collecting holds at most, beside what it reads; curves are soon as long as they get."""
+    """Peak memory of collecting, and the size of the metrics; curves have a maximal length."""
     records, peaks, grown = [], {}, 1
     for times in LENGTHS:
         for run in made.runs():
@@ -101,7 +101,7 @@ def _collect(made: Store) -> Any:
 
 
 def _peak(action: Callable[[], object]) -> int:
-    """Most bytes of Python's that are held at a time."""
+    """Peak number of bytes allocated by Python."""
     action()
     tracemalloc.start()
     try:
@@ -112,12 +112,12 @@ def _peak(action: Callable[[], object]) -> int:
 
 
 def _times(action: Callable[[], object], rounds: int) -> list[float]:
-    found = []
+    seconds = []
     for _ in range(rounds):
         began = perf_counter()
         action()
-        found.append(perf_counter() - began)
-    return found
+        seconds.append(perf_counter() - began)
+    return seconds
 
 
 def _record(

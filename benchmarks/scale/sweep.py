@@ -1,4 +1,4 @@
-"""What a sweep of 10,000 runs costs by itself, on a simulated cluster of 100 machines."""
+"""Overhead of a sweep of 10,000 runs, on a simulated cluster of 100 machines."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ CASE = f"{RUNS:,} runs of {SECONDS:g} s, {MACHINES} machines of {CORES} cores, s
 
 
 class Simulated(Executor):
-    """Runs that take their time on a clock of its own.
+    """An executor whose runs take time on a simulated clock.
 
-    The processor time that the sweep takes between two of its waits is put on
-    the clock, so that a slow sweep leaves machines idle here as it would there.
+    The processor time of the sweep between two waits is added to the clock, so that a
+    slow sweep leaves machines idle as it would on a real cluster.
     """
 
     def __init__(self, places: int, *, charged: bool) -> None:
-        """Have so many cores; ``charged`` says whether the sweep's own time counts."""
+        """Simulate ``places`` cores; ``charged`` says whether the sweep's time is added."""
         super().__init__()
         self._places, self._charged = places, charged
         self._under_way: list[tuple[float, str]] = []
@@ -59,15 +59,15 @@ class Simulated(Executor):
         while self._under_way and self._under_way[0][0] <= self.clock:
             at, key = heapq.heappop(self._under_way)
             ended.append(Ended(key, 98.0))
-            self._fill(at)  # the cluster goes on with what lies ready
+            self._fill(at)  # the core starts the next run in the queue
         return ended
 
     def _stop(self) -> None:
-        """Nothing is under way any more."""
+        """Stop nothing: no run is real."""
 
 
 def sweep_overhead(share: float) -> list[Record]:
-    """Processor time of planning and sweeping, and how much later the last run ends for it."""
+    """Processor time of planning and sweeping, and the delay of the last run that it causes."""
     specs = _specs()
     own, later = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -92,9 +92,9 @@ def _specs() -> list[RunSpec]:
 
 
 def _sweep(specs: list[RunSpec], store: Store, *, charged: bool) -> tuple[float, float]:
-    """End of the last run on the simulated clock, and processor time of it all."""
+    """End of the last run on the simulated clock, and total processor time."""
     began = process_time()
-    executor = Simulated(MACHINES * CORES, charged=charged)  # planning is on its clock
+    executor = Simulated(MACHINES * CORES, charged=charged)  # its clock includes planning
     sweep(plan(specs, store), store, executor)
     return executor.clock, process_time() - began
 

@@ -1,4 +1,4 @@
-"""Plot of the layers: speed-up against sparsity, beside the rivals and the roofline."""
+"""Plot of the layers: speed-up against sparsity, with the rivals and the roofline."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ Records = Sequence[dict[str, Any]]
 
 
 def write_layers_figure(records: Records, path: Path) -> bool:
-    """Draw the speed-ups at one thread and batch 128, as far as they were measured.
+    """Draw the measured speed-ups with one thread at batch 128.
 
     Returns:
-        Whether there was anything to draw, and matplotlib to draw it.
+        Whether a file was written: there must be such records, and matplotlib.
     """
     shown = [
         r
@@ -56,7 +56,7 @@ def write_layers_figure(records: Records, path: Path) -> bool:
 
 
 def layers_figure(records: Records) -> Any:
-    """One panel a layer, both axes logarithmic; the last place holds the legend."""
+    """One panel for each layer, both axes logarithmic; the legend takes the last panel."""
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     from sparseflow.report.figures.style import WIDTH, styled  # noqa: PLC0415
@@ -94,16 +94,16 @@ def _panel(axes: Any, records: Records) -> None:
             axes.plot(*zip(*points, strict=True), linestyle=dashes, color=MUTED, linewidth=1,
                       label=label)  # fmt: skip
     for side, (color, marker, label) in reversed(SIDES.items()):
-        found = [r for r in records if r["settings"]["side"] == side]
-        found.sort(key=lambda r: r["settings"]["sparsity"])
-        if not found:
+        points = [r for r in records if r["settings"]["side"] == side]
+        points.sort(key=lambda r: r["settings"]["sparsity"])
+        if not points:
             continue
-        shares = [_share(r) for r in found]
+        shares = [_share(r) for r in points]
         bold = side == "sparseflow"
-        axes.plot(shares, [r["value"] for r in found], color=color, marker=marker, label=label,
+        axes.plot(shares, [r["value"] for r in points], color=color, marker=marker, label=label,
                   markersize=4 if bold else 3, linewidth=2 if bold else 1.2)  # fmt: skip
         if bold:
-            low, high = [r["low"] for r in found], [r["high"] for r in found]
+            low, high = [r["low"] for r in points], [r["high"] for r in points]
             axes.fill_between(shares, low, high, color=color, alpha=0.2, linewidth=0)
     _scales(axes, records)
 

@@ -1,4 +1,4 @@
-"""Inference at 95 %: a network and linear layers, many examples and one."""
+"""Inference at 95 % sparsity: a network and linear layers, in batches and by single examples."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROUNDS, TURN, BUDGET = 200, 0.002, 10.0
 
 
 def inference(share: float) -> list[Record]:
-    """LeNet5 and two linear layers at batch 128, the larger at batch 1 too."""
+    """LeNet5 and two linear layers at batch 128, the larger one also at batch 1."""
     alone = torch.get_num_threads() == 1
 
     def floor(value: float) -> float | None:
@@ -48,9 +48,9 @@ def _network(share: float, floor: float | None) -> list[Record]:
 
 @torch.inference_mode()
 def _linear(shape: Shape, batch: int, share: float, floor: float | None) -> list[Record]:
-    """By the kernel on activations in its layout, and as a module with both conversions.
+    """The kernel on activations in its layout, and the module with both conversions.
 
-    The layout of one example is the plain one: blocked, it would be computed 16 times.
+    A single example has the plain layout: blocked, it would be computed 16 times.
     """
     generator = torch.Generator().manual_seed(0)
     pointers, columns = shape.topology(SPARSITY, generator)

@@ -1,8 +1,8 @@
-"""Train one layer of 16,384 → 16,384 for a few steps in a process of its own.
+"""Train one layer of 16,384 → 16,384 for a few steps; run as a separate process.
 
 Usage: ``python -m benchmarks.sparse.large SPARSITY THREADS``; prints one line of JSON
-with the seconds of each step, what the process grew by at its peak, and the non-zeros.
-Sparsity 0 trains the dense layer.
+with the seconds of each step, the growth of the process up to its peak, and the number
+of non-zeros. Sparsity 0 trains the dense layer.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ def main(sparsity: float, threads: int) -> None:
     before = _status("VmRSS")
     layer = _sparse(1 - sparsity) if sparsity else nn.Linear(FEATURES, FEATURES)
     seconds = _train(layer)
-    found = {
+    result = {
         "seconds": seconds,
         "grown": _status("VmHWM") - before,
         "before": before,
         "nonzeros": layer.nnz if isinstance(layer, SparseLinear) else FEATURES**2,
     }
-    print(json.dumps(found))
+    print(json.dumps(result))
 
 
 def _sparse(density: float) -> SparseLinear:
-    """Each connection is there with the same chance; only those that are there are drawn.
+    """A layer in which each connection exists with probability ``density``.
 
-    The gaps between them are geometric, so nothing of the dense weight's size is made.
+    Gaps between connections are then geometric, so nothing of the dense size is allocated.
     """
     size = FEATURES**2
     expected = density * size
@@ -68,7 +68,7 @@ def _train(layer: nn.Module) -> list[float]:
 
 
 def _small_step() -> None:
-    """Load what torch and the core load on first use."""
+    """Run one step, so that torch and the core load what they load on first use."""
     layer = SparseLinear(64, 64, torch.arange(64), torch.ones(64))
     optimizer = torch.optim.SGD(layer.parameters(), lr=1e-3, momentum=0.9)
     x: Tensor = torch.randn(BATCH, 64, requires_grad=True)
@@ -77,7 +77,7 @@ def _small_step() -> None:
 
 
 def _status(name: str) -> int:
-    """Bytes from the kernel's account of this process."""
+    """Bytes from ``/proc/self/status``."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024
 

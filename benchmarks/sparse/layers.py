@@ -1,4 +1,4 @@
-"""The training step of one layer, by sparsity and batch size, beside dense and the rivals."""
+"""The training step of one layer by sparsity and batch size, over dense PyTorch and rivals."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ QUICK_BUDGET = 0.5
 
 
 def layers(share: float) -> list[Record]:
-    """Speed-ups of all layers; other batch sizes and rivals' figures in a full run.
+    """Speed-ups of all layers; with other batch sizes in a full run.
 
-    The floors hold for one thread and batch 128.
+    The floors apply to one thread and batch 128.
     """
     quick = share < 1
     records = []
@@ -80,7 +80,7 @@ def _settings(layer: Layer, sparsity: float, best: str) -> dict[str, object]:
 
 
 def _records(timings: Timings, shape: Shape, sparsity: float, share: float) -> list[Record]:
-    """Everyone over dense, with the bounds of the roofline; and sparseflow over the rivals."""
+    """All sides over dense, with the roofline's bounds; and sparseflow over each rival."""
     conditions = dict(timings.settings)
     held = conditions["threads"] == 1 and conditions["batch"] == BATCH
     flops = shape.step_flops(conditions["nonzeros"], conditions["batch"])

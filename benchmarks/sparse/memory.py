@@ -1,4 +1,4 @@
-"""Memory and time of training a layer of 16,384 → 16,384, which nobody would train dense."""
+"""Memory and time of training a layer of 16,384 → 16,384, which is hardly feasible dense."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ CASE = f"linear {FEATURES}→{FEATURES}, batch {BATCH}, SGD with momentum"
 
 
 def memory(share: float) -> list[Record]:
-    """Peak memory and time of a step; the dense layer is run in a full benchmark if it fits."""
+    """Peak memory and time of a step; in a full run also of the dense layer, if it fits."""
     if not CLEAR.exists():
-        skipped("sparse-memory", "peak memory is read from /proc/self, which is not here")
+        skipped("sparse-memory", "peak memory is read from /proc/self, which this system lacks")
         return []
     rounds = QUICK_ROUNDS if share < 1 else ROUNDS
     dense: list[dict[str, Any]] = []
@@ -46,7 +46,7 @@ def _records(sparsity: float, rounds: int, dense: list[dict[str, Any]]) -> list[
     case = f"{CASE}, {sparsity:.1%} sparse"
     grown = [run["grown"] / MIB for run in runs]
     limit = LIMIT_MIB if sparsity == 0.99 else None
-    found = [
+    records = [
         _record(case, "peak memory above that of the imports", grown, "MiB", times, settings,
                 limit),
         _record(case, "time of a step", [1e3 * t for t in times], "ms", times, settings),
@@ -54,12 +54,12 @@ def _records(sparsity: float, rounds: int, dense: list[dict[str, Any]]) -> list[
     if dense:
         base = median(_step(run) for run in dense)
         speedups = [base / t for t in times]
-        found.append(_record(case, "training step over dense", speedups, "×", times, settings))
-    return found
+        records.append(_record(case, "training step over dense", speedups, "×", times, settings))
+    return records
 
 
 def _dense_records(runs: list[dict[str, Any]]) -> list[Record]:
-    """Measured, or counted from its three tensors alone."""
+    """Measured, or computed from the sizes of the three tensors."""
     if not runs:
         megabytes = [DENSE_TENSORS / MIB] * 2
         what = "weight, gradient and momentum, counted, not measured"
@@ -102,19 +102,19 @@ def _record(
 
 
 def _runs(sparsity: float, rounds: int) -> list[dict[str, Any]]:
-    """Every round in a process of its own: memory once taken is seldom given back."""
+    """Run each round in a fresh process, since a process seldom returns memory."""
     command = [sys.executable, "-m", "benchmarks.sparse.large", sparsity, torch.get_num_threads()]
-    found = []
+    results = []
     for _ in range(rounds):
         done = subprocess.run(
             list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True
         )
-        found.append(json.loads(done.stdout))
-    return found
+        results.append(json.loads(done.stdout))
+    return results
 
 
 def _step(run: dict[str, Any]) -> float:
-    """Median time of the steps after the first, which builds what is built once."""
+    """Median time of the steps after the first, which includes one-time work."""
     return median(run["seconds"][1:])
 
 

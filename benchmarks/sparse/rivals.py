@@ -1,9 +1,9 @@
-"""The same step by other libraries, each in the fastest way that it offers in public.
+"""The same step by other libraries, each by the fastest of its public interfaces.
 
 ``torch.sparse`` and sparseprop's linear kernels get activations with the
-examples innermost, as they like them; sparseprop's convolutions are taken in
-the faster of their two modes, as kernels and as a module; sparselab has a
-module alone. ``referees-sparse.txt`` says how to install the latter two.
+examples innermost, their native layout; sparseprop's convolutions run in the
+faster of their two modes, as kernels and as a module; sparselab has only a
+module. ``referees-sparse.txt`` says how to install the latter two.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ HINT = "benchmarks/referees-sparse.txt says how to make an environment with it"
 
 
 def rivals(layer: Layer) -> dict[str, Side]:
-    """All that are installed and have this kind of layer."""
-    found = {"torch.sparse": torch_sparse(layer)} if layer.shape.linear else {}
+    """The libraries that are installed and have this kind of layer."""
+    sides = {"torch.sparse": torch_sparse(layer)} if layer.shape.linear else {}
     if _library("sparseprop.modules") is not None:
-        found["sparseprop"] = sparseprop(layer)
+        sides["sparseprop"] = sparseprop(layer)
         if not layer.shape.linear:
-            found["sparseprop, module"] = sparseprop_module(layer)
+            sides["sparseprop, module"] = sparseprop_module(layer)
     if layer.shape.linear and _sparselab() is not None:
-        found["sparselab"] = sparselab(layer)
-    return found
+        sides["sparselab"] = sparselab(layer)
+    return sides
 
 
 def torch_sparse(layer: Layer) -> Side:
-    """CSR products and ``sampled_addmm``; the transposed matrix is granted, not timed."""
+    """CSR products and ``sampled_addmm``; making the transposed matrix is not timed."""
     x, dy = layer.x.t().contiguous(), layer.dy.t().contiguous()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "in beta state"
@@ -52,7 +52,7 @@ def torch_sparse(layer: Layer) -> Side:
 
 
 def sparseprop(layer: Layer) -> Side:
-    """Its kernels without its module; they add to zeroed memory."""
+    """The kernels without the module; they accumulate into zeroed memory."""
     modules = importlib.import_module("sparseprop.modules")
     if layer.shape.linear:
         return _sparseprop_linear(layer, modules)
@@ -101,7 +101,7 @@ def _sparseprop_examples(layer: Layer, index: tuple[Tensor, ...], values: Tensor
         )
         return y, dx, dw
 
-    return Side(run, lambda found: (found[0].permute(3, 0, 1, 2), found[1].permute(3, 0, 1, 2), dw))
+    return Side(run, lambda r: (r[0].permute(3, 0, 1, 2), r[1].permute(3, 0, 1, 2), dw))
 
 
 def _sparseprop_width(layer: Layer, index: tuple[Tensor, ...], values: Tensor) -> Side:
@@ -124,11 +124,11 @@ def _sparseprop_width(layer: Layer, index: tuple[Tensor, ...], values: Tensor) -
         )
         return y, dx, dw
 
-    return Side(run, lambda found: found)
+    return Side(run, lambda results: results)
 
 
 def sparseprop_module(layer: Layer) -> Side:
-    """Its convolution as a module, in the faster of its two modes."""
+    """The convolution as a module, in the faster of its two modes."""
     modules = importlib.import_module("sparseprop.modules")
     dense = _dense_module(layer)
     sides = {
@@ -140,21 +140,21 @@ def sparseprop_module(layer: Layer) -> Side:
 
 
 _MADE: list[object] = []
-"""Matrices of sparselab, kept: it finds their transposes by an ``id`` that must not come again."""
+"""Matrices of sparselab, kept alive: it caches transposes by ``id``, which must not be reused."""
 
 
 def sparselab(layer: Layer) -> Side:
-    """Its module, filled with this layer's weight; its rows have spare places."""
+    """The module, with this layer's weight; its rows are padded with spare entries."""
     library = importlib.import_module("sparselab")
     limits = importlib.import_module("threadpoolctl")
-    limits.threadpool_limits(torch.get_num_threads())  # it brings an OpenMP runtime of its own
+    limits.threadpool_limits(torch.get_num_threads())  # it has a separate OpenMP runtime
     made = library.SparseLinear(layer.shape.before, layer.shape.after, bias=False, sparsity=0.5)
     made._csr = library.PaddedCSR.from_dense(layer.weight)
     _MADE.append(made._csr)
     made._values = nn.Parameter(torch.from_numpy(made._csr.values))
     side = _module(layer, made, made._values)
     used = torch.from_numpy(made._csr.values) != 0
-    return Side(side.run, lambda found: (found[0], found[1], found[2][used]))
+    return Side(side.run, lambda r: (r[0], r[1], r[2][used]))
 
 
 def _module(layer: Layer, module: Any, values: nn.Parameter) -> Side:
@@ -169,7 +169,7 @@ def _module(layer: Layer, module: Any, values: nn.Parameter) -> Side:
         assert values.grad is not None
         return y.detach(), x.grad, values.grad
 
-    return Side(run, lambda found: found)
+    return Side(run, lambda results: results)
 
 
 def _dense_module(layer: Layer) -> nn.Module:
@@ -184,13 +184,14 @@ def _dense_module(layer: Layer) -> nn.Module:
     return module
 
 
-def _from_columns(found: Results) -> Results:
-    return found[0].t(), found[1].t(), found[2]
+def _from_columns(results: Results) -> Results:
+    y, dx, dw = results
+    return y.t(), dx.t(), dw
 
 
 def _sparselab() -> ModuleType | None:
-    found = _library("sparselab")
-    return found if _library("threadpoolctl") is not None else None
+    library = _library("sparselab")
+    return library if _library("threadpoolctl") is not None else None
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The roofline: what this machine could do at best, measured by a small C++ program."""
+"""The roofline: the peak rates of this machine, measured by a small C++ program."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ LEVELS = {
     "v4": ["-mavx2", "-mfma", "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"],
     "v3": ["-mavx2", "-mfma"],
 }
-"""Flags of the core's levels; others are compiled as the compiler does by itself."""
+"""Compiler flags of the core's levels; other levels have none."""
 ROUNDS, QUICK_ROUNDS = 15, 3
 KIB = 1024
 
 
 @dataclass(frozen=True)
 class Rates:
-    """GFLOP/s by round, of all threads together.
+    """GFLOP/s in each round, over all threads.
 
     Attributes:
-        registers: multiply-adds on registers alone.
-        first: each reads a vector from random rows that fit the first-level cache.
-        second: the same in the second-level cache.
-        sizes: bytes of the two working sets, a thread.
-        seconds: time of it all.
+        registers: multiply-adds on registers only.
+        first: multiply-adds that each read a random row from the first-level cache.
+        second: the same from the second-level cache.
+        sizes: bytes of the two working sets, per thread.
+        seconds: time of the whole measurement.
     """
 
     registers: list[float]
@@ -74,20 +74,20 @@ def roofline(share: float) -> list[Record]:
 
 
 def bounds(flops: float, dense_seconds: float, share: float) -> dict[str, float]:
-    """Largest speed-up that each level, at its best, allows a step of so many operations."""
+    """Largest speed-up over dense that the peak rate of each level allows for ``flops``."""
     rates = measured(torch.get_num_threads(), QUICK_ROUNDS if share < 1 else ROUNDS)
     if rates is None:
         return {}
-    found = {"registers": rates.registers, "L1": rates.first, "L2": rates.second}
+    levels = {"registers": rates.registers, "L1": rates.first, "L2": rates.second}
     return {
         f"bound_{level}": dense_seconds * max(values) * 1e9 / flops
-        for level, values in found.items()
+        for level, values in levels.items()
     }
 
 
 @cache
 def measured(threads: int, rounds: int) -> Rates | None:
-    """Compile and run the program; None, with a line, where there is no compiler."""
+    """Compile and run the program; without a compiler report that and return None."""
     compiler = next(filter(None, map(shutil.which, _compilers())), None)
     if compiler is None:
         skipped("roofline", "no C++ compiler found; CXX may name one")
@@ -121,7 +121,7 @@ def _compilers() -> list[str]:
 
 
 def _compile(compiler: str, program: Path) -> str:
-    """Compile for the level that the core runs at here; the error, if it cannot be done."""
+    """Compile for the level of the core on this machine; return the error, or an empty text."""
     flags = ["-std=c++17", "-O3", *LEVELS.get(core().level, []), "-ffp-contract=fast", "-pthread"]
     command = [compiler, *flags, "-w", str(SOURCE), "-o", str(program)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""The layers that are timed, and what is asked of them."""
+"""The layers that are timed, and their targets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Shape:
     """A layer; a linear one has kernel 1 on an image of 1×1.
 
     Attributes:
-        name: as it stands in table and plot.
+        name: name in tables and plots.
         before: input features or channels.
         after: output features or channels.
         kernel: height and width of the kernel; 0 for a linear layer.
@@ -35,7 +35,7 @@ class Shape:
 
     @property
     def linear(self) -> bool:
-        """Whether it is no convolution."""
+        """Whether the layer is linear, not a convolution."""
         return not self.kernel
 
     @property
@@ -55,16 +55,16 @@ class Shape:
         return torch.randn(batch, self.before, *image, generator=generator)
 
     def output_gradient(self, batch: int, generator: torch.Generator) -> Tensor:
-        """A random gradient by the outputs."""
+        """A random gradient with respect to the output."""
         image = () if self.linear else (self.out_size, self.out_size)
         return torch.randn(batch, self.after, *image, generator=generator)
 
     def step_flops(self, nonzeros: int, batch: int) -> float:
-        """Operations of forward, input and weight gradient that touch a non-zero."""
+        """Operations on non-zeros in the forward pass and both gradients."""
         return 3 * 2.0 * nonzeros * batch * self.out_size**2
 
     def topology(self, sparsity: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Row pointers and columns, int32, of a random topology with this sparsity exactly."""
+        """Row pointers and columns (CSR, int32) of a random topology of exactly this sparsity."""
         rows = self.after
         width = int(torch.Size(self.weight_shape[1:]).numel())
         size = rows * width
@@ -90,6 +90,6 @@ SHAPES = (
 )  # fmt: skip
 SPARSITIES = (0.0, 0.5, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99)
 QUICK_SPARSITIES = (0.5, 0.6, 0.9, 0.95, 0.98)
-"""Those that have a floor."""
+"""Sparsities with a floor."""
 RIVALS_FROM = 0.8
-"""Sparsity from which other libraries are timed too; below they are slower than dense."""
+"""Sparsity from which on other libraries are timed; below they are slower than dense."""

@@ -1,8 +1,8 @@
 """One training step of a layer, by the sparse kernels and by dense PyTorch.
 
-A step is the product, the gradient by the inputs and the gradient by the
-weights, without a bias, into memory that is there already where the library
-allows it. Each side starts from activations in the layout it likes best.
+A step is the forward product and the gradients with respect to the input and the
+weight, without a bias, into preallocated memory where the library allows it. Each
+side starts from activations in its native layout.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sparseflow.sparse.kernels import (
 from sparseflow.sparse.pattern import LinearPattern
 
 Results = tuple[Tensor, Tensor, Tensor]
-"""Output, gradient by the inputs, gradient by the weights."""
+"""Output, gradient with respect to the input, gradient with respect to the weight."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Layer:
 
     Attributes:
         shape: its kind and sizes.
-        pointers: where each output's connections begin.
+        pointers: start of each output's connections in ``columns`` (CSR).
         columns: inputs of the connections.
-        weight: the dense weight, zero off the topology.
+        weight: the dense weight, zero where there is no connection.
         x: input batch.
-        dy: gradient by the outputs.
+        dy: gradient with respect to the output.
     """
 
     shape: Shape
@@ -75,8 +75,8 @@ class Side:
 
     Attributes:
         run: computes it.
-        plain: brings the results into the plain layout, the weight gradient to
-            the connections in order; for the check, not timed.
+        plain: converts the results to the plain layout, the weight gradient to one
+            value for each connection in order; for the check, not timed.
     """
 
     run: Callable[[], Results]
@@ -99,7 +99,7 @@ def ours(layer: Layer) -> Side:
     """The kernels of sparseflow on blocked tensors."""
     run = _ours_linear(layer) if layer.shape.linear else _ours_conv(layer)
     n = len(layer.x)
-    return Side(run, lambda found: (unblock(found[0], n), unblock(found[1], n), found[2]))
+    return Side(run, lambda r: (unblock(r[0], n), unblock(r[1], n), r[2]))
 
 
 def _ours_linear(layer: Layer) -> Callable[[], Results]:
@@ -129,7 +129,7 @@ def _ours_conv(layer: Layer) -> Callable[[], Results]:
 
 
 def dense(layer: Layer) -> dict[str, Side]:
-    """Dense PyTorch, in both layouts that it has for the layer."""
+    """Dense PyTorch, in both of its layouts for the layer."""
     if layer.shape.linear:
         return {"row by row": _dense_rows(layer), "column by column": _dense_columns(layer)}
     formats = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
@@ -161,7 +161,7 @@ def _dense_columns(layer: Layer) -> Side:
             torch.mm(dy, x.t(), out=dw),
         )
 
-    return Side(run, lambda found: _at(layer, (found[0].t(), found[1].t(), found[2])))
+    return Side(run, lambda results: _at(layer, (results[0].t(), results[1].t(), results[2])))
 
 
 def _dense_conv(layer: Layer, layout: torch.memory_format) -> Side:
@@ -181,8 +181,8 @@ def _dense_conv(layer: Layer, layout: torch.memory_format) -> Side:
     return Side(run, partial(_at, layer))
 
 
-def _at(layer: Layer, found: Results) -> Results:
-    y, dx, dw = found
+def _at(layer: Layer, results: Results) -> Results:
+    y, dx, dw = results
     return y, dx, dw.flatten()[layer.places]
 
 
@@ -192,8 +192,8 @@ def check(name: str, side: Side, expected: Results) -> None:
     Raises:
         RuntimeError: if they differ by more than rounding.
     """
-    found = side.plain(side.run())
-    for what, got, want in zip(("output", "input gradient", "weight gradient"), found, expected,
-                               strict=True):  # fmt: skip
+    results = side.plain(side.run())
+    names = ("output", "input gradient", "weight gradient")
+    for what, got, want in zip(names, results, expected, strict=True):
         if not torch.allclose(got, want, rtol=1e-3, atol=1e-4 * float(want.abs().max() + 1)):
             raise RuntimeError(f"{name}: {what} differs from dense PyTorch's")

@@ -13,13 +13,13 @@ from benchmarks.timing import Record, interleave
 from sparseflow.sparse import to_sparse
 
 SPARSITY, TURN = 0.95, 0.05
-"""Seconds that one side runs on, as a training loop does: caches then hold what is its own."""
+"""Seconds of each side's turn: long enough for its data to fill the caches, as in training."""
 FLOORS = {LENET5.name: 6.3, MLP.name: 3.7}
 """Least speed-up at 95 %, one thread."""
 
 
 def steps(share: float) -> list[Record]:
-    """At 95 %, and at 0 %, where the gain is that of layout and fusion alone."""
+    """At 95 % sparsity, and at 0 %, where the gain is due to layout and fusion alone."""
     alone = torch.get_num_threads() == 1
     return [
         _record(case, sparsity, share, floor)
@@ -57,7 +57,7 @@ def _record(case: Case, sparsity: float, share: float, floor: float | None) -> R
 
 @torch.no_grad()
 def _same(model: torch.nn.Module, sparse: torch.nn.Module, images: torch.Tensor) -> None:
-    """Both must give the same outputs before they are timed."""
+    """Check that both compute the same outputs, before they are timed."""
     outputs = [deepcopy(m).eval()(images) for m in (model, sparse)]
     if not torch.allclose(outputs[0], outputs[1], rtol=1e-3, atol=1e-4):
         raise RuntimeError("the sparse model's outputs differ from the masked dense one's")

@@ -32,7 +32,7 @@ def test_every_command_has_help_that_teaches(cli: Cli, command: str) -> None:
 
 
 def test_without_a_command_the_help_is_shown(cli: Cli) -> None:
-    out, err = cli(code=2)
+    out, err = cli()
     assert "Start with: sparseflow demo" in out
     assert not err
 
@@ -41,12 +41,34 @@ def test_the_version_is_that_of_the_package(cli: Cli) -> None:
     assert cli("--version")[0].strip() == sparseflow.__version__
 
 
-def test_the_command_line_imports_nothing_that_only_training_or_drawing_needs(
-    elsewhere: Callable[[str], str],
+HEAVY = "{'torch', 'numpy', 'msgspec', 'matplotlib', 'sklearn', 'scipy', 'ray', 'jinja2'}"
+
+
+@pytest.mark.parametrize("words", ["--version", "--help", "run --help", "report --help"])
+def test_help_and_version_import_nothing_that_is_slow_to_import(
+    elsewhere: Callable[[str], str], words: str
+) -> None:
+    out = elsewhere(
+        f"import atexit, sys; sys.argv[1:] = {words.split()}\n"
+        f"atexit.register(lambda: print('imported', {HEAVY} & set(sys.modules)))\n"
+        "from sparseflow.cli import main; main()"
+    )
+    assert len(out.splitlines()) > 1
+    assert out.splitlines()[-1] == "imported set()"
+
+
+def test_listing_imports_nothing_that_only_training_or_drawing_needs(
+    elsewhere: Callable[[str], str], tmp_path: Path
 ) -> None:
     """The compiler alone takes longer to import than all the rest."""
     slow = "{'torch._dynamo', 'matplotlib', 'sklearn', 'scipy', 'ray'}"
-    assert elsewhere(f"import sys, sparseflow.cli; print({slow} & set(sys.modules))") == "set()"
+    out = elsewhere(
+        f"import atexit, sys; sys.argv[1:] = ['list', '--store', {str(tmp_path)!r}]\n"
+        f"atexit.register(lambda: print('imported', {slow} & set(sys.modules)))\n"
+        "from sparseflow.cli import main; main()"
+    )
+    assert "rigl+" in out
+    assert out.splitlines()[-1] == "imported set()"
 
 
 def test_list_shows_recipes_and_runs(cli: Cli) -> None:
@@ -73,6 +95,7 @@ def test_run_then_measure(cli: Cli) -> None:
     assert "by layer" in text
 
 
+@pytest.mark.slow
 def test_sweep_skips_what_is_finished(cli: Cli) -> None:
     names = ["mlp-mnist/dense", "mlp-mnist/init-fan-in-0.90"]
     arguments = ["sweep", *names, "--seeds", "0-1", *settings("data.probe=64", "data.limit=300")]
@@ -161,6 +184,7 @@ def test_a_truncated_checkpoint_is_one_clear_line(cli: Cli) -> None:
     assert "truncated or foreign" in cli.fails("measure", run["id"])
 
 
+@pytest.mark.slow
 def test_report_from_the_store_and_from_its_own_results(cli: Cli, tmp_path: Path) -> None:
     arguments, names = settings(*TINY), ["mlp-mnist/dense", "mlp-mnist/small-dense"]
     cli("sweep", *names, "--seeds", "0-1", *arguments)

@@ -33,6 +33,7 @@ def probe(cli: Cli, store: Store):
     return run
 
 
+@pytest.mark.slow
 def test_hessian(probe) -> None:
     found, text = probe("hessian", "lottery", "--examples=50", "--exact")
     assert found["exact"]
@@ -40,6 +41,7 @@ def test_hessian(probe) -> None:
     assert f"{found['largest']:.4g}" in text
 
 
+@pytest.mark.slow
 def test_update(probe) -> None:
     found, text = probe("update", "rigl+@12", "--examples=50")
     assert {trial["rule"] for trial in found["after"]} == {"rigl", "set", "rigl-inverted", "random"}
@@ -53,6 +55,7 @@ def test_interpolate(probe) -> None:
     assert "barrier of the training loss" in text
 
 
+@pytest.mark.slow
 def test_plane(probe) -> None:
     found, text = probe("plane", "lottery", "prune", "rigl+", "--examples=20")
     assert len(found["positions"]) == 3

@@ -14,7 +14,7 @@ import sparseflow as sf
 from sparseflow.core.errors import DataError, SpecError
 from sparseflow.data import Batches, CropFlip, Examples, load_cifar10
 from sparseflow.data.cifar import NORMALISE
-from sparseflow.data.hub import FOLDER
+from sparseflow.data.parquet import FOLDER
 from sparseflow.recipes import make_spec, recipe_names
 from sparseflow.runs import Store, execute, identity
 from sparseflow.runs.build import load_data, make_method, make_model
@@ -167,6 +167,7 @@ def tiny(name: str, *extra: str) -> RunSpec:
     return make_spec(name, scale=1e-4, settings=settings + [f"{w}train.batch=8" for w in where])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "short", ["dense", "small-dense", "prune", "prune-restart", "lottery", "static-liu", "rigl+"]
 )
@@ -180,6 +181,7 @@ def test_recipes_run(short: str, cifar: Path, tmp_path: Path) -> None:
         assert masks.density == pytest.approx(0.1, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_bit_for_bit_as_an_undisturbed_one(
     cifar: Path, tmp_path: Path
 ) -> None:

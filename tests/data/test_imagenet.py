@@ -14,8 +14,8 @@ from PIL import Image
 
 from sparseflow.core.errors import DataError, SpecError
 from sparseflow.data import Batches, load_imagenet
-from sparseflow.data.hub import FOLDER
 from sparseflow.data.imagenet import NORMALISE, frame
+from sparseflow.data.parquet import FOLDER
 from sparseflow.recipes import make_spec
 from sparseflow.runs import Store, execute
 from sparseflow.runs.spec import RunSpec
@@ -169,6 +169,7 @@ def three_steps(name: str, *extra: str) -> RunSpec:
     return make_spec(name, scale=1e-4, settings=settings + [f"{w}train.batch=8" for w in where])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -190,6 +191,7 @@ def test_three_steps(name: str, imagenet: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_run_with_dropout_resumes_bit_for_bit(imagenet: Path, tmp_path: Path) -> None:
     spec = three_steps("vgg16-imagenet/rigl+", "train.resume=1")
     run = execute(spec, Store(tmp_path / "whole"))

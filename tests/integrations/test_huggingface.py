@@ -72,6 +72,7 @@ def assert_equal(ours, theirs):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_resumed_training_is_as_if_undisturbed(tmp_path, method):
     trainer, callback, watch = trainer_in(tmp_path, method)

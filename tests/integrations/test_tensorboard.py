@@ -79,6 +79,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         write_events(tmp_path / "file" / "run", RECORDS)
 
 
+@pytest.mark.slow
 def test_the_command(cli, tmp_path):
     store = Store(cli.store)
     run = execute(short(), store)
@@ -105,6 +106,7 @@ def test_nothing_to_write(cli, tmp_path):
     assert "names no single run" in cli.fails("tensorboard", "abcdef", "-o", str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_named(cli, tmp_path):
     run = execute(short(), Store(cli.store))
     path = run.path / "metrics.jsonl"

@@ -37,6 +37,7 @@ def lightning(module, folder):
 TRAINERS = {"test_huggingface": hugging_face, "test_lightning": lightning}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINERS)
 def test_ranks_have_the_same_masks_and_go_on_from_a_checkpoint(name: str, tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

@@ -13,7 +13,7 @@ from torch import nn
 
 import sparseflow as sf
 from sparseflow.core.errors import MaskError, StoreError
-from sparseflow.masks.create import uneven
+from sparseflow.masks.patterns import uneven
 
 UNIFORM_LIKE = ("uniform", "er", "erk")
 

@@ -88,6 +88,18 @@ def outputs(model, state, x):
         return model.eval()(x)
 
 
+def assert_equal_but_for_order(build, a, b, x):
+    """Outputs differ by no more than sums of the same terms in another order can.
+
+    A sum of n terms t is off by at most n · ε · Σ|t|, relative to the largest output here,
+    and the errors of the layers add up.
+    """
+    ours, theirs = outputs(build(), a, x), outputs(build(), b, x)
+    terms = sum(m.weight[0].numel() for m in build().modules() if isinstance(m, LAYERS))
+    bound = 2 * terms * torch.finfo(DOUBLE).eps * float(theirs.abs().max())
+    assert torch.allclose(ours, theirs, rtol=0, atol=bound)
+
+
 def shuffled_chain(model, state, seed):
     """Reorder the hidden units of a Sequential, layer by layer; return the orders too."""
     stream = torch.Generator().manual_seed(seed)
@@ -130,7 +142,7 @@ def test_a_permuted_network_is_aligned_back(case):
     a = random_state(model, 0)
     b, orders = shuffled_chain(model, a, 1)
     x = torch.rand(3, *shape, dtype=DOUBLE)
-    assert torch.allclose(outputs(build(), a, x), outputs(build(), b, x), rtol=0, atol=1e-10)
+    assert_equal_but_for_order(build, a, b, x)
     found = align(model, a, b)
     assert found.distance_before > 1
     assert found.distance_after == 0
@@ -154,7 +166,7 @@ def test_a_permuted_residual_network_is_aligned_back():
     b["down.weight"] = b["down.weight"][:, mid]
     b["head.weight"] = b["head.weight"].reshape(3, 5, 4)[:, stream].reshape(3, 20)
     x = torch.rand(3, 1, 6, 6, dtype=DOUBLE)
-    assert torch.allclose(outputs(Residual(), a, x), outputs(Residual(), b, x), rtol=0, atol=1e-10)
+    assert_equal_but_for_order(Residual, a, b, x)
     found = align(model, a, b)
     assert found.distance_after == 0
     assert found.permutations["stem"].tolist() == stream.argsort().tolist()
@@ -177,9 +189,8 @@ def test_an_aligned_network_computes_the_same_function(case):
     assert found.distance_after < found.distance_before
     assert any(not torch.equal(found.state[n], t) for n, t in b.items())
     x = torch.rand(4, *shape, dtype=DOUBLE)
-    ours, theirs = outputs(build(), found.state, x), outputs(build(), b, x)
-    assert float(theirs.std()) > 1e-3
-    assert torch.allclose(ours, theirs, rtol=0, atol=1e-10)
+    assert float(outputs(build(), b, x).std()) > 1e-3
+    assert_equal_but_for_order(build, found.state, b, x)
     names = [n for n, _ in model.named_parameters()]
     assert (
         found.distance_after
@@ -216,6 +227,7 @@ def test_two_hidden_layers_against_all_permutations(seed):
     assert found.distance_after == pytest.approx(best, rel=1e-12)
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(
     widths=st.lists(st.integers(1, 5), min_size=2, max_size=4),

@@ -96,7 +96,8 @@ def attention():
     return Attend(), (torch.randn(9, 3, 4), torch.randint(3, (9,))), cross_entropy
 
 
-CASES = [conv, normed, tied, tree, attention]
+SLOW = pytest.param(attention, marks=pytest.mark.slow)
+CASES = [conv, normed, tied, tree, SLOW]
 
 
 def sparse(case):
@@ -194,7 +195,7 @@ def test_hessian_against_the_explicit_matrix(case):
     assert_is(expected, hessian, case, model, loss, masks, batch, parts)
 
 
-@pytest.mark.parametrize("case", [conv, normed, tied, attention])
+@pytest.mark.parametrize("case", [conv, normed, tied, SLOW])
 def test_gauss_newton_against_the_jacobian(case):
     model, masks, loss, batch, parts = sparse(case)
     expected = explicit_gauss_newton(model, masks, batch)
@@ -286,6 +287,7 @@ def test_vectors_and_states_are_inverse():
     assert torch.equal(matrix.vector(back), vector)
 
 
+@pytest.mark.slow
 def test_what_is_not_kept_is_computed_again():
     model, masks, loss, batch, _ = sparse(normed)
     kept = hessian(model, loss, batch, masks, chunk=3)

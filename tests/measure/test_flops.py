@@ -54,6 +54,7 @@ def vgg16() -> int:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "closed", "published"),
     [
@@ -77,6 +78,7 @@ def test_dense_counts_are_the_closed_forms(name: str, closed: int, published: fl
     )  # nobody wants the images' gradient
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lenet5", "resnet20", "wrn22-2"])
 def test_a_layer_counts_by_its_density(name: str) -> None:
     model = build(name)
@@ -93,6 +95,7 @@ def test_a_layer_counts_by_its_density(name: str) -> None:
     assert found.step == pytest.approx(step)
 
 
+@pytest.mark.slow
 def test_uniform_masks_save_their_share_and_erk_less() -> None:
     """RigL's appendix has 0.42 of the dense operations for ResNet-50 at 80 % under ERK."""
     with torch.device("meta"):

@@ -354,6 +354,7 @@ def test_densities_that_make_no_sense():
         spectral_density(torch.eye(3), steps=0)
 
 
+@pytest.mark.slow
 def test_density_of_a_network():
     """Operator and quadrature together, beside the exact spectrum."""
     matrix = network_curvature()

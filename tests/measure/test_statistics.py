@@ -357,6 +357,7 @@ def test_verdict(low, high, bound, is_above, is_below):
 # ---- coverage in practice
 
 
+@pytest.mark.slow
 def test_coverage_of_the_intervals(monkeypatch):
     monkeypatch.setattr(comparison, "_permuted", lambda *_: 1.0)  # slow, and not of interest
     rng, trials = np.random.default_rng(0), 800

@@ -408,6 +408,7 @@ def test_every_claim_has_a_world_and_is_listed_without_data() -> None:
         assert c.note.endswith(".")
 
 
+@pytest.mark.slow
 def test_a_whole_reproduction_leaves_no_claim_without_a_judgement() -> None:
     found = claims(reproduction())
     assert [c.name for c in found if not c.judgements] == []

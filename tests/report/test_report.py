@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from sparseflow.core import extra
+from sparseflow.core import optional
 from sparseflow.core.documents import save_document
 from sparseflow.core.errors import SparseflowError, StoreError
 from sparseflow.recipes import make_spec
@@ -253,6 +253,7 @@ def test_an_unfinished_run_is_an_error(tmp_path: Path) -> None:
         collect([run], family=FAMILY, title="")
 
 
+@pytest.mark.slow
 def test_the_report_is_complete_and_repeats_byte_for_byte(
     whole: Results, folder: Path, tmp_path: Path
 ) -> None:
@@ -310,6 +311,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     assert "\\|" in (tmp_path / "table.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["training", "start", "static"])
 def test_missing_parts_are_left_out_and_named(whole: Results, tmp_path: Path, part: str) -> None:
     few = {
@@ -356,7 +358,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, whole: Result
     def absent(module: str) -> object:
         raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
 
-    monkeypatch.setattr(extra.importlib, "import_module", absent)
+    monkeypatch.setattr(optional.importlib, "import_module", absent)
     with pytest.raises(SparseflowError, match=r"matplotlib: pip install 'sparseflow\[report\]'"):
         write_report(whole, Path("nowhere"))
 

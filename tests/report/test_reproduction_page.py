@@ -91,6 +91,7 @@ def plain(text: str) -> str:
     return " ".join(text.replace("\u00a0", " ").split())
 
 
+@pytest.mark.slow
 def test_everything_is_written_and_the_page_stands_alone(
     folder: Path, page: str, whole: Results
 ) -> None:
@@ -181,6 +182,7 @@ def test_figures_are_drawn_where_there_is_something_to_draw(
     assert CAPTIONS[name].seen(whole).endswith(".")
 
 
+@pytest.mark.slow
 def test_equal_results_give_equal_bytes(folder: Path) -> None:
     again = load_results(folder / "results.json")
     for name in DRAWN:
@@ -362,6 +364,7 @@ def test_colour_steps_are_round(least: float, step: float) -> None:
     assert _step(least) == pytest.approx(step)
 
 
+@pytest.mark.slow
 def test_odd_figures_do_not_spoil_the_picture(whole: Results, tmp_path: Path) -> None:
     """A line that is not finite, a lone network, all members dead."""
     line = lines_from(whole, "lottery", "end", aligned=False)[0]

@@ -217,6 +217,7 @@ def in_ci(files: list[str]) -> list[object]:
     return [pytest.param(*cell, marks=m) for cell, m in zip(cells(files), marks, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "how"), in_ci([*FINISHED, STUDY]))
 def test_running_again_mends_a_finished_run(
     name: str, how: Damage, finished: Store, tmp_path: Path
@@ -288,48 +289,20 @@ def test_the_command_line_names_what_is_broken(finished: Store, cli: Cli) -> Non
     ]
 
 
-def of_version_0_1(store: Store, finished_run: bool) -> None:
-    """Rewrite the JSON files of a run as version 0.1 wrote them."""
-    run = store.run(SPEC)
-    for kind in ("spec", "result", "environment") if finished_run else ("spec",):
-        file = run.path / f"{kind}.json"
-        content = load_document(file, kind, run.id) | {"id": run.id}
-        kept = {k: v for k, v in content.items() if k != "metrics"}
-        if kind != "spec":
-            kept = {k: v for k, v in kept.items() if k not in ("schema", "id")}
-        file.write_text(json.dumps(kept | ({"schema": 1} if kind == "spec" else {}), indent=1))
-    if not finished_run:
-
-        def shorter(tensors: dict, meta: dict) -> None:
-            meta["extra"]["metrics"] = meta["extra"]["metrics"]["size"]
-
-        tampered(run.resume_path, shorter)
-
-
-def test_runs_of_version_0_1_are_read_and_named(finished: Store, tmp_path: Path) -> None:
-    shutil.copytree(finished.root, tmp_path / "runs")
-    store = Store(tmp_path / "runs")
-    of_version_0_1(store, finished_run=True)
-    assert everything(store) == everything(finished)
-    (found,) = audit(store)
-    assert not found.broken
-    assert "version 0.1" in found.wrong
-
-
-def test_a_run_that_version_0_1_began_goes_on(
-    under_way: Store, finished: Store, tmp_path: Path
+def test_a_store_of_version_0_1_is_refused_in_one_line(
+    finished: Store, tmp_path: Path, cli: Cli
 ) -> None:
-    shutil.copytree(under_way.root, tmp_path / "runs")
-    store = Store(tmp_path / "runs")
-    of_version_0_1(store, finished_run=False)
-    run = execute(SPEC, store)
-    assert run.result == finished.run(SPEC).result
-    assert list(run.metrics()) == list(finished.run(SPEC).metrics())
+    shutil.copytree(finished.root, cli.store)
+    spec = Store(cli.store).run(SPEC).path / "spec.json"
+    content = load_document(spec, "spec", spec.parent.name)
+    spec.write_text(json.dumps({"schema": 1} | content))
+    refused = f"{spec} has schema 1, which sparseflow 0.1 wrote and this version does not read: "
+    assert refused + "choose another store" in cli.fails("list")
+    with pytest.raises(StoreError, match="has schema 1"):
+        execute(SPEC, Store(cli.store))
 
 
-def test_a_file_without_a_checksum_does_not_pass_for_an_old_one(
-    finished: Store, tmp_path: Path
-) -> None:
+def test_a_file_without_a_checksum_is_damaged(finished: Store, tmp_path: Path) -> None:
     shutil.copytree(finished.root, tmp_path / "runs")
     run = Store(tmp_path / "runs").run(SPEC)
     (run.path / "result.json").write_text(json.dumps(run.result))

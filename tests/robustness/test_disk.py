@@ -51,6 +51,7 @@ def fill(place: Path, leave: int) -> Path:
     return ballast
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leave", [0, 60_000])
 def test_a_full_disk(leave: int, small_disk: Path, whole: Path) -> None:
     ballast, store = fill(small_disk, leave), Store(small_disk / "runs")
@@ -95,6 +96,7 @@ class Full:
         os.fsync(descriptor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [0, 2, 9, 20])
 def test_a_disk_that_says_late_that_it_is_full(
     left: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -110,6 +112,7 @@ def test_a_disk_that_says_late_that_it_is_full(
     assert contents(store.root) == contents(whole)
 
 
+@pytest.mark.slow
 def test_a_line_of_which_half_is_written(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,6 +116,7 @@ SPECS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", COUNTS)
 def test_any_data_is_a_specification_or_a_clear_error(count: int) -> None:
     def body(content: Any) -> None:
@@ -316,6 +317,7 @@ def test_any_checkpoint_is_read_or_refused(count: int, tmp_path: Path) -> None:
     fuzz(count, damages(good) | mutations(meta).filter(lambda m: isinstance(m, dict)), body)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", COUNTS)
 def test_any_resume_checkpoint_is_read_or_refused(count: int, tmp_path: Path) -> None:
     network = Network(tmp_path)
@@ -339,6 +341,7 @@ def test_any_resume_checkpoint_is_read_or_refused(count: int, tmp_path: Path) ->
 # ---- exported models
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", COUNTS)
 def test_any_model_file_is_read_or_refused(count: int, tmp_path: Path) -> None:
     file, x = tmp_path / "model", torch.randn(4, 1, 8, 8)
@@ -403,6 +406,5 @@ def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
 def test_numbers_that_are_not_finite_come_back_as_such(tmp_path: Path) -> None:
     run = execute(alone("train.steps=0", "method=static"), Store(tmp_path))
     content = load_document(run.path / "result.json", "result", run.id)
-    content.pop("schema")
     save_document(run.path / "result.json", "result", run.id, content | {"test_loss": math.nan})
     assert math.isnan(run.result["test_loss"])

@@ -74,6 +74,7 @@ def _ends(run: Any) -> tuple:
     return tuple(studies.point_of(run, step) for step in (0, 12))
 
 
+@pytest.mark.slow
 def test_a_planted_pickle_is_never_loaded(finished: Store, tmp_path: Path) -> None:
     proof = tmp_path / "proof"
     plain_pickle = pickle.dumps(Planted(proof))
@@ -220,6 +221,7 @@ def results() -> Results:
     return load_results(ROOT / "results" / "mlp-mnist.json")
 
 
+@pytest.mark.slow
 def test_hostile_names_do_not_enter_the_page(results: Results, tmp_path: Path) -> None:
     text = "".join(HOSTILE)
     harmless = msgspec.convert(renamed(msgspec.to_builtins(results), "harmless "), Results)

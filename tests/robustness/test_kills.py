@@ -19,6 +19,8 @@ from sparseflow.core.files import orphans, write_atomic
 from sparseflow.runs import Run, Store, audit, execute, plan
 from sparseflow.train.checkpoint import resume_extra
 
+pytestmark = pytest.mark.slow
+
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 BUSY = ["train.steps=60", "train.keep=5", "train.resume=5", "measure.every=1", "data.limit=1000"]

@@ -7,6 +7,8 @@ import pytest
 from helpers import ranks
 from helpers.ranks import UPDATES, Crews
 
+pytestmark = pytest.mark.slow
+
 CASES: dict[str, dict[str, Any]] = {
     f"{how} {method} {make}": {"how": how, "method": method, "make": make}
     for how, method, make in [

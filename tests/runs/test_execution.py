@@ -80,7 +80,7 @@ def assert_same_files(a: Path, b: Path) -> None:
 # ---- the same run both ways
 
 
-@pytest.mark.parametrize("family", ["mlp", "lenet5"])
+@pytest.mark.parametrize("family", ["mlp", pytest.param("lenet5", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", METHODS)
 def test_both_executions_give_the_same_masks_and_figures(
     method: str, family: str, tmp_path: Path
@@ -157,6 +157,7 @@ def interrupt(spec: RunSpec, store: Store, step: int) -> None:
         execute(spec, store, progress=progress)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["rigl-batch", "prune"])
 def test_an_interrupted_sparse_run_ends_bit_for_bit_as_an_undisturbed_one(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

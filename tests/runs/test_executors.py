@@ -18,7 +18,10 @@ from sparseflow.runs import Graph, Job, Local, Run, RunSpec, Store, execute, pla
 from sparseflow.runs.jobs import Ended, Lost, Task, Told
 from sparseflow.runs.jobs.graph import State
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
+]
 
 
 @pytest.mark.parametrize("seed", range(30))

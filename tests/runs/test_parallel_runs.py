@@ -19,6 +19,8 @@ from sparseflow.recipes import make_spec
 from sparseflow.runs import Run, Store, audit, execute
 from sparseflow.train.checkpoint import resume_extra
 
+pytestmark = pytest.mark.slow
+
 SHORT = [
     "train.steps=12", "train.batch=24", "train.keep=4", "train.resume=4", "measure.every=4",
     "measure.evaluate=12", "data.probe=48", "data.limit=200", "mask=er", "density=0.2",

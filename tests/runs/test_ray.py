@@ -21,7 +21,10 @@ from sparseflow.runs import Local, Ray, Store, execute, plan, sweep
 from sparseflow.runs.jobs import Ended, Task, node
 from sparseflow.runs.jobs.node import Pass, installation, refusal
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
+]
 
 
 @pytest.fixture(scope="module")

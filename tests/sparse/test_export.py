@@ -15,7 +15,7 @@ from sparseflow.sparse import storage
 from sparseflow.sparse.onnx import export_onnx
 from sparseflow.sparse.program import build, describe
 from sparseflow.sparse.storage import load, save
-from sparseflow.train.checkpoint import load_weights, save_weights
+from sparseflow.train.checkpoint import load_state, save_weights
 
 # ---- models that come back
 
@@ -324,6 +324,7 @@ def test_a_layer_that_has_no_sparse_form_is_loaded_dense(tmp_path):
 # ---- ONNX
 
 
+@pytest.mark.slow
 def test_onnx_computes_the_same_for_any_number_of_examples(tmp_path):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
@@ -339,6 +340,7 @@ def test_onnx_computes_the_same_for_any_number_of_examples(tmp_path):
     assert b"site-packages" not in (tmp_path / "m.onnx").read_bytes()
 
 
+@pytest.mark.slow
 def test_what_onnx_cannot_hold_is_one_line(tmp_path):
     pytest.importorskip("onnxscript")
     with pytest.raises(StoreError, match="Loop cannot be exported to ONNX") as caught:
@@ -356,6 +358,7 @@ def test_without_the_extra_onnx_says_what_to_install(tmp_path, monkeypatch):
 # ---- the command
 
 
+@pytest.mark.slow
 def test_export_writes_what_the_run_computes(cli, tmp_path):
     settings = ["train.steps=4", "train.keep=2", "measure.every=4", "measure.evaluate=4"]
     words = [w for s in [*settings, "data.probe=64", "data.limit=300"] for w in ("--set", s)]
@@ -367,9 +370,8 @@ def test_export_writes_what_the_run_computes(cli, tmp_path):
     assert again["bytes"] == row["bytes"]
     assert file.read_bytes() == (tmp_path / "other").read_bytes()
     model = load(file, execution="dense")
-    weights, _ = load_weights(
-        tmp_path / "runs" / run["id"] / "checkpoints" / "step-00000002.safetensors", run["id"]
-    )
+    checkpoint = tmp_path / "runs" / run["id"] / "checkpoints" / "step-00000002.safetensors"
+    weights, _ = load_state(checkpoint, run["id"]).dense()
     assert all(torch.equal(weights[n], t) for n, t in model.state_dict().items())
     assert "no checkpoint at step 3" in cli.fails(
         "export", run["id"], "--step", "3", "-o", str(file)

@@ -380,6 +380,7 @@ def test_the_core_is_described():
     assert about["threads"] == torch.get_num_threads()
 
 
+@pytest.mark.slow
 def test_one_openmp_runtime_serves_torch_and_the_core(elsewhere):
     code = """
 from pathlib import Path

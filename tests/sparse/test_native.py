@@ -10,7 +10,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_kernels_are_right_under_sanitizers(tmp_path):
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(["-DHAVE_V3=OFF"], marks=pytest.mark.slow, id="portable"),
+        pytest.param([], marks=pytest.mark.soak, id="all levels"),
+    ],
+)
+def test_the_kernels_are_right_under_sanitizers(tmp_path, options):
     if not shutil.which("cmake") or not shutil.which(os.environ.get("CXX", "c++")):
         pytest.skip("building the check needs cmake and a C++ compiler")
 
@@ -19,6 +26,6 @@ def test_the_kernels_are_right_under_sanitizers(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    run("cmake", "-S", ROOT, "-B", tmp_path, "-DSPARSEFLOW_SANITIZE=ON")
+    run("cmake", "-S", ROOT, "-B", tmp_path, "-DSPARSEFLOW_SANITIZE=ON", *options)
     run("cmake", "--build", tmp_path, "--parallel", "2")
     assert run(tmp_path / "check").endswith("portable are right\n")

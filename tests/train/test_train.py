@@ -21,7 +21,7 @@ from sparseflow.train import (
     step_rate,
     with_warmup,
 )
-from sparseflow.train.checkpoint import load_resume, load_weights, save_resume, save_weights
+from sparseflow.train.checkpoint import load_resume, load_state, save_resume, save_weights
 
 DATA = {step: batch(step) for step in range(40)}
 
@@ -256,7 +256,7 @@ def test_weights_and_masks_roundtrip(tmp_path):
     model, _, topology = objects("sgd", 0.0)
     path = tmp_path / "weights.safetensors"
     save_weights(path, model, topology.masks, "abc", 3)
-    weights, masks = load_weights(path, "abc")
+    weights, masks = load_state(path, "abc").dense()
     assert weights.keys() == model.state_dict().keys()
     assert all(torch.equal(t, model.state_dict()[n]) for n, t in weights.items())
     assert masks.digest() == topology.masks.digest()
@@ -298,7 +298,7 @@ def test_checkpoints_that_cannot_be_used(tmp_path, how, run, message):
     damaged(path, how)
     before = snapshot(model, optimizer)
     for load in (
-        lambda: load_weights(path, run),
+        lambda: load_state(path, run),
         lambda: load_resume(path, model, optimizer, topology, run),
     ):
         with pytest.raises(StoreError, match=message) as caught:

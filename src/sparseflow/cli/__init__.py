@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 
 import typer
@@ -17,9 +16,8 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line; every expected error is one line and a non-zero exit code."""
-    gc.freeze()  # what was imported stays: collecting garbage need not go through all of torch
     try:
-        code = app(prog_name="sparseflow", standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], prog_name="sparseflow", standalone_mode=False)
         if code == INTERRUPTED:
             _fail("interrupted: the same command goes on from the last checkpoint", code)
     except Interrupted as error:
@@ -36,8 +34,7 @@ def main() -> None:
         if not hasattr(error, "format_message"):
             raise
         message, code = error.format_message(), getattr(error, "exit_code", 2)  # type: ignore[attr-defined]
-        if message:  # none where the help is shown instead
-            _fail(message, code)
+        _fail(message, code)
     sys.exit(code)
 
 

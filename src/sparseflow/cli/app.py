@@ -1,15 +1,17 @@
-"""The commands: each turns its options into one call of the library."""
+"""The commands: each turns its options into one call of the library.
+
+They use the rooms through ``sf``, which imports each on first use: help and
+version need not wait for PyTorch.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
-import torch
 import typer
 
-from sparseflow import __version__
+import sparseflow as sf
 from sparseflow.cli.export import export
 from sparseflow.cli.many import demo, reproduce, sweep
 from sparseflow.cli.options import (
@@ -32,43 +34,26 @@ from sparseflow.cli.work import (
     check_store,
     parse_seeds,
     report_on,
-    report_room,
     row_of,
     runs_table,
     show_flow,
     write_out,
 )
 from sparseflow.core.errors import SpecError, StoreError
-from sparseflow.recipes import (
-    FAMILIES,
-    expand,
-    group_names,
-    make_spec,
-    makers,
-    recipe_names,
-)
-from sparseflow.runs import (
-    Store,
-    execute,
-    matching,
-    remeasure,
-)
-from sparseflow.runs.execution import check_device
-from sparseflow.studies import carry_out
 
 app = typer.Typer(
     name="sparseflow",
     epilog="Start with: sparseflow demo",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich would read [extra] as markup, and doubles the time of help
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
 def _show_version(wanted: bool) -> bool:
     if wanted:
-        print(__version__)
+        print(sf.__version__)
         raise typer.Exit
     return wanted
 
@@ -99,10 +84,10 @@ def list_(
 ) -> None:
     """List the recipes, and the runs in the store; or check every file of it."""
     if check:
-        check_store(Store(store), as_json)
+        check_store(sf.runs.Store(store), as_json)
         return
-    recipes = [n for family in FAMILIES for n in (*recipe_names(family), *group_names(family))]
-    runs = [row_of(run) for run in Store(store).runs()]
+    recipes = [name for family in sf.recipes.FAMILIES for name in _names(family)]
+    runs = [row_of(run) for run in sf.runs.Store(store).runs()]
     damaged = [row["id"] for row in runs if row["state"] == "damaged"]
     if as_json:
         print_json({"recipes": recipes, "runs": runs})
@@ -112,10 +97,13 @@ def list_(
         raise StoreError(f"damaged runs in {store}: {', '.join(damaged)}; remove them to run again")
 
 
+def _names(family: str) -> list[str]:
+    return [*sf.recipes.recipe_names(family), *sf.recipes.group_names(family)]
+
+
 def _show_list(runs: list[dict[str, Any]], store: Path) -> None:
-    for family in FAMILIES:
-        full = (*recipe_names(family), *group_names(family))
-        names = [name.partition("/")[2] for name in full]
+    for family in sf.recipes.FAMILIES:
+        names = [name.partition("/")[2] for name in _names(family)]
         stdout.print(f"[bold]{family}/[/bold]  {'  '.join(names)}", highlight=False)
     shown = [row for row in runs if "/init-" not in row["recipe"]]
     if shown:
@@ -148,12 +136,14 @@ def run(
     On many devices or cores, ranks train one run together:
     torchrun --nproc-per-node 4 -m sparseflow run lenet5-mnist/rigl+
     """
-    check_device(device)
+    sf.runs.check_device(device)
     if threads:
+        import torch
+
         torch.set_num_threads(threads)
-    spec = make_spec(recipe, seed=seed, scale=scale, settings=settings or ())
+    spec = sf.recipes.make_spec(recipe, seed=seed, scale=scale, settings=settings or ())
     with joined(device) as (own, reports), run_progress() as progress:
-        done = execute(spec, Store(store), device=own, progress=progress)
+        done = sf.runs.execute(spec, sf.runs.Store(store), device=own, progress=progress)
     if not reports:
         return
     row = row_of(done) | done.result
@@ -207,13 +197,13 @@ def measure(
     Example: sparseflow measure lenet5-mnist/lottery lenet5-mnist/prune
     --probe interpolate
     """
-    check_device(device)
+    sf.runs.check_device(device)
     made = {"scale": scale, "settings": settings or ()}
-    room, numbers = Store(store), parse_seeds(seeds)
+    room, numbers = sf.runs.Store(store), parse_seeds(seeds)
     found = places(names, numbers, at, room, **made)
     if probe == "flow":
         check_count(probe, found)
-        show_flow(remeasure(found[0].run, found[0].step, device=device), as_json)
+        show_flow(sf.runs.remeasure(found[0].run, found[0].step, device=device), as_json)
         return
     if device != "cpu":
         raise SpecError(f"--probe {probe} measures on the CPU, not on --device {device}")
@@ -221,8 +211,10 @@ def measure(
     study = make_study(
         probe, found, examples=examples, exact=exact, aligned=aligned, reference=beside
     )
-    seen = carry_out(study, room)
+    seen = sf.studies.carry_out(study, room)
     if as_json:
+        import msgspec
+
         print_json(msgspec.to_builtins(seen))
         return
     for shown in tables(seen):
@@ -254,15 +246,16 @@ def report(
     if any(source.endswith(".json") for source in sources):
         if len(sources) > 1 or settings or scale != 1:
             raise SpecError("a results.json file stands alone: no other source, --set or --scale")
-        write_out(report_room().load_results(Path(sources[0])), out, as_json)
+        write_out(sf.report.load_results(Path(sources[0])), out, as_json)
         return
-    names = expand(sources)
+    names = sf.recipes.expand(sources)
     families = sorted({name.partition("/")[0] for name in names})
     if len(families) > 1:
         raise SpecError(f"a report is of one family, not of {' and '.join(families)}")
     changed = [f"scale {scale:g}"] * (scale != 1) + list(settings or ())
     title = "the full protocol" if not changed else ", ".join(changed)
-    runs = matching(makers(names, scale=scale, settings=settings or ()), Store(store))
+    making = sf.recipes.makers(names, scale=scale, settings=settings or ())
+    runs = sf.runs.matching(making, sf.runs.Store(store))
     report_on(runs, families[0], title, out, as_json, published=not changed)
 
 

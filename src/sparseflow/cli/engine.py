@@ -8,9 +8,8 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Literal
 
+import sparseflow as sf
 from sparseflow.core.errors import SpecError
-from sparseflow.runs import Executor, Local, Ray, Store
-from sparseflow.runs.execution import check_device
 
 PROCESSES = 2
 """Worker processes unless the user says otherwise."""
@@ -39,7 +38,7 @@ class Engine:
     gpus: float | None = None
 
     @contextmanager
-    def executor(self, store: Store) -> Iterator[Executor]:
+    def executor(self, store: sf.runs.Store) -> Iterator[sf.runs.Executor]:
         """Give the executor, which starts nothing before the first task, and end it.
 
         Raises:
@@ -50,9 +49,9 @@ class Engine:
         with redirect_stdout(sys.stderr), made:
             yield made
 
-    def _make(self, store: Store) -> Executor:
+    def _make(self, store: sf.runs.Store) -> sf.runs.Executor:
         if self.kind == "ray":
-            return Ray(
+            return sf.runs.Ray(
                 store.root,
                 address=self.address or "auto",
                 threads=self.threads or 1,
@@ -63,8 +62,8 @@ class Engine:
         for name, value in (("address", self.address), ("gpus", self.gpus)):
             if value is not None:
                 raise SpecError(f"--{name} {value} is of a Ray cluster: add --executor ray")
-        check_device(self.device)
-        return Local(self.jobs or PROCESSES, threads=self.threads, retries=self.retries)
+        sf.runs.check_device(self.device)
+        return sf.runs.Local(self.jobs or PROCESSES, threads=self.threads, retries=self.retries)
 
     def _gpus(self) -> float:
         """Without a word, a run on an accelerator reserves one."""

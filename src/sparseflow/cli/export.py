@@ -7,12 +7,11 @@ from typing import Annotated
 
 import typer
 
+import sparseflow as sf
 from sparseflow.cli.options import RUNS, Json, Scale, Seed, Settings, StorePath, Use
 from sparseflow.cli.probes import places
 from sparseflow.cli.show import print_json, stdout, table
-from sparseflow.runs import Store
-from sparseflow.runs.export import Format
-from sparseflow.runs.export import export as write
+from sparseflow.core.choices import Format
 
 
 def export(
@@ -40,7 +39,9 @@ def export(
     (pip install 'sparseflow[onnx]').
     Example: sparseflow export lenet5-mnist/rigl+ -o rigl.safetensors
     """
-    room = Store(store)
+    from sparseflow.runs.export import export as write
+
+    room = sf.runs.Store(store)
     (place,) = places([name], [seed], step, room, scale=scale, settings=settings or ())
     write(place.run, place.step, out, kind)
     state = place.run.state(place.step)

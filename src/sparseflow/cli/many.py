@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+import sparseflow as sf
 from sparseflow.cli.engine import Engine
 from sparseflow.cli.options import (
     RUNS,
@@ -34,9 +35,7 @@ from sparseflow.cli.work import (
     runs_table,
     show_costs,
 )
-from sparseflow.recipes import demo_specs, expand, make_spec, reproduction
-from sparseflow.runs import Store
-from sparseflow.runs.spec import Execution
+from sparseflow.core.choices import Execution
 
 
 def demo(
@@ -56,7 +55,7 @@ def demo(
     the paper's. Steps and schedules are scaled alike. Ends in a table and a
     page; takes under four minutes on two cores.
     """
-    specs, room = demo_specs(scale), Store(store)
+    specs, room = sf.recipes.demo_specs(scale), sf.runs.Store(store)
     with Engine(jobs=jobs, device=device).executor(room) as executor:
         run_sweep(specs, room, executor, device)
     runs = [room.run(spec) for spec in specs]
@@ -88,11 +87,14 @@ def sweep(
     Example: sparseflow sweep lenet5-mnist --seeds 0-4 --jobs 2
     """
     specs = [
-        make_spec(name, seed=seed, scale=scale, settings=settings or ())
+        sf.recipes.make_spec(name, seed=seed, scale=scale, settings=settings or ())
         for seed in parse_seeds(seeds)
-        for name in expand(names)
+        for name in sf.recipes.expand(names)
     ]
-    room, engine = Store(store), Engine(executor, jobs, threads, retries, device, address, gpus)
+    room, engine = (
+        sf.runs.Store(store),
+        Engine(executor, jobs, threads, retries, device, address, gpus),
+    )
     with engine.executor(room) as workers:
         done = run_sweep(specs, room, workers, device)
     rows = [row_of(job.run) for job in done.values()]
@@ -126,8 +128,8 @@ def reproduce(
     with its interval, and a verdict. Stop it whenever you like; the same
     command goes on. Example: sparseflow reproduce lenet5-mnist --scale 0.05
     """
-    room = Store(store)
-    planned = reproduction(family, room, scale=scale, execution=execution)
+    room = sf.runs.Store(store)
+    planned = sf.recipes.reproduction(family, room, scale=scale, execution=execution)
     wanted = [*planned.runs, *planned.groups, *planned.at_start]
     engine = Engine(executor, jobs, threads, retries, device, address, gpus)
     with engine.executor(room) as workers:

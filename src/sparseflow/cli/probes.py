@@ -8,29 +8,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
-from msgspec.structs import replace
 from rich.table import Table
 
+import sparseflow as sf
 from sparseflow.cli.show import table
 from sparseflow.cli.work import step_of
 from sparseflow.core.errors import SpecError, StoreError
-from sparseflow.recipes import make_spec
-from sparseflow.runs import Run, Store
-from sparseflow.studies import (
-    AgreementStudy,
-    DistanceStudy,
-    Figures,
-    Group,
-    LineStudy,
-    PlaneStudy,
-    Point,
-    SpectrumStudy,
-    Study,
-    UpdateStudy,
-    label_of,
-    point_of,
-)
-from sparseflow.studies.figures import Agreement, Distances, Line, Plane, Spectrum, Updates
 
 Probe = Literal["flow", "hessian", "update", "interpolate", "plane", "distance", "agreement"]
 
@@ -61,12 +44,12 @@ TAKES = {
 class Place:
     """A run and one of its steps."""
 
-    run: Run
+    run: sf.runs.Run
     step: int
 
 
 def places(
-    names: Sequence[str], seeds: Sequence[int], at: str, store: Store, **making: Any
+    names: Sequence[str], seeds: Sequence[int], at: str, store: sf.runs.Store, **making: Any
 ) -> list[Place]:
     """Find the checkpoints that names stand for.
 
@@ -82,7 +65,7 @@ def places(
     for name in names:
         which, mark, step = name.partition("@")
         if "/" in which:
-            runs = [store.run(make_spec(which, seed=seed, **making)) for seed in seeds]
+            runs = [store.run(sf.recipes.make_spec(which, seed=seed, **making)) for seed in seeds]
             missing = [run.label for run in runs if not run.kept]
             if missing:
                 raise StoreError(
@@ -113,7 +96,7 @@ def make_study(
     exact: bool = False,
     aligned: bool = False,
     reference: Place | None = None,
-) -> Study:
+) -> sf.studies.Study:
     """Build the study of a probe.
 
     Raises:
@@ -129,51 +112,53 @@ def make_study(
     odd = [name for name, used in given.items() if used and name not in TAKES[probe]]
     if odd:
         raise SpecError(f"--probe {probe} takes no {' and no '.join(odd)}")
-    some = {} if examples is None else {"examples": examples}
+    some: dict[str, Any] = {} if examples is None else {"examples": examples}
     if probe == "update":
         place = found[0]
         short = place.run.spec.recipe.rpartition("/")[2]
-        label = label_of(short, place.run.spec.seeds.data, str(place.step))
-        return UpdateStudy(Point(place.run.id, place.step, label), **some)
-    points = [point_of(place.run, place.step) for place in found]
+        label = sf.studies.label_of(short, place.run.spec.seeds.data, str(place.step))
+        return sf.studies.UpdateStudy(sf.studies.Point(place.run.id, place.step, label), **some)
+    points = [sf.studies.point_of(place.run, place.step) for place in found]
     labels = Counter(point.label for point in set(points))
     points = [
-        p if labels[p.label] == 1 else replace(p, label=f"{p.label} ({p.run[:6]})") for p in points
+        p if labels[p.label] == 1 else sf.studies.Point(p.run, p.step, f"{p.label} ({p.run[:6]})")
+        for p in points
     ]
     match probe:
         case "hessian":
-            return SpectrumStudy(points[0], exact=exact, **some)
+            return sf.studies.SpectrumStudy(points[0], exact=exact, **some)
         case "interpolate":
-            return LineStudy(points[0], points[1], aligned, **some)
+            return sf.studies.LineStudy(points[0], points[1], aligned, **some)
         case "plane":
-            return PlaneStudy((points[0], points[1], points[2]), **some)
+            return sf.studies.PlaneStudy((points[0], points[1], points[2]), **some)
         case "distance":
-            return DistanceStudy(tuple(points))
+            return sf.studies.DistanceStudy(tuple(points))
         case _:
             named = zip(points, [place.run.spec.recipe for place in found], strict=True)
             groups = groupby(sorted(named, key=lambda pair: pair[1]), key=lambda pair: pair[1])
-            beside = reference and point_of(reference.run, reference.step)
-            return AgreementStudy(
-                tuple(Group(name, tuple(p for p, _ in pairs)) for name, pairs in groups), beside
+            beside = reference and sf.studies.point_of(reference.run, reference.step)
+            return sf.studies.AgreementStudy(
+                tuple(sf.studies.Group(name, tuple(p for p, _ in pairs)) for name, pairs in groups),
+                beside,
             )
 
 
-def tables(found: Figures) -> list[Table]:
+def tables(found: sf.studies.Figures) -> list[Table]:
     """Show what a study found."""
     match found:
-        case Spectrum():
+        case sf.studies.Spectrum():
             return [_values("Hessian spectrum", _spectrum(found))]
-        case Updates():
+        case sf.studies.Updates():
             rows = [{"rule": "before", "churn": 0.0, **_around(found.before)}]
             rows += [{"rule": t.rule, "churn": t.churn, **_around(t.spectrum)} for t in found.after]
             return [table(f"one update of {found.label} by each rule", rows)]
-        case Line():
+        case sf.studies.Line():
             return _line(found)
-        case Plane():
+        case sf.studies.Plane():
             return [_plane(found)]
-        case Distances():
+        case sf.studies.Distances():
             return _distances(found)
-        case Agreement():
+        case sf.studies.Agreement():
             return _agreement(found)
 
 
@@ -181,7 +166,7 @@ def _values(title: str, values: dict[str, Any]) -> Table:
     return table(title, [{"": name, "value": value} for name, value in values.items()])
 
 
-def _spectrum(found: Spectrum) -> dict[str, Any]:
+def _spectrum(found: sf.studies.Spectrum) -> dict[str, Any]:
     return {
         "checkpoint": found.label,
         "active parameters": found.parameters,
@@ -196,7 +181,7 @@ def _spectrum(found: Spectrum) -> dict[str, Any]:
     }
 
 
-def _around(found: Spectrum) -> dict[str, Any]:
+def _around(found: sf.studies.Spectrum) -> dict[str, Any]:
     return {
         "loss": found.loss,
         "norm": found.norm,
@@ -206,7 +191,7 @@ def _around(found: Spectrum) -> dict[str, Any]:
     }
 
 
-def _line(found: Line) -> list[Table]:
+def _line(found: sf.studies.Line) -> list[Table]:
     rows = [
         {"α": a, "train loss": tl, "train %": ta, "test loss": el, "test %": ea}
         for a, tl, ta, el, ea in zip(
@@ -229,7 +214,7 @@ def _line(found: Line) -> list[Table]:
     return [_values("line", head), table("along the line", rows)]
 
 
-def _plane(found: Plane) -> Table:
+def _plane(found: sf.studies.Plane) -> Table:
     rows = [
         {"y \\ x": y} | {f"{x:.3g}": loss for x, loss in zip(found.x, line, strict=True)}
         for y, line in zip(found.y, found.losses, strict=True)
@@ -240,7 +225,7 @@ def _plane(found: Plane) -> Table:
     return table(f"training loss on the plane through {', '.join(where)}", rows)
 
 
-def _distances(found: Distances) -> list[Table]:
+def _distances(found: sf.studies.Distances) -> list[Table]:
     rows = [
         {
             "": f"{a} – {b}",
@@ -261,7 +246,7 @@ def _distances(found: Distances) -> list[Table]:
     return shown
 
 
-def _agreement(found: Agreement) -> list[Table]:
+def _agreement(found: sf.studies.Agreement) -> list[Table]:
     members = [
         {
             "": m.label,

@@ -8,9 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-import torch
-from torch import distributed
-
 from sparseflow.core.errors import SpecError
 
 PATIENCE = timedelta(days=7)
@@ -28,6 +25,9 @@ def joined(device: str) -> Iterator[tuple[str, bool]]:
     Raises:
         SpecError: for a numbered device, which all ranks would share.
     """
+    import torch
+    from torch import distributed
+
     if not (distributed.is_available() and distributed.is_torchelastic_launched()):
         yield device, True
         return
@@ -51,6 +51,8 @@ def _meet(backend: str) -> None:
     After a restart torchrun's store still has the addresses of the dead ranks:
     gloo would wait for them.
     """
+    from torch import distributed
+
     store, rank, size = next(distributed.rendezvous("env://"))
     attempt = distributed.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
     distributed.init_process_group(

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from sparseflow.runs import Graph, Job, Run
+import sparseflow as sf
 
 stderr = Console(stderr=True)
 stdout = Console()
@@ -65,7 +65,7 @@ def _cell(value: Any) -> str:
 
 
 @contextmanager
-def run_progress() -> Iterator[Callable[[Run, int, float], None]]:
+def run_progress() -> Iterator[Callable[[sf.runs.Run, int, float], None]]:
     """Show a bar for each run under way: a recipe and the parents it needs."""
     bars = Progress(
         TextColumn("{task.description}"),
@@ -79,7 +79,7 @@ def run_progress() -> Iterator[Callable[[Run, int, float], None]]:
     tasks: dict[str, Any] = {}
     with bars:
 
-        def progress(run: Run, step: int, accuracy: float) -> None:
+        def progress(run: sf.runs.Run, step: int, accuracy: float) -> None:
             total = run.spec.train.steps
             if run.id not in tasks:
                 tasks[run.id] = bars.add_task(run.label, total=total, accuracy="")
@@ -120,7 +120,7 @@ def study_progress(total: int) -> Iterator[Callable[[int], None]]:
 class SweepView:
     """A live table on a terminal; elsewhere one line for each run that ends."""
 
-    def __init__(self, jobs: Graph) -> None:
+    def __init__(self, jobs: sf.runs.Graph) -> None:
         """Show these jobs."""
         self._jobs, self._began = jobs, time.monotonic()
         self._live = Live(
@@ -139,7 +139,7 @@ class SweepView:
             self._live.stop()
         self._line(self._counts())
 
-    def changed(self, job: Job) -> None:
+    def changed(self, job: sf.runs.Job) -> None:
         """Take notice of a job that changed; the live table looks for itself."""
         if self._live.is_started:
             return

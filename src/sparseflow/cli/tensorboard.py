@@ -9,13 +9,12 @@ from typing import Annotated
 
 import typer
 
+import sparseflow as sf
 from sparseflow.cli.options import RUNS, Json, Scale, Settings, StorePath, Use
 from sparseflow.cli.probes import places
 from sparseflow.cli.show import print_json, stdout, table
 from sparseflow.cli.work import parse_seeds
 from sparseflow.core.errors import StoreError
-from sparseflow.integrations.tensorboard import write_events
-from sparseflow.runs import Run, Store
 
 
 def tensorboard(
@@ -39,7 +38,9 @@ def tensorboard(
     was there. Needs an extra: pip install 'sparseflow[tensorboard]'.
     Example: sparseflow tensorboard all -o events/ && tensorboard --logdir events/
     """
-    room = Store(store)
+    from sparseflow.integrations.tensorboard import write_events
+
+    room = sf.runs.Store(store)
     if "all" in names:
         runs = [run for run in room.runs() if (run.path / "metrics.jsonl").is_file()]
     else:
@@ -58,7 +59,7 @@ def tensorboard(
         stdout.print(table("written", shown))
 
 
-def folders(runs: Sequence[Run]) -> list[str]:
+def folders(runs: Sequence[sf.runs.Run]) -> list[str]:
     """Name a folder for each run: recipe and seed, and the id where these name several."""
     plain = [f"{run.spec.recipe or 'run'}/seed-{run.seed.replace('/', '-')}" for run in runs]
     several = Counter(plain)

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sparseflow import studies
+import sparseflow as sf
 from sparseflow.cli.show import SweepView, plain, print_json, stderr, stdout, study_progress, table
 from sparseflow.core.errors import SparseflowError, SpecError, StoreError
-from sparseflow.runs import Executor, Graph, Run, RunSpec, Store, audit, plan, sweep
-from sparseflow.studies import Figures, Study, carry_out_all, seconds
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -32,27 +30,33 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def run_sweep(specs: list[RunSpec], store: Store, executor: Executor, device: str) -> Graph:
+def run_sweep(
+    specs: list[sf.runs.RunSpec], store: sf.runs.Store, executor: sf.runs.Executor, device: str
+) -> sf.runs.Graph:
     """Plan and run these specifications; raise once all is done if some failed."""
-    planned = plan(specs, store)
+    planned = sf.runs.plan(specs, store)
     with SweepView(planned) as view:
-        sweep(planned, store, executor, device=device, changed=view.changed)
+        sf.runs.sweep(planned, store, executor, device=device, changed=view.changed)
     failed = [f"{j.run.label}: {j.error}" for j in planned.values() if j.state == "failed"]
     if failed:
         raise SparseflowError(f"{len(failed)} runs failed: " + "; ".join(failed))
     return planned
 
 
-def run_studies(wanted: Sequence[Study], store: Store, executor: Executor) -> list[Figures]:
+def run_studies(
+    wanted: Sequence[sf.studies.Study], store: sf.runs.Store, executor: sf.runs.Executor
+) -> list[sf.studies.Figures]:
     """Carry out studies, with a bar where someone watches."""
     with study_progress(len(wanted)) as changed:
-        return carry_out_all(wanted, store, executor, changed=changed)
+        return sf.studies.carry_out_all(wanted, store, executor, changed=changed)
 
 
-def show_costs(specs: Sequence[RunSpec], made: Sequence[Study], store: Store) -> None:
+def show_costs(
+    specs: Sequence[sf.runs.RunSpec], made: Sequence[sf.studies.Study], store: sf.runs.Store
+) -> None:
     """Say what runs and studies took, whenever that was, and the peak memory of this go."""
     trained = {run.id: run.seconds for run in map(store.run, specs)}
-    measured = [seconds(study, store) for study in made]
+    measured = [sf.studies.seconds(study, store) for study in made]
     usage = resource.getrusage
     peak = max(usage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     stderr.print(
@@ -92,54 +96,46 @@ def show_flow(values: dict[str, Any], as_json: bool) -> None:
 
 
 def report_on(
-    runs: list[Run],
+    runs: list[sf.runs.Run],
     family: str,
     title: str,
     out: Path,
     as_json: bool,
     published: bool = False,
-    evidence: Sequence[Figures] = (),
+    evidence: Sequence[sf.studies.Figures] = (),
 ) -> None:
     """Collect runs and write their report."""
     if not runs:
         raise StoreError(f"no finished runs of {family} ({title}) in the store: run them first")
-    results = report_room().collect(
+    results = sf.report.collect(
         runs, family=family, title=title, published=published, evidence=evidence
     )
     write_out(results, out, as_json)
 
 
-def write_out(results: Any, out: Path, as_json: bool) -> None:
+def write_out(results: sf.report.Results, out: Path, as_json: bool) -> None:
     """Write a report and print its tables, or what they hold as JSON."""
-    reports = report_room()
-    files = reports.write_report(results, out)
-    judged = reports.claims(results) if results.evidence else []
+    files = sf.report.write_report(results, out)
+    judged = sf.report.claims(results) if results.evidence else []
     if as_json:
-        found = {"rows": reports.summary_rows(results)}
+        found = {"rows": sf.report.summary_rows(results)}
         if judged:
             found |= {
-                "claims": reports.claims_rows(judged),
-                "published": reports.published_data(results),
+                "claims": sf.report.claims_rows(judged),
+                "published": sf.report.published_data(results),
             }
         print_json(found | {"files": [str(f) for f in files]})
         return
-    tables = [reports.markdown_table(results)]
+    tables = [sf.report.markdown_table(results)]
     if judged:
-        tables += [reports.published_markdown(results), reports.claims_markdown(judged)]
+        tables += [sf.report.published_markdown(results), sf.report.claims_markdown(judged)]
     for text in tables:
         harmless = "\n".join(map(plain, text.split("\n")))
         stdout.print(harmless, highlight=False, markup=False, soft_wrap=True)
     stderr.print(f"wrote {len(files)} files; open {out / 'index.html'}", highlight=False)
 
 
-def report_room() -> Any:
-    """Import the report room late: matplotlib is slow to import."""
-    from sparseflow import report as reports  # noqa: PLC0415
-
-    return reports
-
-
-def row_of(run: Run) -> dict[str, Any]:
+def row_of(run: sf.runs.Run) -> dict[str, Any]:
     """Say how a run stands, for a table and for JSON."""
     accuracy = float("nan")
     if not run.finished:
@@ -172,9 +168,9 @@ def runs_table(title: str, rows: list[dict[str, Any]]) -> Any:
     return table(title, short)
 
 
-def check_store(store: Store, as_json: bool) -> None:
+def check_store(store: sf.runs.Store, as_json: bool) -> None:
     """Read every file of a store and say what is wrong; raise if anything is broken."""
-    found = [*audit(store), *studies.audit(store)]
+    found = [*sf.runs.audit(store), *sf.studies.audit(store)]
     if as_json:
         print_json([f._asdict() | {"path": str(f.path)} for f in found])
     else:
@@ -189,7 +185,7 @@ def check_store(store: Store, as_json: bool) -> None:
         raise StoreError(f"{broken} files in {store.root} are broken or missing")
 
 
-def step_of(run: Run, at: str) -> int:
+def step_of(run: sf.runs.Run, at: str) -> int:
     """Read a step, ``start`` or ``end``."""
     if at in ("start", "end"):
         return 0 if at == "start" else run.spec.train.steps

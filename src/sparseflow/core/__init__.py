@@ -1,1 +1,1 @@
-"""Ground floor: random streams, exact selection, schedules, gradients, parameters."""
+"""The ground floor: random streams, exact selection, files, errors, gradients of a loss."""

@@ -1,9 +1,9 @@
-"""JSON files that say what they are and whose, and that notice damage.
+"""JSON files that name their kind and their owner, and whose checksum reveals damage.
 
-    {"schema": 2, "kind": "result", "id": "da68d4094177746c", ..., "sha256": "..."}
+    {"schema": 3, "kind": "result", "id": "da68d4094177746c", ..., "sha256": "..."}
 
-The checksum is the last field, on a line of its own, and covers every byte
-before the comma that ends the line above it.
+The checksum is the last field, on a separate line, and covers every byte before
+the comma that ends the line above it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import msgspec
 from sparseflow.core.errors import StoreError
 from sparseflow.core.files import write_atomic
 
-SCHEMA = 2
-"""Layout of what a store holds. 1, of version 0.1, has no checksums in JSON files; still read."""
+SCHEMA = 3
+"""Version of what a store holds; files of another are refused."""
 
 _SEAL = re.compile(rb',\n "sha256": "([0-9a-f]{64})"\n}\n\Z')
 
@@ -29,16 +29,16 @@ _SEAL = re.compile(rb',\n "sha256": "([0-9a-f]{64})"\n}\n\Z')
 def save_document(
     path: Path, kind: str, owner: str, content: Mapping[str, Any], *, indent: int = 1
 ) -> None:
-    """Write a JSON object with its kind, its owner and a checksum, atomically.
+    """Write a JSON object with its kind, owner and checksum, atomically.
 
-    A number that is not finite becomes null.
+    Numbers that are not finite become null.
 
     Args:
         path: of the file.
         kind: what it is, such as ``result``.
         owner: id of the run or study that it belongs to.
         content: the other fields; anything that msgspec encodes.
-        indent: -1 for no white space.
+        indent: spaces for each level; -1 for no white space at all.
 
     Raises:
         StoreError: if it cannot be written.
@@ -50,18 +50,16 @@ def save_document(
     write_atomic(path, covered + seal.encode())
 
 
-def load_document(path: Path, kind: str, owner: str, *, oldest: int = SCHEMA) -> dict[str, Any]:
-    """Read what :func:`save_document` wrote; ``schema`` is among the fields returned.
+def load_document(path: Path, kind: str, owner: str) -> dict[str, Any]:
+    """Read the fields that :func:`save_document` was given.
 
     Args:
         path: of the file.
-        kind: what it must be.
-        owner: whose it must be.
-        oldest: schema down to which files are accepted; those of schema 1 say
-            nothing of themselves, so nothing of them can be checked.
+        kind: what the file must be.
+        owner: id of the run or study that it must belong to.
 
     Raises:
-        StoreError: if it is missing, damaged, another's or of a newer schema.
+        StoreError: if the file is missing or damaged, or has another owner or schema.
     """
     try:
         data = path.read_bytes()
@@ -72,27 +70,27 @@ def load_document(path: Path, kind: str, owner: str, *, oldest: int = SCHEMA) ->
         raise StoreError(f"{path} is damaged: {str(error) or 'nested too deep'}") from error
     if not isinstance(content, dict):
         raise StoreError(f"{path} is damaged: it holds no JSON object")
-    schema = content.setdefault("schema", 1)
-    if type(schema) is not int or schema > SCHEMA:
-        raise StoreError(
-            f"{path} has schema {schema!r}; this version reads up to {SCHEMA}: "
-            "install a newer sparseflow or choose another store"
-        )
-    sealed = _sealed(path, data)
-    if not sealed and (schema != 1 or oldest > 1 or "sha256" in content):
+    _check_schema(path, content.pop("schema", SCHEMA))
+    seal = _SEAL.search(data)
+    if seal is None:
         raise StoreError(f"{path} is damaged: it has no checksum")
-    if sealed and (content.pop("kind", None), content.pop("id", None)) != (kind, owner):
-        mine = json.loads(data)
-        raise StoreError(
-            f"{path} is the {mine.get('kind')} of {mine.get('id')}, not the {kind} of {owner}"
-        )
-    content.pop("sha256", None)
+    if hashlib.sha256(data[: seal.start()]).hexdigest() != seal[1].decode():
+        raise StoreError(f"{path} is damaged: its content does not match its checksum")
+    of = content.pop("kind", None), content.pop("id", None)
+    if of != (kind, owner):
+        raise StoreError(f"{path} is the {of[0]} of {of[1]}, not the {kind} of {owner}")
+    del content["sha256"]
     return content
 
 
-def _sealed(path: Path, data: bytes) -> bool:
-    """Say whether there is a checksum; a wrong one is an error."""
-    seal = _SEAL.search(data)
-    if seal and hashlib.sha256(data[: seal.start()]).hexdigest() != seal[1].decode():
-        raise StoreError(f"{path} is damaged: its content does not match its checksum")
-    return seal is not None
+def _check_schema(path: Path, schema: Any) -> None:
+    if schema in (1, 2):
+        raise StoreError(
+            f"{path} has schema {schema}, of sparseflow 0.1, which this version does not read: "
+            "choose another store, or install sparseflow==0.1.0"
+        )
+    if schema != SCHEMA:
+        raise StoreError(
+            f"{path} has schema {schema!r}; this version reads {SCHEMA}: "
+            "install a newer sparseflow or choose another store"
+        )

@@ -19,11 +19,11 @@ class MaskError(SparseflowError, ValueError):
 
 
 class TopologyError(SparseflowError, ValueError):
-    """A method, schedule or optimiser that cannot be attached."""
+    """A method, schedule or optimiser that cannot be attached to a model."""
 
 
 class DataError(SparseflowError):
-    """A data set that is missing or damaged."""
+    """A data set that is missing, damaged or of an unexpected format."""
 
 
 class SpecError(SparseflowError, ValueError):
@@ -31,40 +31,40 @@ class SpecError(SparseflowError, ValueError):
 
 
 class StoreError(SparseflowError):
-    """A run folder that is missing, damaged, foreign or of a newer schema."""
+    """A file of a store that is missing, damaged, foreign or of another schema."""
 
 
 class MeasureError(SparseflowError, ValueError):
-    """A measurement that has no meaning for what it was given, or did not converge."""
+    """A measurement that is undefined for its arguments, or did not converge."""
 
 
 class SparseUnavailable(SparseflowError, RuntimeError):  # noqa: N818  (a state, not a mistake)
-    """Sparse execution is asked for where the C++ core is missing or cannot run."""
+    """Sparse execution was requested, but the C++ core is missing or cannot run here."""
 
 
 class KernelError(SparseflowError, ValueError):
-    """A tensor or a topology that the sparse kernels cannot take."""
+    """A tensor or a topology that the sparse kernels do not support."""
 
 
 class DivergedError(SparseflowError):
-    """Training met a loss that is not finite."""
+    """Training reached a loss that is not finite."""
 
 
 class Interrupted(SparseflowError):  # noqa: N818  (asked for, not a mistake)
-    """Work that stopped because a signal asked for it; what was done is kept."""
+    """Work that stopped at a signal; everything done so far is saved."""
 
     def __init__(self, message: str, number: int) -> None:
-        """Say what stopped, and the signal's number."""
+        """Take the message, and the signal's number."""
         super().__init__(message, number)
         self.number = number
 
     def __str__(self) -> str:
-        """Say what stopped."""
+        """Return the message."""
         return str(self.args[0])
 
 
 def first_line(error: BaseException) -> str:
-    r"""Return the first line of what an error of someone else's says; its kind if it says nothing.
+    r"""Return the first line of a foreign error's message; its type if the message is empty.
 
     >>> first_line(ValueError("too long\nin frame 3"))
     'too long'
@@ -73,7 +73,7 @@ def first_line(error: BaseException) -> str:
 
 
 def brief(error: BaseException) -> str:
-    r"""Return kind and first line of an error of someone else's.
+    r"""Return the type and the first line of a foreign error.
 
     >>> brief(ValueError("too long\nin frame 3"))
     'ValueError: too long'
@@ -87,7 +87,7 @@ def unknown(kind: str, word: str, choices: Iterable[str]) -> str:
     >>> unknown("method", "riggl", ["rigl", "set"])
     "unknown method 'riggl'; did you mean 'rigl'? (known: rigl, set)"
     """
-    known = sorted(choices)
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    names = sorted(choices)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
-    return f"unknown {kind} {word!r}{hint} (known: {', '.join(known)})"
+    return f"unknown {kind} {word!r}{hint} (known: {', '.join(names)})"

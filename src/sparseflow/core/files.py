@@ -1,11 +1,11 @@
-"""Files that are either whole or absent, and that keep what was said to be written."""
+"""Atomic and durable files: readers see all of a file or nothing, also after a loss of power."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,18 @@ from sparseflow.core.errors import StoreError
 
 try:
     import fcntl
-except ImportError:  # no such locks on Windows: there, what a killed writer left stays
+except ImportError:  # Windows lacks these locks: temporary files of killed writers stay there
     fcntl = None
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write a file so that readers see the old content or the new, never a part.
+    """Write a file so that readers see the old content or the new one, never a part of it.
 
-    Once this returns the new content survives a loss of power. What writers of
-    the same file left when they were killed is removed.
+    Once this returns, the new content survives a loss of power. Temporary files that
+    killed writers of the same file left behind are removed.
 
     Raises:
-        StoreError: if the folder cannot be written, or is full; nothing is left behind.
+        StoreError: if the folder cannot be written to, or the disk is full; nothing is left behind.
     """
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
@@ -56,7 +56,7 @@ def append(path: Path, data: bytes) -> None:
     """Add to the end of a file.
 
     Raises:
-        StoreError: if it cannot be written; a part of the data may have been.
+        StoreError: if that fails; a part of the data may have been written.
     """
     try:
         with path.open("ab") as file:
@@ -80,10 +80,10 @@ def sync(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and its parents, if they are not there.
+    """Create a folder and its missing parents.
 
     Raises:
-        OSError: if that cannot be.
+        OSError: if one of them cannot be created.
     """
     if not path.is_dir():
         make_folder(path.parent)
@@ -92,7 +92,7 @@ def make_folder(path: Path) -> None:
 
 
 def orphans(folder: Path, name: str = "*") -> Iterator[Path]:
-    """Temporary files in a folder whose writers are dead."""
+    """Yield the temporary files in a folder whose writers are dead."""
     if fcntl is None:
         return
     for path in folder.glob(f".{name}.*.part"):
@@ -102,16 +102,16 @@ def orphans(folder: Path, name: str = "*") -> Iterator[Path]:
 
 
 def cannot_write(path: Path, error: OSError) -> StoreError:
-    """Make the error that names a path and why the system refuses to write there."""
+    """Return the error that names a path and the reason why it cannot be written."""
     return StoreError(f"cannot write {path}: {error.strerror}")
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write tensors and JSON-like metadata to a safetensors file, atomically.
 
-    A SHA-256 of all of it goes into the metadata. Equal content gives equal
-    bytes: the metadata is one entry, since the format keeps no order among
-    several.
+    A SHA-256 of everything is part of the metadata. Equal content gives equal
+    bytes: all metadata is one entry, since the format does not preserve the
+    order of several.
     """
     ready = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     plain = json.loads(json.dumps(meta))
@@ -119,15 +119,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, A
     write_atomic(path, save(ready, {"sparseflow": text}))
 
 
-def load_tensors(
-    path: Path, *, old: Callable[[dict[str, Any]], bool] = lambda meta: False
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a safetensors file: its tensors and its metadata.
-
-    Args:
-        path: of the file.
-        old: says of metadata without a checksum whether it is that of version
-            0.1, which wrote none; any other file must have one.
 
     Raises:
         StoreError: if the file is missing, truncated, of another format, or
@@ -143,12 +136,14 @@ def load_tensors(
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise StoreError(f"{path} cannot be read ({error}): truncated or foreign") from error
     if not isinstance(meta, dict):
-        raise StoreError(f"{path} cannot be read (its metadata is no object): foreign")
+        raise StoreError(f"{path} cannot be read (its metadata is not a JSON object): foreign")
     exact = json.dumps(meta) == text
     written = meta.pop("sha256", None)
-    if written is None and not old(meta):
-        raise StoreError(f"{path} has no checksum: damaged, or not written by sparseflow")
-    if written is not None and not (exact and written == _checksum(tensors, meta)):
+    if written is None:
+        raise StoreError(
+            f"{path} has no checksum: damaged, or not written by sparseflow 0.2 or later"
+        )
+    if not (exact and written == _checksum(tensors, meta)):
         raise StoreError(f"{path} is damaged: its content does not match its checksum")
     return tensors, meta
 
@@ -164,17 +159,17 @@ def _checksum(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
 
 @contextmanager
 def _claimed(temporary: Path) -> Iterator[None]:
-    """Make a file and hold a lock on it, which the system drops when this process dies."""
+    """Create a file and hold a lock on it, which the system releases when this process dies."""
     if fcntl is None:
         yield
         return
     while True:
         descriptor = os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o666)
-        with suppress(OSError):  # a file system without locks: then nobody takes it for an orphan
+        with suppress(OSError):  # a file system without locks: its orphans are not removed
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink:
             break
-        os.close(descriptor)  # taken for an orphan before it was locked
+        os.close(descriptor)  # another writer removed it as an orphan before it was locked
     try:
         yield
     finally:
@@ -187,7 +182,7 @@ def _remove_orphans(path: Path) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    """Make the names in a folder durable, where folders can be opened."""
+    """Make the entries of a folder durable, on systems where a folder can be opened."""
     if os.name == "posix":
         descriptor = os.open(path, os.O_RDONLY)
         try:

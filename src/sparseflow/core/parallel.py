@@ -1,6 +1,6 @@
-"""Several processes that train one model: their means, their agreement, sharded tensors.
+"""Several processes that train one model: means over them, agreement between them, sharded tensors.
 
-Without a process group, or alone in one, everything here leaves things as they are.
+Without a process group, or alone in one, every function here returns its input unchanged.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Ranks:
     """The processes that train one model.
 
     Attributes:
-        size: how many there are.
-        rank: which of them this process is, from 0 on.
-        group: their process group; None for a process that is alone.
+        size: number of processes.
+        rank: index of this process, from 0.
+        group: their process group; None for a single process.
     """
 
     size: int = 1
@@ -34,11 +34,11 @@ class Ranks:
     def of(
         cls, model: nn.Module | None = None, group: distributed.ProcessGroup | None = None
     ) -> Ranks:
-        """Find the ranks that train a model; without one, all that there are.
+        """Return the ranks that train a model; without a model, all ranks.
 
         Args:
-            model: a ``DistributedDataParallel`` brings its own group.
-            group: the group, if it is known; else the model's own, else the default one.
+            model: a ``DistributedDataParallel`` knows its group.
+            group: the group to use; by default the model's, else the default group.
         """
         if not (distributed.is_available() and distributed.is_initialized()):
             return cls()
@@ -49,9 +49,9 @@ class Ranks:
         return cls(size, distributed.get_rank(group), group) if size > 1 else cls()
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """Mean over ranks, the same bits on each; half precision is summed in float32.
+        """Mean over ranks, identical on each; half precision is summed in float32.
 
-        Every rank must call this, with a tensor of one shape.
+        Collective: every rank must call it, with a tensor of the same shape.
         """
         if self.size == 1:
             return tensor
@@ -61,36 +61,36 @@ class Ranks:
         return total.div_(self.size).to(tensor.dtype)
 
     def first(self, value: bool, device: torch.device | str) -> bool:
-        """Take what rank 0 says; every rank waits for it.
+        """Return the value of rank 0. Collective: every rank must call it.
 
         Args:
-            value: what this rank would say.
-            device: one that the group can exchange tensors on.
+            value: used if this is rank 0.
+            device: a device on which the group can exchange tensors.
         """
         if self.size == 1:
             return value
-        said = torch.tensor(int(value), device=device)
-        distributed.broadcast(said, group=self.group, group_src=0)
-        return bool(said)
+        of_rank_0 = torch.tensor(int(value), device=device)
+        distributed.broadcast(of_rank_0, group=self.group, group_src=0)
+        return bool(of_rank_0)
 
     def odd(self, texts: Mapping[str, str], device: torch.device) -> dict[str, list[int]]:
         """Find the texts that are not the same on all ranks.
 
-        Every rank must call this, with as many texts.
+        Collective: every rank must call it, with the same names in the same order.
 
         Args:
-            texts: by name; their order is to be the same everywhere.
-            device: one that the group can exchange tensors on.
+            texts: by name.
+            device: a device on which the group can exchange tensors.
 
         Returns:
-            For each name with another text somewhere, the ranks that differ from the first one.
+            For each name whose texts differ, the ranks that differ from rank 0.
         """
         if self.size == 1:
             return {}
-        own = torch.tensor([_number(text) for text in texts.values()], device=device)
-        found = [torch.empty_like(own) for _ in range(self.size)]
-        distributed.all_gather(found, own, group=self.group)
-        differs = (torch.stack(found) != found[0]).T.cpu()
+        digests = torch.tensor([_number(text) for text in texts.values()], device=device)
+        everyone = [torch.empty_like(digests) for _ in range(self.size)]
+        distributed.all_gather(everyone, digests, group=self.group)
+        differs = (torch.stack(everyone) != everyone[0]).T.cpu()
         return {
             name: row.nonzero().squeeze(1).tolist()
             for name, row in zip(texts, differs, strict=True)
@@ -99,7 +99,7 @@ class Ranks:
 
 
 def refuse_wrapped(model: nn.Module) -> None:
-    """Refuse to measure what only a backward pass of all ranks could differentiate.
+    """Refuse to measure a model that only all ranks together can differentiate.
 
     Raises:
         MeasureError: for a model in ``DistributedDataParallel`` or ``fully_shard``.
@@ -115,27 +115,27 @@ def refuse_wrapped(model: nn.Module) -> None:
         )
 
 
-# A sharded tensor is a DTensor. It is known by its methods: importing its class takes
+# A sharded tensor is a DTensor. It is recognised by its methods: importing its class takes
 # half as long as importing torch.
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Say whether ranks hold parts of a tensor, as ``fully_shard`` leaves parameters."""
+    """Whether each rank holds a part of the tensor, as parameters are after ``fully_shard``."""
     return hasattr(tensor, "full_tensor")
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this rank holds, in the same memory."""
+    """The part of a tensor that this rank holds, sharing its memory."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor gathered from all ranks, each of which must call this."""
+    """The tensor gathered from all ranks. Collective: every rank must call it."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def part_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """The part of a whole tensor that belongs to this rank's part of ``like``; nothing is sent."""
+    """The part of a whole tensor that belongs to this rank's part of ``like``. Not collective."""
     if not is_sharded(like):
         return tensor
     from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415  (slow, see above)
@@ -145,5 +145,5 @@ def part_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def _number(text: str) -> int:
-    """64 bits of a digest."""
+    """64 bits of the SHA-256 of a text: what ranks compare."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)

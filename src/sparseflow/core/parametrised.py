@@ -1,11 +1,11 @@
-"""Weights that a module computes from other parameters: where a mask on those is right.
+"""Weights that a module computes from other parameters: when those may be masked.
 
 ``torch.nn.utils.parametrize`` replaces a weight by a function of an *original*,
 which is what the optimiser trains. A mask on the original is a mask on the
 weight only if the function leaves zeros where they are. Spectral normalisation
-does, and so does any function of each entry with f(0) = 0; an orthogonal or a
+does, and so does any elementwise function with f(0) = 0; an orthogonal or a
 symmetric parametrisation does not, and weight normalisation divides by the norm
-of a neuron, which may have no active weight.
+of a neuron, which is zero without active weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def originals(module: nn.Module, pattern: str) -> Iterator[nn.Parameter]:
     """Yield the trained parameter behind each parametrised weight.
 
     Where there are several (weight normalisation's norm and direction) it is
-    the one of the weight's own shape.
+    the one with the weight's shape.
     """
     for local, chain in _chains(module).items():
         if re.fullmatch(pattern, local):
@@ -34,7 +34,7 @@ def originals(module: nn.Module, pattern: str) -> Iterator[nn.Parameter]:
 
 
 def computed(module: nn.Module, pattern: str) -> Iterator[str]:
-    """Yield names of weights that a forward hook computes and leaves as plain attributes."""
+    """Yield the names of weights that a forward hook computes and stores as plain attributes."""
     for local, value in vars(module).items():
         if isinstance(value, Tensor) and re.fullmatch(pattern, local):
             yield local
@@ -44,8 +44,8 @@ def computed(module: nn.Module, pattern: str) -> Iterator[str]:
 def check_zeros_stay(name: str, module: nn.Module, parameter: nn.Parameter) -> None:
     """Refuse a parametrisation under which zeros of the original are not zeros of the weight.
 
-    It is tried on a copy, with a whole neuron, a whole input and a random half of
-    the entries at zero. A parameter that is the weight itself passes.
+    Tested on a copy, with all weights of one neuron, all weights of one input and a
+    random half of the rest set to zero. A parameter that is the weight itself passes.
 
     Raises:
         MaskError: naming the parametrisation, and what would be right.
@@ -62,10 +62,9 @@ def check_zeros_stay(name: str, module: nn.Module, parameter: nn.Parameter) -> N
         if weight.isfinite().all() and weight.shape == off.shape and not weight[off].any():
             return
         raise MaskError(
-            f"{name} is what the parametrisation {steps} makes {local} of, and with inactive "
-            "entries at zero those are not zero there, or others not finite: a mask would not "
-            "hold. Remove it (torch.nn.utils.parametrize.remove_parametrizations) or leave it "
-            "out with exclude="
+            f"the parametrisation {steps} computes {local} from {name}, and does not turn zeros of "
+            "one into zeros of the other and finite values elsewhere: a mask would not hold. "
+            "Remove it (torch.nn.utils.parametrize.remove_parametrizations) or pass exclude="
         )
 
 
@@ -74,7 +73,7 @@ def _chains(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def _some(shape: torch.Size) -> Bool[Tensor, "*w"]:
-    """A random half of the entries, the first row and the first column."""
+    """A random half of the entries, with all of the first row and of the first column."""
     off = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.5
     off[0] = off[:, 0] = True
     return off

@@ -1,4 +1,4 @@
-"""Named random streams: every draw says what it is for."""
+"""Named random streams: every draw names its purpose."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 def generator(seed: int, *names: str | int) -> torch.Generator:
     """Return a CPU generator for the stream called ``names`` under ``seed``.
 
-    Streams with different names are independent, and the same name gives the
-    same numbers in every process, on every machine and rank: the state comes
-    from a SHA-256 digest, never from Python's ``hash``.
+    Streams of different names are independent, and one name gives the same numbers
+    in every process, on every machine and rank: the state is a SHA-256 digest, since
+    Python's ``hash`` of a string differs between processes.
 
     >>> a, b = generator(0, "mask", "fc1"), generator(0, "mask", "fc2")
     >>> bool((torch.rand(3, generator=a) == torch.rand(3, generator=b)).any())

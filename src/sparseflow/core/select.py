@@ -1,4 +1,4 @@
-"""Exact selection: k ones means k ones, and ties fall the same way everywhere."""
+"""Exact selection: k means exactly k, and ties are resolved alike on every machine."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 def top_k(scores: Shaped[Tensor, "*shape"], k: int) -> Bool[Tensor, "*shape"]:
-    """Mark the ``k`` largest scores; equal scores are taken in index order.
+    """Mark the ``k`` largest scores; of equal scores the first in index order.
 
-    Runs in linear time: a selection finds the threshold and only ties
-    at the threshold are resolved one by one.
+    Takes linear time: a selection finds the threshold, and only ties at the
+    threshold are resolved by index. (``torch.topk`` alone leaves their order open.)
 
     Args:
-        scores: any shape, no NaN; ``-inf`` is allowed and comes last.
-        k: how many to mark, from 0 to ``scores.numel()``.
+        scores: of any shape, without NaN; ``-inf`` is allowed and comes last.
+        k: number to mark, from 0 to ``scores.numel()``.
 
     Raises:
         ValueError: if ``k`` is out of range or a score is NaN.
@@ -43,17 +43,17 @@ def top_k(scores: Shaped[Tensor, "*shape"], k: int) -> Bool[Tensor, "*shape"]:
 def top_k_of_blocks(
     blocks: Iterable[Float[Tensor, " ..."]], k: int
 ) -> tuple[Int64[Tensor, " k"], Float[Tensor, " k"]]:
-    """Find the ``k`` largest scores of a long vector that comes in blocks.
+    """Find the ``k`` largest scores of a long vector that arrives in blocks.
 
-    The same choice as :func:`top_k` makes on the whole, with no more in memory
-    than one block and ``2 k`` scores.
+    Chooses what :func:`top_k` chooses from the whole vector, but holds no more than
+    one block and ``2 k`` scores in memory.
 
     Args:
-        blocks: consecutive parts, of any shape; no NaN.
-        k: how many, from 1 to the number of all scores.
+        blocks: consecutive parts, of any shape, without NaN.
+        k: number to find, from 1 to the number of all scores.
 
     Returns:
-        Sorted positions in the whole, counted row by row, and their scores.
+        Sorted flat positions in the whole vector, and their scores.
 
     Raises:
         ValueError: if ``k`` is out of range or a score is NaN.
@@ -71,22 +71,22 @@ def top_k_of_blocks(
             better = top_k(flat, min(k, flat.numel()))
         else:
             _refuse_nan(flat)
-            better = flat > floor  # a tie goes to the earlier one
+            better = flat > floor  # strictly: the earlier of two equal scores wins
         new = better.nonzero().squeeze(1)
         places.append(new + start)
         scores.append(flat[new])
         start, held = start + flat.numel(), held + len(new)
-        # Sorting out only once there are 2 k makes for few selections in all.
+        # Selecting only once 2 k candidates are held keeps the total cost linear.
         if held >= (k if floor is None else 2 * k):
             places, scores = _best(places, scores, k)
             held, floor = k, scores[0].min()
     _check_count(k, start)
-    (positions,), (found,) = _best(places, scores, k)
-    return positions, found
+    (positions,), (best,) = _best(places, scores, k)
+    return positions, best
 
 
 def positions_of(mask: Bool[Tensor, "*shape"]) -> Int64[Tensor, " k"]:
-    """Sorted flat positions of the True entries.
+    """Return the sorted flat positions of the True entries.
 
     >>> positions_of(torch.eye(2, dtype=torch.bool)).tolist()
     [0, 3]
@@ -95,14 +95,16 @@ def positions_of(mask: Bool[Tensor, "*shape"]) -> Int64[Tensor, " k"]:
 
 
 def mask_at(positions: Int64[Tensor, " k"], shape: Sequence[int]) -> Bool[Tensor, "*shape"]:
-    """Undo :func:`positions_of`."""
+    """Return the mask with True at these flat positions: the inverse of :func:`positions_of`."""
     mask = torch.zeros(torch.Size(shape).numel(), dtype=torch.bool, device=positions.device)
     mask[positions] = True
     return mask.reshape(tuple(shape))
 
 
 def merged(a: Int64[Tensor, " n"], b: Int64[Tensor, " m"]) -> Int64[Tensor, " both"]:
-    """Merge sorted positions: numpy's stable sort takes linear time for two ascending runs.
+    """Merge two sorted vectors of positions.
+
+    NumPy's stable sort takes linear time for two ascending runs.
 
     >>> merged(torch.tensor([1, 5]), torch.tensor([0, 7])).tolist()
     [0, 1, 5, 7]
@@ -114,7 +116,7 @@ def merged(a: Int64[Tensor, " n"], b: Int64[Tensor, " m"]) -> Int64[Tensor, " bo
 def find(
     wanted: Int64[Tensor, " k"], among: Int64[Tensor, " n"]
 ) -> tuple[Int64[Tensor, " k"], Bool[Tensor, " k"]]:
-    """Look sorted positions up in other sorted ones: where each is, and whether it is there.
+    """Look up sorted positions among others: the index of each, and whether it is there.
 
     >>> find(torch.tensor([1, 4, 9]), torch.tensor([1, 2, 9]))
     (tensor([0, 2, 2]), tensor([ True, False,  True]))
@@ -131,13 +133,13 @@ def _check_count(k: int, n: int) -> None:
 
 
 def _best(places: list[Tensor], scores: list[Tensor], k: int) -> tuple[list[Tensor], list[Tensor]]:
-    positions, found = torch.cat(places), torch.cat(scores)
-    if len(found) > k:
-        chosen = top_k(found, k)
-        positions, found = positions[chosen], found[chosen]
-    return [positions], [found]
+    positions, values = torch.cat(places), torch.cat(scores)
+    if len(values) > k:
+        chosen = top_k(values, k)
+        positions, values = positions[chosen], values[chosen]
+    return [positions], [values]
 
 
 def _refuse_nan(flat: Tensor) -> None:
     if flat.is_floating_point() and torch.isnan(flat).any():
-        raise ValueError("a score is NaN: there is no order to select by")
+        raise ValueError("a score is NaN: scores must be ordered")

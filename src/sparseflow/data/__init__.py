@@ -3,10 +3,10 @@
 from sparseflow.data.augment import CropFlip
 from sparseflow.data.batches import Batches
 from sparseflow.data.cifar import load_cifar10
+from sparseflow.data.dataset import Batch, Dataset, Examples, Split, in_batches
 from sparseflow.data.imagenet import load_imagenet
 from sparseflow.data.mnist import load_mnist
 from sparseflow.data.registry import DATA, Source, register_data
-from sparseflow.data.split import Batch, Dataset, Examples, Split, in_batches
 
 __all__ = [
     "DATA",

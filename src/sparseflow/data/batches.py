@@ -1,4 +1,4 @@
-"""Batches by seeded permutation: batch t is a function of t alone."""
+"""Batches by seeded permutation: batch t depends on t and the seed alone."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sparseflow.core.random import generator
-from sparseflow.data.split import CHANCES, Batch, Split
+from sparseflow.data.dataset import CHANCES, Batch, Split
 
 
 class Batches:
     """An endless stream of batches, cut from one permutation after another.
 
-    ``batches[step]`` is the same whether or not earlier ones were asked for, so
-    an interrupted run goes on exactly where it was. Batches run across the end
-    of an epoch; none is short. Augmentation is drawn for the step, so it too is
-    a function of the step alone.
+    ``batches[step]`` does not depend on which batches were read before, so an
+    interrupted run resumes exactly. A batch may span the end of an epoch; all have
+    the same size. Augmentation is drawn from a stream of the step, so it depends on
+    the step alone too.
 
     Example:
         >>> from sparseflow.data import Examples
         >>> x = torch.arange(10.0)
         >>> batches = Batches(Examples(x, x.long()), size=4, seed=0)
-        >>> seen = torch.cat([batches[t][0] for t in range(5)])
-        >>> sorted(seen[:10].tolist()) == x.tolist()
+        >>> inputs = torch.cat([batches[t][0] for t in range(5)])
+        >>> sorted(inputs[:10].tolist()) == x.tolist()
         True
     """
 
@@ -44,15 +44,16 @@ class Batches:
 
         Args:
             split: examples.
-            size: of a batch, over all ranks.
+            size: number of examples in a batch, over all ranks.
             seed: of order and augmentation.
             stream: name of the random stream.
-            augment: whether examples are varied.
-            rank: which share of each batch to give.
+            augment: whether examples are augmented.
+            rank: which share of each batch to return.
             world: number of shares.
 
         Raises:
-            ValueError: if the size does not fit the examples or the ranks.
+            ValueError: if there are fewer examples than ``size``, or ranks cannot share a
+                batch equally.
         """
         if not 1 <= size <= len(split):
             raise ValueError(f"batch size {size} is not between 1 and the {len(split)} examples")
@@ -66,10 +67,10 @@ class Batches:
         )
 
     def shard(self, rank: int, world: int) -> Batches:
-        """Return the share of one rank: all ranks together see what one alone would.
+        """Return the stream of one rank's share; together, ranks get the same batches.
 
         Raises:
-            ValueError: if the batch has no equal share for that many.
+            ValueError: if that many ranks cannot share a batch equally.
         """
         return Batches(
             self._split, self._size, self._seed, self._stream,
@@ -77,7 +78,7 @@ class Batches:
         )  # fmt: skip
 
     def indices(self, step: int) -> Int[Tensor, " size"]:
-        """Examples of batch ``step`` (0 is the first), over all ranks."""
+        """Return the examples of batch ``step`` (0 is the first), over all ranks."""
         first = step * self._size
         epoch, offset = divmod(first, len(self._split))
         taken = self._permutation(epoch)[offset : offset + self._size]
@@ -87,7 +88,7 @@ class Batches:
         return taken
 
     def __getitem__(self, step: int) -> Batch:
-        """Inputs and targets of this rank's share of batch ``step``."""
+        """Return inputs and targets of this rank's share of batch ``step``."""
         where = self.indices(step)[self._share]
         if not self._augment:
             return self._split[where]

@@ -9,9 +9,9 @@ import torch
 
 from sparseflow.core.errors import DataError
 from sparseflow.data.augment import CropFlip
-from sparseflow.data.hub import open_split, reading
+from sparseflow.data.dataset import Dataset, Examples
 from sparseflow.data.normalise import Normalise
-from sparseflow.data.split import Dataset, Examples
+from sparseflow.data.parquet import open_split, reading
 
 HUB = "uoft-cs/cifar10"
 NORMALISE = Normalise((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -21,17 +21,17 @@ _CHUNK = 2000
 
 @lru_cache(maxsize=1)
 def load_cifar10(limit: int | None = None) -> Dataset:
-    """Load CIFAR-10: images (n, 3, 32, 32) kept as bytes and normalised by the batch.
+    """Load CIFAR-10: images (n, 3, 32, 32), stored as bytes and normalised batch by batch.
 
     From ``cifar10/{train,test}*.parquet`` in the folder that the environment
-    variable ``SPARSEFLOW_DATA`` names, else from the hub. The whole is decoded
-    once a process, in some seconds.
+    variable ``SPARSEFLOW_DATA`` names, else from the hub. All images are decoded
+    once per process, which takes seconds.
 
     Args:
-        limit: examples of each split to read at most.
+        limit: number of examples of each split, at most.
 
     Raises:
-        DataError: if the files are missing, damaged, or of another layout.
+        DataError: if the files are missing, damaged, or in another format.
         SparseflowError: if ``datasets`` is not installed.
     """
     return Dataset(*(_load(split, limit) for split in ("train", "test")))

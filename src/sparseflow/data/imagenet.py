@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparseflow.core.errors import DataError
-from sparseflow.core.extra import need
-from sparseflow.data.hub import FOLDER, open_split, reading, split_files
+from sparseflow.core.optional import need
+from sparseflow.data.dataset import Dataset
 from sparseflow.data.normalise import Normalise
-from sparseflow.data.split import Dataset
+from sparseflow.data.parquet import FOLDER, open_split, reading, split_files
 from sparseflow.data.stream import BLOCK, Blocks, Images
 
 HUB = "ILSVRC/imagenet-1k"
@@ -21,20 +21,22 @@ CLASSES = 1000
 NORMALISE = Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 AREA = (0.08, 1.0)
+"""Smallest and largest share of an image's area in a random crop."""
 RATIO = (3 / 4, 4 / 3)
+"""Smallest and largest aspect ratio of a random crop."""
 CENTRE = 224 / 256
-"""Share of the shorter side that is evaluated."""
+"""Share of the shorter side that the central crop for evaluation has."""
 
 
 def frame(
     width: int, height: int, chances: Float[Tensor, " chances"] | None
 ) -> tuple[tuple[float, float, float, float], bool]:
-    """Return the part of an image to take, as (left, top, right, bottom), and whether to flip it.
+    """Return the box of an image to use, as (left, top, right, bottom), and whether to flip it.
 
-    Without chances the centre, as for evaluation. With them a random resized
-    crop (Szegedy et al. 2015): an area between 8 % and 100 % and an aspect
-    ratio between 3:4 and 4:3 on a logarithmic scale, cut to the image where
-    they pass its border, at a random place; flipped half of the time.
+    Without ``chances`` the centre, for evaluation. With them a random resized crop
+    (Szegedy et al. 2015): an area between 8 % and 100 %, an aspect ratio between 3:4
+    and 4:3 uniform on a logarithmic scale, both clipped to the image, at a random
+    position, flipped with probability 1/2.
     """
     if chances is None:
         side = CENTRE * min(width, height)
@@ -54,14 +56,14 @@ def load_imagenet(limit: int | None = None, size: int = 224) -> Dataset:
     From ``imagenet/{train,validation}*.parquet`` in the folder that the
     environment variable ``SPARSEFLOW_DATA`` names, else streamed from the hub
     (where its terms must have been accepted). Images are decoded when they are
-    asked for. An epoch is shuffled within blocks of rows.
+    used. An epoch is shuffled within blocks of rows.
 
     Args:
-        limit: examples of each split at most.
-        size: side of the images.
+        limit: number of examples of each split, at most.
+        size: side of the images in pixels.
 
     Raises:
-        DataError: if the files are missing, damaged, or of another layout.
+        DataError: if the files are missing, damaged, or in another format.
         SparseflowError: if ``datasets`` is not installed.
     """
     return Dataset(*(_open(split, limit, size) for split in ("train", "validation")))
@@ -80,10 +82,10 @@ def _open(split: str, limit: int | None, size: int) -> Images:
 def _count(rows: object, split: str) -> int:
     folder = os.environ.get(FOLDER)
     if folder is None:
-        known = rows.info.splits  # type: ignore[attr-defined]
-        if not known or split not in known:
+        splits = rows.info.splits  # type: ignore[attr-defined]
+        if not splits or split not in splits:
             raise DataError(f"{HUB}: the hub does not say how many rows {split} has")
-        return known[split].num_examples
+        return splits[split].num_examples
     parquet = need("pyarrow.parquet", extra="data")
     total = 0
     for path in split_files(Path(folder, "imagenet"), split):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparseflow.core.errors import DataError
-from sparseflow.data.split import Dataset, Examples
+from sparseflow.data.dataset import Dataset, Examples
 
 FOLDER = Path(__file__).parent / "mnist_files"
 
@@ -49,10 +49,10 @@ def _read(folder: Path, name: str) -> bytes:
         raise DataError(f"MNIST file {path} is missing: install the package again") from error
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"MNIST file {path} is damaged ({error}): install it again") from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != _SHA256[name]:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != _SHA256[name]:
         raise DataError(
-            f"MNIST file {path} is not the canonical one: SHA-256 {found[:12]}…, "
+            f"MNIST file {path} is not the canonical one: SHA-256 {digest[:12]}…, "
             f"expected {_SHA256[name][:12]}…: install the package again"
         )
     return content

@@ -1,4 +1,4 @@
-"""Pixels as bytes to the numbers that a network takes."""
+"""From pixels as bytes to normalised inputs of a network."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Normalise:
-    """Bring each colour to mean 0 and standard deviation 1 over the training images.
+    """Scale each colour to mean 0 and standard deviation 1 over the training images.
 
     Attributes:
-        mean: of each colour, pixels in [0, 1].
-        std: their standard deviations.
+        mean: mean of each colour, for pixels in [0, 1].
+        std: standard deviation of each colour.
     """
 
     mean: tuple[float, float, float]

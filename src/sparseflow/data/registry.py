@@ -8,21 +8,21 @@ from functools import lru_cache
 
 from sparseflow.core.registry import Registry
 from sparseflow.data.cifar import load_cifar10
+from sparseflow.data.dataset import Dataset
 from sparseflow.data.imagenet import load_imagenet
 from sparseflow.data.mnist import load_mnist
-from sparseflow.data.split import Dataset
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is known of a data set before it is loaded.
+    """A data set before it is loaded.
 
     Attributes:
-        load: loads it, or the first so many examples of each split; the second
-            number is the side of the images, where that can be chosen.
-        examples: to train on.
-        classes: how many there are.
-        augmented: whether its examples can be varied.
+        load: function of the number of examples of each split (None for all) and of the
+            side of the images, which is ignored unless ``resized``.
+        examples: number of training examples.
+        classes: number of classes.
+        augmented: whether its examples can be augmented.
         resized: whether the side of its images can be chosen.
     """
 

@@ -1,4 +1,4 @@
-"""A split that is read from files as it is needed: images by blocks of a stream."""
+"""A split that is read from files on demand: images from blocks of a stream."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparseflow.core.errors import DataError
-from sparseflow.core.extra import need
-from sparseflow.data.hub import reading
-from sparseflow.data.split import Batch, Where
+from sparseflow.core.optional import need
+from sparseflow.data.dataset import Batch, Where
+from sparseflow.data.parquet import reading
 
 BLOCK = 4096
-"""Rows that are read together: the range within which an epoch is shuffled."""
+"""Rows that are read together, and within which an epoch is shuffled."""
 
-_KEPT = 2
-"""Blocks in memory: a batch may lie across the border of two."""
+_CACHED = 2
+"""Blocks in memory: a batch may span two."""
 
 Frame = Callable[[int, int, Float[Tensor, " chances"] | None], tuple[tuple[float, ...], bool]]
-"""From an image's width and height, and its chances, to the box to take and whether to flip it."""
+"""Function of width, height and uniform numbers; returns a box, and whether to flip it."""
 
 
 class Blocks:
-    """Rows of a stream by block; forwards they are read on, otherwise skipped to."""
+    """Rows of a stream by block: the next block is read on, any other is skipped to."""
 
     def __init__(self, rows: Any, name: str, size: int) -> None:
         """Read from an ``IterableDataset``."""
         self._rows, self._name, self.size = rows, name, size
-        self._kept: OrderedDict[int, dict[str, list[Any]]] = OrderedDict()
+        self._cache: OrderedDict[int, dict[str, list[Any]]] = OrderedDict()
         self._reader: Iterator[dict[str, list[Any]]] = iter(())
         self._next = -1
 
     def __getitem__(self, number: int) -> dict[str, list[Any]]:
-        """Columns of a block.
+        """Return the columns of a block.
 
         Raises:
-            DataError: if the stream is damaged, or ends before it.
+            DataError: if the stream is damaged, or ends before that block.
         """
-        if number not in self._kept:
-            self._kept[number] = self._read(number)
-            while len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
-        return self._kept[number]
+        if number not in self._cache:
+            self._cache[number] = self._read(number)
+            while len(self._cache) > _CACHED:
+                self._cache.popitem(last=False)
+        return self._cache[number]
 
     def _read(self, number: int) -> dict[str, list[Any]]:
         try:
@@ -68,17 +68,18 @@ class Blocks:
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Encoded images and classes, decoded when they are asked for.
+    """Encoded images and their classes; images are decoded when they are used.
 
     Attributes:
-        blocks: of rows with an ``image`` of bytes and a ``label``.
-        name: what to call the split in errors.
+        blocks: rows with an ``image`` of bytes and a ``label``.
+        name: name of the split in errors.
         count: number of examples.
-        classes: how many there are.
-        size: side of the square images that come out.
-        frame: which part of an image that is.
-        finish: makes bytes into a model's inputs.
-        device: where batches go.
+        classes: number of classes.
+        size: side of the square images that are returned, in pixels.
+        frame: chooses the box of each image.
+        finish: turns bytes into inputs of a model.
+        device: device of the batches.
+        pool: threads that decode; Pillow releases the GIL.
     """
 
     blocks: Blocks
@@ -96,12 +97,12 @@ class Images:
         return self.count
 
     def order(self, stream: torch.Generator) -> Int[Tensor, " n"]:
-        """Shuffle each block, and leave the blocks in order: a stream is read forwards."""
+        """Shuffle within each block and leave the blocks in order: a stream is read forwards."""
         blocks = torch.arange(self.count).split(self.blocks.size)
         return torch.cat([part[torch.randperm(len(part), generator=stream)] for part in blocks])
 
     def __getitem__(self, where: Where) -> Batch:
-        """Inputs and classes of these examples, as they are evaluated."""
+        """Return inputs and classes of these examples, without augmentation."""
         return self._batch(where, None)
 
     def varied(self, where: Int[Tensor, " n"], chances: Float[Tensor, "n chances"]) -> Batch:
@@ -119,7 +120,7 @@ class Images:
     def _batch(self, where: Where, chances: Tensor | None) -> Batch:
         numbers = torch.arange(self.count)[where].tolist()
         wanted: dict[int, tuple[bytes, int]] = {}
-        for number in numbers:  # block after block, over the end of an epoch too
+        for number in numbers:  # in the order of blocks, also across the end of an epoch
             block, place = divmod(number, self.blocks.size)
             rows = self.blocks[block]
             if place >= len(rows["label"]):

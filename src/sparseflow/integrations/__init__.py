@@ -1,1 +1,1 @@
-"""Callbacks for other trainers, and writers for other viewers; each needs an extra."""
+"""Callbacks for other trainers, and writers for other viewers; each module needs an extra."""

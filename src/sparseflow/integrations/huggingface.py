@@ -1,4 +1,4 @@
-"""Sparse training in the Hugging Face ``Trainer``: a callback."""
+"""A callback for sparse training in the Hugging Face ``Trainer``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sparseflow.core.errors import StoreError
-from sparseflow.core.extra import need
 from sparseflow.core.files import load_tensors, save_tensors
 from sparseflow.core.functional import Loss
+from sparseflow.core.optional import need
 from sparseflow.integrations.session import Saved, Session, Start
 from sparseflow.masks import Masks
 from sparseflow.topology import Method
@@ -20,11 +20,11 @@ need("accelerate", extra="huggingface")
 transformers = need("transformers", extra="huggingface")
 
 FILE = "topology.safetensors"
-"""What the callback adds to every checkpoint folder."""
+"""File that the callback adds to every checkpoint folder."""
 
 
 def model_loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
-    """The loss of a transformers model that is given labels: ``model(**batch).loss``."""
+    """Loss that a transformers model computes from labels: ``model(**batch).loss``."""
     return model(**batch).loss
 
 
@@ -32,32 +32,32 @@ class SparseCallback(transformers.TrainerCallback):
     """Keeps the model of a ``transformers.Trainer`` sparse.
 
     Attaches to the trainer's optimiser when training begins and detaches at its
-    end; writes ``topology.safetensors`` into every checkpoint, and goes on from
-    it when the trainer resumes, with the masks of a training that was never
-    interrupted. Gradient accumulation, clipping by ``max_grad_norm`` and mixed
-    precision see sparse gradients. Add it to the trainer that it is given::
+    end; writes ``topology.safetensors`` into every checkpoint. Training that resumes
+    from one has the same masks as training that was never interrupted. Gradient
+    accumulation, clipping by ``max_grad_norm`` and mixed precision see sparse
+    gradients. Add it to the trainer that it is given::
 
         trainer.add_callback(SparseCallback(trainer, masks, sf.RigL(sf.every(100))))
 
     Args:
-        trainer: the trainer; what is logged goes through its ``log``.
-        masks: masks of the model, or a function that makes them, and may draw
-            new weights, when a training begins that does not resume:
+        trainer: the trainer; its ``log`` receives the metrics.
+        masks: masks of the model, or a function that makes them (and may draw new
+            weights) when training begins without a checkpoint:
             ``partial(sf.sparsify, density=0.1)``.
         method: as for :func:`sparseflow.attach`.
         seed: of random growth.
-        probe: a batch to measure gradient flow on, or None for no measurement.
+        probe: a batch on which gradient flow is measured, or None.
         loss: ``loss(model, batch) -> scalar``.
-        every: log after so many steps, see :meth:`Session.metrics
+        every: number of steps between logs of :meth:`Session.metrics
             <sparseflow.integrations.session.Session.metrics>`; by default the
-            trainer's own ``logging_steps``, unless its ``logging_strategy`` is ``no``.
-        resume_from: the checkpoint folder that the trainer is told to resume
-            from, where that is not ``checkpoint-<step>`` in its ``output_dir``.
+            trainer's ``logging_steps``, unless its ``logging_strategy`` is ``no``.
+        resume_from: the checkpoint folder that the trainer resumes from, if that is
+            not ``checkpoint-<step>`` in its ``output_dir``.
 
     Raises:
         SparseflowError: on import, if the extra ``huggingface`` is not installed.
-        StoreError: when training begins, if a checkpoint to resume from has no
-            topology, or that of other weights.
+        StoreError: when training resumes from a checkpoint that has no topology, or
+            one that does not match the weights.
     """
 
     def __init__(
@@ -72,17 +72,17 @@ class SparseCallback(transformers.TrainerCallback):
         every: int | None = None,
         resume_from: Path | str | None = None,
     ) -> None:
-        """Wait for the trainer to begin."""
+        """Make a callback; it attaches when training begins."""
         self._trainer, self._every, self._resume_from = trainer, every, resume_from
         self._session = Session(masks, method, seed=seed, probe=probe, loss=loss)
 
     @property
     def masks(self) -> Masks | None:
-        """The current masks; after training those of the weights that the model then has."""
+        """The current masks; after training, those of the model's final weights."""
         return self._session.masks
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """Attach, to the masks of the checkpoint if training goes on from one."""
+        """Attach: to the checkpoint's masks if training resumes from one."""
         saved = None
         if step := state.global_step:
             folder = Path(self._resume_from or Path(args.output_dir) / f"checkpoint-{step}")
@@ -90,7 +90,7 @@ class SparseCallback(transformers.TrainerCallback):
         self._session.begin(self._trainer.model, [_inner(self._trainer.optimizer)], saved)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """Log at the cadence; the trainer's own log, if due at this step, comes after."""
+        """Log if a log is due, and leave the trainer's log of this step as it is."""
         every = self._every
         if every is None:
             every = 0 if args.logging_strategy == "no" else state.logging_steps
@@ -107,13 +107,13 @@ class SparseCallback(transformers.TrainerCallback):
             save_tensors(path, tensors, meta | {"trainer_step": state.global_step})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """Detach; the masks are those of the best checkpoint if that has been loaded."""
+        """Detach; if the best checkpoint was loaded, the masks become those in it."""
         best = state.best_model_checkpoint if args.load_best_model_at_end else None
         self._session.end(_read(Path(best), state.best_global_step).masks if best else None)
 
 
 def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The optimiser inside accelerate's, which alone knows whether a step is really made."""
+    """The optimiser inside accelerate's wrapper, which skips steps while gradients accumulate."""
     inner = getattr(optimizer, "optimizer", None)
     return inner if isinstance(inner, torch.optim.Optimizer) else optimizer
 
@@ -123,13 +123,13 @@ def _read(folder: Path, step: int) -> Saved:
     if not path.is_file():
         raise StoreError(
             f"{path} is missing: the checkpoint has no topology. If the trainer resumes from "
-            "another folder, say resume_from="
+            "another folder, pass resume_from="
         )
     tensors, meta = load_tensors(path)
     saved = Saved.unpacked(tensors, meta, str(path))
     if meta.get("trainer_step") != step:
         raise StoreError(
             f"{path} is of step {meta.get('trainer_step')}, and the weights are of step {step}: "
-            "say resume_from=, the folder that the trainer resumes from"
+            "pass resume_from=, the folder that the trainer resumes from"
         )
     return saved

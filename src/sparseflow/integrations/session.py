@@ -1,4 +1,4 @@
-"""What the callbacks of all trainers share: masks from a training's first step to its last."""
+"""What all callbacks share: a topology from the first step of training to the last."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from sparseflow.topology import Method, Topology, attach
 FORMAT = "sparseflow-topology-1"
 
 Start = Masks | Mapping[str, Tensor] | Callable[[nn.Module], Masks]
-"""Masks, or what makes them of the model, such as ``partial(sf.sparsify, density=0.1)``."""
+"""Masks, or a function of the model that makes them: ``partial(sf.sparsify, density=0.1)``."""
 
 
 @dataclass(frozen=True, eq=False)
 class Saved:
-    """A topology between two steps, as a checkpoint holds it.
+    """The state of a topology, as a checkpoint holds it.
 
     Attributes:
         masks: the masks.
         memory: what the method remembers.
-        progress: everything else of ``topology.state_dict()``.
+        progress: everything else in ``topology.state_dict()``.
     """
 
     masks: Masks
@@ -47,17 +47,17 @@ class Saved:
         return cls(topology.masks, progress.pop("memory"), progress)
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and JSON-like metadata; the masks take about as many bits as they hold."""
+        """Return tensors and JSON-like metadata; masks are encoded near their entropy."""
         tensors, meta = self.masks.packed()
         tensors |= {f"memory/{name}": tensor for name, tensor in self.memory.items()}
         return tensors, meta | {"format": FORMAT, "progress": dict(self.progress)}
 
     @classmethod
     def unpacked(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], where: str) -> Saved:
-        """Undo :meth:`packed`.
+        """Return what :meth:`packed` returned the parts of.
 
         Raises:
-            StoreError: if something else was stored ``where`` it says, or it is damaged.
+            StoreError: naming ``where``, if it holds something else or is damaged.
         """
         if meta.get("format") != FORMAT:
             raise StoreError(f"{where} holds no topology of sparseflow (no {FORMAT!r} mark)")
@@ -67,15 +67,15 @@ class Saved:
 
 
 class Session:
-    """Attaches a topology to a trainer's optimiser, and says how it stands."""
+    """Attaches a topology to a trainer's optimiser, and measures it."""
 
     def __init__(
         self, start: Start, method: Method, *, seed: int, probe: Any, loss: Loss | None
     ) -> None:
-        """Wait for a training to begin.
+        """Attach nothing yet.
 
         Raises:
-            TopologyError: if there is a probe and no loss.
+            TopologyError: if there is a probe but no loss.
         """
         if probe is not None and loss is None:
             raise TopologyError("a probe needs a loss: loss(model, batch) -> scalar")
@@ -88,12 +88,12 @@ class Session:
 
     @property
     def saved(self) -> Saved | None:
-        """State of the training under way, or of the last one; None before the first."""
+        """State of the current training, or of the last one; None before the first."""
         return self._ended if self._topology is None else Saved.of(self._topology)
 
     @property
     def masks(self) -> Masks | None:
-        """Its masks."""
+        """Masks of the current training, or of the last one; None before the first."""
         if self._topology is not None:
             return self._topology.masks
         return None if self._ended is None else self._ended.masks
@@ -104,13 +104,13 @@ class Session:
         optimizers: Sequence[torch.optim.Optimizer],
         saved: Saved | None = None,
     ) -> None:
-        """Attach: to saved masks, or those of the training before, or new ones.
+        """Attach: to the saved masks, else to those of the training before, else to new ones.
 
         Raises:
-            TopologyError: as :func:`sparseflow.attach`, or if the masked weights
-                are in several optimisers.
+            TopologyError: as :func:`sparseflow.attach`; also if several optimisers share
+                the masked weights.
             MaskError: if the masks do not fit the model.
-            StoreError: if the model has weights that the saved masks would set to zero.
+            StoreError: if the model has nonzero weights where the saved masks are off.
         """
         self.end()
         if saved is not None:
@@ -128,7 +128,7 @@ class Session:
         self._model, self._topology, self._logged = model, topology, topology.masks
 
     def end(self, masks: Masks | None = None) -> None:
-        """Detach, and keep the state of the last step, or with these masks."""
+        """Detach, and remember the state of the last step, or that state with these masks."""
         if self._topology is not None:
             self._topology.detach()
             self._ended, self._topology = Saved.of(self._topology), None
@@ -136,20 +136,22 @@ class Session:
                 self._ended = replace(self._ended, masks=masks)
 
     def metrics(self) -> dict[str, float]:
-        """Say how the training stands, under names that start with ``sparse/``.
+        """Measure the training, under names that start with ``sparse/``.
 
-        ``sparsity`` and ``active`` weights; ``updates`` of the masks so far and
-        ``churn``, the share of connections lost, since this was last asked for; with a
-        probe, ``flow``, ``flow_kernels``, ``flow_biases`` and ``probe_loss``.
+        ``sparsity``; ``active``, the number of active weights; ``updates`` of the masks so
+        far; ``churn``, the share of connections lost since the last call; with a probe
+        also ``flow``, ``flow_kernels``, ``flow_biases`` and ``probe_loss``.
 
         Raises:
-            TopologyError: if no training is under way.
+            TopologyError: if no training is in progress.
         """
         if self._topology is None:
-            raise TopologyError("no training is under way: a topology is attached when one begins")
+            raise TopologyError(
+                "no training is in progress: a topology is attached when one begins"
+            )
         masks, last = self._topology.masks, self._logged
         self._logged = masks
-        found = {
+        values = {
             "sparsity": 1 - masks.density,
             "active": masks.nnz,
             "updates": self._topology.updates,
@@ -159,19 +161,19 @@ class Session:
             device = next(self._model.parameters()).device
             probe = pytree.tree_map_only(Tensor, lambda t: t.to(device), self._probe)
             flow = gradient_flow(self._model, self._loss, probe, masks)
-            found |= {
+            values |= {
                 "flow": flow.total,
                 "flow_kernels": flow.kernels,
                 "flow_biases": flow.biases,
                 "probe_loss": flow.loss,
             }
-        return {f"sparse/{name}": float(value) for name, value in found.items()}
+        return {f"sparse/{name}": float(value) for name, value in values.items()}
 
 
 def _holding(
     model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], masks: Masks
 ) -> torch.optim.Optimizer:
-    """Return the optimiser of the masked weights."""
+    """Return the optimiser that holds the masked weights."""
     masks.check(model)
     named = named_weights(model)
     wanted = {id(named[name]) for name in masks}
@@ -180,21 +182,21 @@ def _holding(
         if wanted <= held or len(optimizers) == 1:
             return optimizer
     raise TopologyError(
-        f"none of the {len(optimizers)} optimisers holds all masked weights, and a topology has "
-        "one: take masks of the weights of one of them"
+        f"none of the {len(optimizers)} optimisers holds all masked weights, and a topology needs "
+        "one: mask only the weights of one optimiser"
     )
 
 
 @torch.no_grad()
 def _check_zeros(model: nn.Module, masks: Masks) -> None:
-    """Refuse masks that are not those the loaded weights were trained under."""
+    """Refuse masks other than those with which the loaded weights were trained."""
     masks.check(model)
     named, layers = named_weights(model), sparse_weights(model)
     for name in (n for n in masks if n not in layers):
         weight = whole(named[name])
-        kept = weight.reshape(-1)[masks.indices(name).to(weight.device)]
-        if lost := int(weight.count_nonzero() - kept.count_nonzero()):
+        active = weight.reshape(-1)[masks.indices(name).to(weight.device)]
+        if lost := int(weight.count_nonzero() - active.count_nonzero()):
             raise StoreError(
-                f"{name} has {lost:,} weights that are not zero where the saved masks are off: "
-                "weights and topology are of different checkpoints"
+                f"{name} has {lost:,} nonzero weights where the saved masks are off: "
+                "weights and topology come from different checkpoints"
             )

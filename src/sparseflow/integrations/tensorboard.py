@@ -1,4 +1,4 @@
-"""What a run has measured, as TensorBoard's event files."""
+"""Measurements of a run as TensorBoard event files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sparseflow.core.errors import StoreError
-from sparseflow.core.extra import need
+from sparseflow.core.optional import need
 
 EVENTS = "events.out.tfevents.*"
 PART = ".part-"
@@ -19,7 +19,7 @@ PART = ".part-"
 def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Yield the finite numbers of one record of ``metrics.jsonl``, with their tags.
 
-    A tag starts with the event, and says the way into what is nested.
+    A tag is the event and the path to a nested value, joined by slashes.
 
     Example:
         >>> flow = {"total": 1.5, "dense": float("nan"), "per_layer": {"fc.weight": 0.5}}
@@ -39,21 +39,21 @@ def _numbers(tag: str, value: Any) -> Iterator[tuple[str, float]]:
 
 
 def write_events(folder: Path, records: Iterable[Mapping[str, Any]]) -> int:
-    """Write one run's records to a folder; events that were there are replaced.
+    """Write the records of one run to a folder; events already there are replaced.
 
-    All of them are read before anything is replaced, so that a damaged record
-    leaves the folder as it was.
+    All records are read before anything is replaced, so that a damaged one leaves
+    the folder unchanged.
 
     Args:
-        folder: what TensorBoard takes for one run.
-        records: of ``metrics.jsonl``: ``event``, ``step`` and what was measured.
+        folder: folder of one run, as TensorBoard understands it.
+        records: records of ``metrics.jsonl``: ``event``, ``step`` and the values.
 
     Returns:
-        Number of scalars written.
+        The number of scalars written.
 
     Raises:
         SparseflowError: if the extra ``tensorboard`` is not installed.
-        StoreError: if the folder cannot be written.
+        StoreError: if the folder cannot be written to.
     """
     need("tensorboard", extra="tensorboard")
     writers = need("torch.utils.tensorboard", extra="tensorboard")

@@ -1,4 +1,4 @@
-"""Masks as values: how many weights each layer keeps, and which ones."""
+"""Masks as values: how many weights each layer keeps, and which."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from sparseflow.core.parameters import Layer
 from sparseflow.core.random import generator
-from sparseflow.masks import create
+from sparseflow.masks import patterns
 from sparseflow.masks.allocation import allocate
 from sparseflow.masks.masks import Masks, churn
 
@@ -18,14 +18,14 @@ def make_masks(
     density: float | Mapping[str, float],
     *,
     allocation: str = "erk",
-    pattern: str | create.Pattern = "random",
+    pattern: str | patterns.Pattern = "random",
     seed: int = 0,
 ) -> Masks:
-    """Create masks for layers: allocate the counts, then choose the weights.
+    """Create masks: allocate the number of active weights to layers, then choose the weights.
 
     Args:
         layers: from :func:`sparseflow.maskable`.
-        density: share of weights to keep over all layers, or one a layer.
+        density: share of weights to keep over all layers, or one for each layer by name.
         allocation: see :func:`allocate`.
         pattern: ``random``, ``magnitude`` (the largest of each layer; with
             ``allocation="magnitude"`` the largest of all layers together),
@@ -39,7 +39,7 @@ def make_masks(
         >>> make_masks(layers, 0.1).counts
         {'weight': 20}
     """
-    chosen = create.find_pattern(pattern)
+    chosen = patterns.find_pattern(pattern)
     counts = allocate(layers, density, allocation)
     return Masks(
         {
@@ -52,10 +52,10 @@ def make_masks(
 
 
 def shuffle_masks(masks: Masks, seed: int = 0) -> Masks:
-    """Shuffle every mask within its layer: same counts, random places."""
+    """Shuffle every mask within its layer: the same counts at random positions."""
     return Masks(
         {
-            name: create.shuffled(mask, generator(seed, "shuffle", name))
+            name: patterns.shuffled(mask, generator(seed, "shuffle", name))
             for name, mask in masks.items()
         }
     )

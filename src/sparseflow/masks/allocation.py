@@ -1,8 +1,8 @@
 """How many weights each layer keeps, so that the total is met exactly.
 
-Densities may be real numbers; counts are whole, and their sum is the rounded
-total: fractions are settled by largest remainder, so no layer is off by more
-than one weight.
+Densities are real numbers, counts are integers whose sum is the rounded total.
+Fractions are rounded by largest remainder, so no layer is off by more than one
+weight.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ ALLOCATIONS = ("uniform", "er", "erk", "magnitude")
 def allocate(
     layers: Mapping[str, Layer], density: float | Mapping[str, float], allocation: str = "erk"
 ) -> dict[str, int]:
-    """Number of active weights of each layer.
+    """Compute the number of active weights of each layer.
 
     Args:
         layers: the layers from :func:`sparseflow.maskable`.
-        density: the share of weights to keep over all layers, or one number
-            for each layer by name (``allocation`` is then not used).
+        density: share of weights to keep over all layers, or one for each layer
+            by name (``allocation`` is then ignored).
         allocation: ``uniform`` (the same density everywhere); ``er``,
             Erdős–Rényi (density of a layer proportional to (in + out) / (in · out),
             Mocanu et al. 2018); ``erk``, with kernel sizes (Evci et al. 2020,
@@ -70,8 +70,8 @@ def check_density(density: float, name: str = "density") -> None:
 
 def _explicit(layers: Mapping[str, Layer], density: Mapping[str, float]) -> dict[str, int]:
     if set(density) != set(layers):
-        odd = sorted(set(density) ^ set(layers))
-        raise MaskError(f"explicit densities and layers differ in: {', '.join(odd)}")
+        unmatched = sorted(set(density) ^ set(layers))
+        raise MaskError(f"explicit densities and layers differ in: {', '.join(unmatched)}")
     for name, value in density.items():
         check_density(value, f"density of {name}")
     return {name: round(density[name] * layer.size) for name, layer in layers.items()}
@@ -87,7 +87,11 @@ def _erdos_renyi(layer: Layer, kernel: bool) -> float:
 def _solve(
     layers: Mapping[str, Layer], scores: Mapping[str, float], density: float
 ) -> dict[str, float]:
-    """Densities proportional to scores; layers that pass 1 become dense, the rest is redone."""
+    """Counts for densities proportional to scores.
+
+    Layers whose density would pass 1 become dense, and the others share what remains:
+    repeated, since that raises the others' densities.
+    """
     sizes = {n: layer.size for n, layer in layers.items()}
     full: set[str] = set()
     while True:
@@ -108,6 +112,7 @@ def _by_magnitude(layers: Mapping[str, Layer], total: int) -> dict[str, int]:
 
 
 def _round(wanted: Mapping[str, float], sizes: Mapping[str, int], total: int) -> dict[str, int]:
+    # A count that is an integer up to rounding must not lose a weight to floor.
     counts = {n: min(math.floor(w + 1e-9), sizes[n]) for n, w in wanted.items()}
     by_remainder = sorted(wanted, key=lambda n: counts[n] - wanted[n])
     for name in by_remainder[: total - sum(counts.values())]:

@@ -1,10 +1,10 @@
-"""Positions of active weights as bytes, close to what their entropy allows.
+"""Positions of active weights as bytes, close to the entropy bound.
 
 The gaps between sorted positions are Rice coded (Rice and Plaunt, "Adaptive
 variable-length coding for efficient compression of spacecraft television data",
-1971): the low ``r`` bits of a gap as they are, the rest as that many zeros and
-a one. With ``r = 0`` that is a bitmap. The parts lie apart, so that numpy reads
-and writes each in one go: a byte with ``r``, a plane of bits for each of the low
+1971): the low ``r`` bits of a gap in binary, the rest in unary, as zeros before a
+one. With ``r = 0`` that is a bitmap. The parts are stored separately, so that NumPy
+reads and writes each as one array: a byte with ``r``, a plane for each of the low
 bits (the lowest first), then the unary parts.
 """
 
@@ -22,11 +22,11 @@ from sparseflow.core.errors import MaskError, StoreError
 
 _MOST_LOW_BITS = 48
 _MOST = 2**60
-"""Entries of a weight, at most: positions are int64."""
+"""Entries of a weight at most: positions are int64."""
 
 
 def encode(indices: Int64[Tensor, " nnz"], size: int) -> UInt8[Tensor, " bytes"]:
-    """Code sorted flat positions; equal positions give equal bytes.
+    """Encode sorted flat positions; equal positions give equal bytes.
 
     Memory and time are proportional to the number of positions.
 
@@ -58,28 +58,28 @@ def encode(indices: Int64[Tensor, " nnz"], size: int) -> UInt8[Tensor, " bytes"]
 def read(
     code: Tensor | None, shape: Any, count: Any, name: str
 ) -> tuple[Int64[Tensor, " nnz"], torch.Size]:
-    """Read positions and the weight's shape from what a file holds, whatever that is.
+    """Decode positions and the weight's shape from an untrusted file.
 
     Raises:
-        StoreError: if it is not what :func:`encode` made of ``count`` positions
-            in a weight of a possible shape. Memory is proportional to the file.
+        StoreError: if the code is not that of ``count`` positions in a weight of a
+            valid shape. Memory is proportional to the size of the file.
     """
     if code is None:
         raise StoreError(f"{name!r} lacks its mask")
     sized = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
     if not sized or math.prod(shape) > _MOST:
-        raise StoreError(f"{name!r} has no possible shape: {str(shape)[:80]}")
+        raise StoreError(f"{name!r} has an invalid shape: {str(shape)[:80]}")
     if code.ndim != 1 or code.dtype != torch.uint8:
         raise StoreError(f"the mask of {name!r} is damaged: {code.dtype} of {code.ndim} axes")
     if type(count) is not int:
-        raise StoreError(f"{name!r} has no possible number of active weights: {str(count)[:80]}")
+        raise StoreError(f"{name!r} has an invalid number of active weights: {str(count)[:80]}")
     return decode(code, math.prod(shape), count, name), torch.Size(shape)
 
 
 def decode(
     code: UInt8[Tensor, " bytes"], size: int, count: int, name: str
 ) -> Int64[Tensor, " nnz"]:
-    """Read positions back, and make sure that they are whole.
+    """Decode positions, and verify them.
 
     Args:
         code: from :func:`encode`.
@@ -88,8 +88,8 @@ def decode(
         name: of the weight, for errors.
 
     Raises:
-        StoreError: if the bytes are not those of exactly ``count`` ascending
-            positions within the size.
+        StoreError: if the bytes do not encode exactly ``count`` ascending positions
+            within the size.
     """
     data = code.numpy()
     low = int(data[0]) if len(data) else _MOST_LOW_BITS + 1
@@ -110,18 +110,20 @@ def decode(
     for bit, plane in enumerate(planes):
         gaps |= np.unpackbits(plane, count=count).astype(np.int64) << bit
     places = np.cumsum(gaps + 1) - 1
-    # A sum that overflows has passed the size before.
+    # Gaps are bounded above, so a sum that overflowed would have passed the size before.
     if places.max(initial=-1) >= size:
         raise _damaged(name, count, size)
     return torch.from_numpy(places)
 
 
 def _low_bits(count: int, size: int) -> int:
-    """Low bits for which the code is shortest at worst: count · r + (gaps in all) / 2^r."""
+    """Number r of low bits that minimises the worst length, count · r + (sum of gaps) / 2^r."""
     spread = size - count
     costs = [count * low + (spread >> low) for low in range(_MOST_LOW_BITS + 1)]
     return costs.index(min(costs)) if count else 0
 
 
 def _damaged(name: str, count: int, size: int) -> StoreError:
-    return StoreError(f"the mask of {name!r} is damaged: no {count:,} positions among {size:,}")
+    return StoreError(
+        f"the mask of {name!r} is damaged: it does not hold {count:,} positions among {size:,}"
+    )

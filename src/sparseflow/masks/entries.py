@@ -1,4 +1,4 @@
-"""The two ways to hold one mask: bit by bit, or by the positions of its ones."""
+"""The two representations of one mask: a bool tensor, or the positions of its ones."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sparseflow.core.errors import MaskError
 from sparseflow.core.select import find, mask_at, positions_of
 
 BLOCK = 1 << 22
-"""Entries of a mask that are made at a time where it is held by positions."""
+"""Entries of the bool tensor that are made at a time from positions."""
 
 
 @dataclass(frozen=True, eq=False)
 class Bits:
-    """One bool for every weight, as masked dense execution needs it."""
+    """One bool for each weight, as masked dense execution needs."""
 
     bits: Bool[Tensor, "*w"]
 
@@ -45,16 +45,16 @@ class Bits:
         return Bits(self.bits.to(device))
 
     def blocks(self) -> Iterator[bytes]:
-        """Yield the mask as one byte a weight."""
+        """Yield the mask as bytes, one for each weight."""
         yield self.bits.detach().cpu().contiguous().numpy().tobytes()
 
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """The sorted flat positions of active weights, as truly sparse execution needs them.
+    """The sorted flat positions of active weights, as truly sparse execution needs.
 
     Raises:
-        MaskError: if they are no strictly ascending int64 vector within the shape.
+        MaskError: if they are not a strictly ascending int64 vector within the shape.
     """
 
     positions: Tensor
@@ -62,17 +62,17 @@ class Places:
 
     def __post_init__(self) -> None:
         """Check the positions."""
-        found, size = self.positions, self.shape.numel()
-        if found.dtype != torch.int64 or found.ndim != 1:
+        given, size = self.positions, self.shape.numel()
+        if given.dtype != torch.int64 or given.ndim != 1:
             raise MaskError(
-                f"positions are {found.dtype} of shape {tuple(found.shape)}, not an int64 vector"
+                f"positions are {given.dtype} of shape {tuple(given.shape)}, not an int64 vector"
             )
-        object.__setattr__(self, "positions", found.contiguous())
-        if not len(found):
+        object.__setattr__(self, "positions", given.contiguous())
+        if not len(given):
             return
-        if not bool((found[1:] > found[:-1]).all()):
+        if not bool((given[1:] > given[:-1]).all()):
             raise MaskError("positions are not strictly ascending")
-        for end in (int(found[0]), int(found[-1])):
+        for end in (int(given[0]), int(given[-1])):
             if not 0 <= end < size:
                 raise MaskError(f"position {end} is not in a weight of shape {tuple(self.shape)}")
 
@@ -94,7 +94,7 @@ class Places:
         return Places(self.positions.to(device), self.shape)
 
     def blocks(self) -> Iterator[bytes]:
-        """Yield the mask as one byte a weight, block by block."""
+        """Yield the mask as bytes, one for each weight, block by block."""
         positions, size = self.positions.cpu(), self.shape.numel()
         edges = torch.arange(0, size + BLOCK, BLOCK).clamp_(max=size)
         cuts = torch.searchsorted(positions, edges).tolist()
@@ -107,14 +107,14 @@ Entry = Bits | Places
 
 
 def same(a: Entry, b: Entry) -> bool:
-    """Say whether two entries are the same mask, however they are held."""
+    """Whether two entries are the same mask, whatever their representation."""
     if isinstance(a, Bits) and isinstance(b, Bits):
         return torch.equal(a.bits, b.bits)
     return a.shape == b.shape and torch.equal(a.indices(), b.indices())
 
 
 def lost(before: Entry, after: Entry) -> int:
-    """Count the connections of ``before`` that ``after`` has not."""
+    """Count the connections of ``before`` that ``after`` lacks."""
     if isinstance(before, Bits) and isinstance(after, Bits):
         return int((before.bits & ~after.bits).sum())
     return int((~find(before.indices(), after.indices())[1]).sum())

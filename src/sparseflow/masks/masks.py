@@ -23,13 +23,12 @@ from sparseflow.masks.entries import Bits, Entry, Places, lost, same
 class Masks(Mapping[str, Tensor]):
     """An immutable mapping from parameter name to bool tensor; True is active.
 
-    It validates itself: every entry is a bool tensor. :meth:`check` compares it
-    with a model. Do not write into its tensors; make a new one.
+    :meth:`check` compares it with a model. Do not write into its tensors; make new
+    masks instead.
 
-    The mask of a truly sparse layer is held by the sorted flat positions of its
-    connections, see :meth:`from_indices`. Then a bool tensor is made when
-    somebody asks for ``masks[name]`` and is not kept; everything else here
-    costs what the connections cost.
+    The mask of a truly sparse layer is stored as the sorted flat positions of its
+    connections, see :meth:`from_indices`. ``masks[name]`` then makes a bool tensor at
+    every call; all other methods cost time and memory proportional to the connections.
 
     Example:
         >>> m = Masks({"fc.weight": torch.eye(2, dtype=torch.bool)})
@@ -40,7 +39,7 @@ class Masks(Mapping[str, Tensor]):
     """
 
     def __init__(self, masks: Mapping[str, Tensor | Entry]) -> None:
-        """Hold the given tensors.
+        """Take the given tensors, without copying them.
 
         Raises:
             MaskError: if one of them is not a bool tensor.
@@ -59,7 +58,7 @@ class Masks(Mapping[str, Tensor]):
 
     @classmethod
     def from_indices(cls, masks: Mapping[str, tuple[Tensor, Sequence[int]]]) -> Masks:
-        """Hold masks by the sorted flat positions (int64) of active weights, with the shape.
+        """Make masks from the sorted flat positions (int64) of active weights, and the shapes.
 
         Raises:
             MaskError: if positions are not ascending or not within the shape.
@@ -81,11 +80,11 @@ class Masks(Mapping[str, Tensor]):
         return self._entries[name].mask()
 
     def __contains__(self, name: object) -> bool:
-        """Say whether a parameter has a mask."""
+        """Whether a parameter has a mask."""
         return name in self._entries
 
     def entry(self, name: str) -> Entry:
-        """Return one mask as it is held."""
+        """Return one mask in its representation."""
         return self._entries[name]
 
     def indices(self, name: str) -> Int64[Tensor, " k"]:
@@ -105,7 +104,7 @@ class Masks(Mapping[str, Tensor]):
         return len(self._entries)
 
     def __eq__(self, other: object) -> bool:
-        """Say whether both name the same parameters with the same bits."""
+        """Whether both have the same parameter names and equal masks."""
         if not isinstance(other, Mapping):
             return NotImplemented
         if set(self) != set(other):
@@ -117,24 +116,24 @@ class Masks(Mapping[str, Tensor]):
     __hash__ = None  # type: ignore[assignment]  (equality is by content)
 
     def __repr__(self) -> str:
-        """Say how many weights are active, layer by layer."""
+        """List the number of active weights, layer by layer."""
         rows = [f"  {n}: {k:,} of {self.shape(n).numel():,}" for n, k in self.counts.items()]
         head = f"Masks({self.nnz:,} of {self.size:,} active, density {self.density:.4f}"
         return "\n".join([head, *rows]) + ")"
 
     @property
     def counts(self) -> dict[str, int]:
-        """Active weights of each parameter."""
+        """Number of active weights of each parameter."""
         return {name: entry.count for name, entry in self._entries.items()}
 
     @property
     def nnz(self) -> int:
-        """Active weights in all."""
+        """Number of active weights in total."""
         return sum(self.counts.values())
 
     @property
     def size(self) -> int:
-        """Weights in all, active or not."""
+        """Number of weights in total, active or not."""
         return sum(entry.shape.numel() for entry in self._entries.values())
 
     @property
@@ -144,11 +143,11 @@ class Masks(Mapping[str, Tensor]):
 
     @property
     def densities(self) -> dict[str, float]:
-        """Share of active weights of each parameter; :func:`sparseflow.make_masks` takes it."""
+        """Share of active weights of each parameter, as :func:`sparseflow.make_masks` takes it."""
         return {name: count / self.shape(name).numel() for name, count in self.counts.items()}
 
     def save(self, path: Path | str) -> None:
-        """Write the masks to a safetensors file, atomically, in about as many bits as they hold.
+        """Write the masks to a safetensors file, atomically, in about their entropy of bits.
 
         Raises:
             StoreError: if the file cannot be written.
@@ -157,31 +156,26 @@ class Masks(Mapping[str, Tensor]):
 
     @classmethod
     def load(cls, path: Path | str) -> Masks:
-        """Read masks written by :meth:`save`; they are held by positions.
+        """Read masks written by :meth:`save`, as positions.
 
         Raises:
-            StoreError: if the file is missing, damaged or holds no masks.
+            StoreError: if the file is missing or damaged, or holds no masks.
         """
-        tensors, meta = load_tensors(Path(path), old=lambda m: isinstance(m.get("masks"), list))
-        shapes = meta.get("masks")
-        if isinstance(shapes, list):  # written by version 0.1, as bool tensors
-            if shapes != [*dict.fromkeys(map(str, shapes))] or set(shapes) != set(tensors):
-                raise StoreError(f"{path} is damaged: it holds other masks than it names")
-            return cls({name: tensors[name] for name in shapes})
+        tensors, meta = load_tensors(Path(path))
         return cls.unpacked(tensors, meta, str(path))
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What a file holds: coded positions (uint8), and their shapes and counts as JSON."""
+        """Return what a file holds: encoded positions (uint8), and shapes and counts as JSON."""
         codes = {f"mask/{n}": encode(self.indices(n), self.shape(n).numel()) for n in self}
         shapes = {name: list(self.shape(name)) for name in self}
         return codes, {"masks": shapes, "counts": self.counts}
 
     @classmethod
     def unpacked(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], where: str) -> Masks:
-        """Undo :meth:`packed`.
+        """Return the masks that :meth:`packed` returned the parts of.
 
         Raises:
-            StoreError: if there are no masks ``where`` it says, or they are damaged.
+            StoreError: naming ``where``, if it holds no masks or damaged ones.
         """
         shapes, counts = meta.get("masks"), meta.get("counts")
         if not (isinstance(shapes, dict) and isinstance(counts, dict)):
@@ -236,10 +230,10 @@ class Masks(Mapping[str, Tensor]):
                 self.within(name, layer.indices())
 
     def within(self, name: str, indices: Int64[Tensor, " n"]) -> Int64[Tensor, " k"]:
-        """Return where the active weights stand among the ``indices`` that a sparse layer holds.
+        """Return the places of the active weights among the ``indices`` of a sparse layer.
 
         Raises:
-            MaskError: if it lacks one of them.
+            MaskError: if the layer lacks one of them.
         """
         where, there = find(self.indices(name).to(indices.device), indices)
         if missing := int((~there).sum()):
@@ -253,7 +247,7 @@ class Masks(Mapping[str, Tensor]):
     def apply(self, model: nn.Module) -> None:
         """Set every inactive weight of the model to exactly zero.
 
-        A truly sparse layer drops the connections that are off its mask.
+        A truly sparse layer drops the connections that its mask lacks.
 
         Raises:
             MaskError: if the masks do not fit the model.
@@ -271,7 +265,7 @@ class Masks(Mapping[str, Tensor]):
 
 
 def churn(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
-    """Share of the connections of ``before`` that ``after`` no longer has.
+    """Share of the connections of ``before`` that ``after`` lacks.
 
     >>> a = Masks({"w": torch.tensor([True, True, False])})
     >>> churn(a, Masks({"w": torch.tensor([True, False, True])}))

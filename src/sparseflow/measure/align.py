@@ -10,7 +10,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from sparseflow.core.errors import MeasureError
-from sparseflow.core.extra import need
+from sparseflow.core.optional import need
 from sparseflow.core.random import generator
 from sparseflow.masks import Masks
 from sparseflow.measure.channels import Axis, Channels, channels

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sparseflow.core.errors import MeasureError
-from sparseflow.core.extra import need
+from sparseflow.core.optional import need
 from sparseflow.core.random import generator
 from sparseflow.measure.statistics import (
     LEVEL,

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparseflow.core.errors import MeasureError
-from sparseflow.core.extra import need
+from sparseflow.core.optional import need
 from sparseflow.measure.lanczos import Operator, lanczos, rows_of, signs
 from sparseflow.measure.spectrum import NEGATIVE, Trace, average
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float64
 
 from sparseflow.core.errors import MeasureError
-from sparseflow.core.extra import need
+from sparseflow.core.optional import need
 from sparseflow.core.random import generator
 from sparseflow.measure.distance import Distances
 

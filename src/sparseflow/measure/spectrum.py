@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparseflow.core.errors import MeasureError
-from sparseflow.core.extra import need
+from sparseflow.core.optional import need
 from sparseflow.core.random import generator
 from sparseflow.measure.lanczos import Operator, dense, lanczos, multiply, rows_of, signs
 

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparseflow.core.errors import MeasureError
-from sparseflow.core.extra import need
+from sparseflow.core.optional import need
 
 LEVEL = 0.95
 ROUNDING = 1e-12

@@ -1,4 +1,4 @@
-"""Plain modules by name, with widths that can be shrunk to a parameter budget."""
+"""Architectures by name, with widths that can be shrunk to a parameter budget."""
 
 from sparseflow.models.mnist import LENET5_WIDTHS, MLP_WIDTHS, lenet5, mlp
 from sparseflow.models.registry import (

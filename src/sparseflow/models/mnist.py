@@ -16,8 +16,8 @@ MLP_WIDTHS = (300, 100)
 def lenet5(widths: Sequence[int] = LENET5_WIDTHS) -> nn.Sequential:
     """LeNet5 of the paper: two valid 5×5 convolutions, ReLU, max-pool, three dense layers.
 
-    Input (n, 1, 28, 28), output (n, 10). Biases start at zero; kernels are left
-    as PyTorch draws them, to be initialised by :func:`sparseflow.initialise`.
+    Input (n, 1, 28, 28), output (n, 10). Biases are zero; kernels have
+    PyTorch's default initialisation, which :func:`sparseflow.initialise` replaces.
     """
     first, second, third, fourth = widths
     return zero_biases(

@@ -1,4 +1,4 @@
-"""What several architectures are made of."""
+"""Parts that several architectures share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 def zero_biases(model: Net) -> Net:
-    """Set all biases to zero: no run depends on what PyTorch would have drawn."""
+    """Set all biases to zero, so that no run depends on PyTorch's default initialisation."""
     for name, parameter in model.named_parameters():
         if name.rpartition(".")[2] == "bias":
             nn.init.zeros_(parameter)
@@ -23,5 +23,5 @@ def conv(before: int, after: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 
 
 def pooled(channels: int, classes: int) -> list[nn.Module]:
-    """Head of a residual network: the mean over all places, then one linear layer."""
+    """Head of a residual network: the mean over all pixels, then one linear layer."""
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]

@@ -27,12 +27,12 @@ Builder = Callable[[Sequence[int]], nn.Module]
 
 @dataclass(frozen=True)
 class Architecture:
-    """A family of networks that differ in their widths.
+    """Networks that differ only in their widths.
 
     Attributes:
-        builder: makes one from its widths.
-        widths: the published ones.
-        data: data set whose images and classes it is made for.
+        builder: makes the network of given widths.
+        widths: the published widths.
+        data: name of the data set whose images and classes it fits.
     """
 
     builder: Builder
@@ -88,7 +88,7 @@ register_model("vgg16", data="imagenet", widths=VGG16_WIDTHS)(vgg16)
 
 
 def build(name: str, widths: Sequence[int] = ()) -> nn.Module:
-    """Build a model by name, with its own widths or the given ones.
+    """Build a model by name, with its published widths or the given ones.
 
     Raises:
         SpecError: if the name is unknown or the number of widths is wrong.
@@ -97,7 +97,7 @@ def build(name: str, widths: Sequence[int] = ()) -> nn.Module:
     chosen = tuple(widths) or default
     if len(chosen) != len(default) or min(chosen, default=1) < 1:
         raise SpecError(
-            f"widths {list(chosen)} do not fit {name}: it wants {len(default)} positive "
+            f"widths {list(chosen)} do not fit {name}: it takes {len(default)} positive "
             f"numbers such as {list(default)}"
         )
     return MODELS[name].builder(chosen)
@@ -111,11 +111,11 @@ def parameters(model: nn.Module) -> int:
 def solve_widths(builder: Builder, widths: Sequence[int], budget: int) -> tuple[int, ...]:
     """Shrink all widths by one factor so that the model has about ``budget`` parameters.
 
-    The factor is bisected; the widths of the nearest parameter count win, and
-    none goes below 1.
+    The factor is bisected; of all widths tried, those with the nearest parameter count
+    are returned. None is below 1.
 
     Raises:
-        SpecError: if even widths of 1 are over twice the budget.
+        SpecError: if a model with widths of 1 has more than twice the budget.
 
     Example:
         >>> solve_widths(mlp, MLP_WIDTHS, 5_734)

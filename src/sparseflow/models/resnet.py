@@ -15,7 +15,7 @@ RESNET50_WIDTHS = (64, 128, 256, 512)
 
 
 class Subsample(nn.Module):
-    """Shortcut without parameters: every ``stride``-th pixel, new channels zero.
+    """Shortcut without parameters: every ``stride``-th pixel, added channels zero.
 
     Option A of He et al. 2016, section 4.2.
     """
@@ -27,8 +27,8 @@ class Subsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Subsample and pad."""
-        kept = x[:, :, :: self.stride, :: self.stride]
-        return functional.pad(kept, (0, 0, 0, 0, 0, self.extra))
+        pixels = x[:, :, :: self.stride, :: self.stride]
+        return functional.pad(pixels, (0, 0, 0, 0, 0, self.extra))
 
 
 class BasicBlock(nn.Module):
@@ -128,7 +128,7 @@ def resnet50(widths: Sequence[int] = RESNET50_WIDTHS) -> nn.Sequential:
     """ResNet-50 of He et al. 2016 for ImageNet, 25.56 million parameters.
 
     The stride lies in the 3×3 convolutions (v1.5), as in the implementations
-    that sparse training is compared on. Input (n, 3, h, w), usually 224×224,
+    on which sparse training is compared. Input (n, 3, h, w), usually 224×224,
     output (n, 1000).
     """
     stem = widths[0]

@@ -14,9 +14,9 @@ VGG16_WIDTHS = (64, 128, 256, 512, 512, 4096, 4096)
 def vgg16(widths: Sequence[int] = VGG16_WIDTHS) -> nn.Sequential:
     """VGG-16 of Simonyan & Zisserman 2015 (configuration D), 138.36 million parameters.
 
-    Without batch norm: the network on which initialisation decides, and the
-    one that the paper's figure 2 sets beside ResNet-50. Dropout of 0.5 in the
-    two hidden dense layers, as published. Input (n, 3, h, w), usually 224×224;
+    Without batch norm, so that initialisation is decisive; the paper's figure 2
+    compares it with ResNet-50. Dropout of 0.5 in the two hidden dense layers, as
+    published. Input (n, 3, h, w), usually 224×224;
     other sizes are pooled to 7×7. Output (n, 1000).
     """
     *channels, first, second = widths

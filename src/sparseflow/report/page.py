@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from sparseflow.core.extra import need
+from sparseflow.core.optional import need
 from sparseflow.measure.statistics import Verdict
 from sparseflow.report import findings as say
 from sparseflow.report import text

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sparseflow.core.extra import need
 from sparseflow.core.files import write_atomic
+from sparseflow.core.optional import need
 from sparseflow.report.claims import Claim, claims, claims_csv, claims_markdown, claims_rows
 from sparseflow.report.page import render
 from sparseflow.report.published import published_csv, published_markdown

@@ -23,8 +23,7 @@ class Finding(NamedTuple):
         path: of the file.
         wrong: what is wrong with it.
         remedy: what to do, and what running again makes of it then.
-        broken: whether something was lost; else it is left over, or was
-            written without a checksum.
+        broken: whether something was lost; else it is left over.
     """
 
     path: Path
@@ -76,9 +75,6 @@ def _of_run(store: Store, folder: Path) -> Iterator[Finding]:
         return
     run = store.read(folder)
     yield from _finished(run, anew) if run.finished else _under_way(run)
-    if run.schema == 1:
-        wrong = "begun by version 0.1, which wrote no checksums: damage may go unnoticed"
-        yield Finding(spec, wrong, anew, broken=False)
 
 
 def _finished(run: Run, anew: str) -> Iterator[Finding]:
@@ -104,7 +100,7 @@ def _under_way(run: Run) -> Iterator[Finding]:
     yield from unread
     if not unread:
         there = reached(run)
-        yield from looked_at(metrics, lambda: check(metrics, there.mark), anew)
+        yield from looked_at(metrics, lambda: check(metrics, there.metrics), anew)
         yield from _checkpoints(run, there.step, anew)
 
 

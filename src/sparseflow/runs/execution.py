@@ -6,9 +6,10 @@ from typing import Literal
 
 import torch
 
+from sparseflow.core.choices import Execution
 from sparseflow.core.errors import SparseUnavailable, SpecError, first_line
 from sparseflow.masks import Masks
-from sparseflow.runs.spec import Execution, RunSpec
+from sparseflow.runs.spec import RunSpec
 from sparseflow.sparse.library import core
 from sparseflow.topology import served
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
 
+from sparseflow.core.choices import Format
 from sparseflow.runs.build import load_data, make_model
 from sparseflow.runs.store import Run
 from sparseflow.sparse.onnx import export_onnx
 from sparseflow.sparse.storage import write
-
-Format = Literal["sparse", "onnx"]
 
 
 def export(run: Run, step: int, path: Path, kind: Format = "sparse") -> None:

@@ -18,11 +18,15 @@ class Mark(msgspec.Struct, frozen=True):
 
     Attributes:
         size: bytes before it.
-        sha256: digest of these bytes; None if it is not known (schema 1).
+        sha256: digest of these bytes.
     """
 
     size: int
-    sha256: str | None
+    sha256: str
+
+
+START = Mark(0, hashlib.sha256().hexdigest())
+"""Where the first line begins."""
 
 
 class Journal:
@@ -96,6 +100,6 @@ def check(path: Path, mark: Mark, *, whole: bool = False) -> hashlib._Hash:
         raise StoreError(
             f"{path} is damaged: {mark.size - left:,} bytes, where {mark.size:,} were written"
         )
-    if (whole and more) or mark.sha256 not in (None, sha.hexdigest()):
+    if (whole and more) or mark.sha256 != sha.hexdigest():
         raise StoreError(f"{path} is damaged: its content does not match its checksum")
     return sha

@@ -18,20 +18,15 @@ class Reached(msgspec.Struct, frozen=True):
 
     Attributes:
         step: steps taken.
-        metrics: what had been measured; its size alone where version 0.1 wrote it.
+        metrics: where the metrics ended.
         accuracy: last measured on the test set; NaN if none was.
         execution: that the run goes on in.
     """
 
     step: int
-    metrics: Mark | int
+    metrics: Mark
     accuracy: float
-    execution: Resolved = "dense"
-
-    @property
-    def mark(self) -> Mark:
-        """Where the metrics ended."""
-        return Mark(self.metrics, None) if isinstance(self.metrics, int) else self.metrics
+    execution: Resolved
 
     @classmethod
     def read(cls, extra: Any) -> Reached:

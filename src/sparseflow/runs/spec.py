@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from sparseflow.core.choices import Execution
 from sparseflow.core.code import Code
 from sparseflow.core.errors import SpecError
 from sparseflow.core.values import UnknownKindError, UnknownValue, Value, code_in, exact, to_data
@@ -25,9 +26,6 @@ from sparseflow.topology import METHODS, Method, Static
 
 NUMERICS = 1
 """Raise it when a mended bug changes results: old runs are then not reused."""
-
-
-Execution = Literal["auto", "dense", "sparse"]
 
 
 class _Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -13,7 +13,7 @@ import msgspec
 from torch import Tensor
 
 from sparseflow.core.code import Code
-from sparseflow.core.documents import SCHEMA, load_document, save_document
+from sparseflow.core.documents import load_document, save_document
 from sparseflow.core.errors import SpecError, StoreError
 from sparseflow.masks import Masks
 from sparseflow.masks.state import State
@@ -40,13 +40,10 @@ class Run:
     ``resume.safetensors``.
     """
 
-    def __init__(
-        self, path: Path, spec: RunSpec, schema: int = SCHEMA, code: tuple[Code, ...] = ()
-    ) -> None:
-        """Refer to a folder, which need not exist yet; of schema 1 if version 0.1 began it."""
+    def __init__(self, path: Path, spec: RunSpec, code: tuple[Code, ...] = ()) -> None:
+        """Refer to a folder, which need not exist yet, of a run that rests on the user's code."""
         self.path = path
         self.spec = spec
-        self.schema = schema
         self.code = code
 
     @property
@@ -85,7 +82,7 @@ class Run:
             StoreError: if the run is not finished, or the file is damaged.
         """
         figures = _with_nan(self._document("result"))
-        return {k: v for k, v in figures.items() if k not in ("schema", "metrics")}
+        return {k: v for k, v in figures.items() if k != "metrics"}
 
     @property
     def seconds(self) -> float:
@@ -111,7 +108,7 @@ class Run:
             name = f"run {self.id} ({self.spec.recipe})"
             raise StoreError(f"{name} has no {path.name}: it is not finished")
         try:
-            return load_document(path, kind, self.id, oldest=self.schema)
+            return load_document(path, kind, self.id)
         except StoreError as error:
             raise self._again(error) from error
 
@@ -224,12 +221,13 @@ class Store:
         """Return the run of a specification, started or not.
 
         Raises:
-            StoreError: if its folder is damaged or of a newer schema.
+            StoreError: if its folder is damaged or of another schema.
         """
         code = code_of_run(spec)
         path = self.root / identity(spec, code)
-        known = (path / "spec.json").is_file()
-        return Run(path, spec, self.read(path).schema if known else SCHEMA, code)
+        if (path / "spec.json").is_file():
+            self.read(path)
+        return Run(path, spec, code)
 
     def create(self, spec: RunSpec) -> Run:
         """Make the run's folder and write its specification, if not there yet."""
@@ -248,7 +246,7 @@ class Store:
         """All runs, sorted by label.
 
         Raises:
-            StoreError: if one is damaged or of a newer schema.
+            StoreError: if one is damaged or of another schema.
         """
         folders = sorted(p.parent for p in self.root.glob("*/spec.json"))
         return sorted((self.read(p) for p in folders), key=lambda r: (r.label, r.id))
@@ -270,11 +268,11 @@ class Store:
         """Return the run in a folder of the store.
 
         Raises:
-            StoreError: if its specification is missing, damaged or of a newer schema.
+            StoreError: if its specification is missing, damaged or of another schema.
         """
         if not ID.fullmatch(path.name):
             raise StoreError(f"folder {str(path)!r} holds a spec.json, but no run is named so")
-        content = load_document(path / "spec.json", "spec", path.name, oldest=1)
+        content = load_document(path / "spec.json", "spec", path.name)
         try:
             spec = from_data(content.get("spec"))
         except SpecError as error:
@@ -287,13 +285,11 @@ class Store:
         try:
             code = tuple(Code(str(f), d) for d, f in sorted(content.get("code", {}).items()))
         except (AttributeError, TypeError) as error:
-            raise StoreError(
-                f"run folder {path}: spec.json has code that is not a table"
-            ) from error
+            raise StoreError(f"run folder {path}: spec.json has code of another form") from error
         named = identity(spec, code) if numerics == NUMERICS else path.name
         if named != path.name:
             raise StoreError(f"run folder {path} holds the specification of {named}")
-        return Run(path, spec, content["schema"], code)
+        return Run(path, spec, code)
 
 
 def _with_nan(value: Any) -> Any:

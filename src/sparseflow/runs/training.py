@@ -25,7 +25,7 @@ from sparseflow.measure.flow import DEFAULT_CHUNK, mean_loss
 from sparseflow.runs.build import assemble
 from sparseflow.runs.execution import Resolved, check_execution
 from sparseflow.runs.jobs.interrupt import Stop, stoppable
-from sparseflow.runs.journal import Journal, Mark
+from sparseflow.runs.journal import START, Journal
 from sparseflow.runs.progress import Reached, reached
 from sparseflow.runs.ranks import check_shares, together
 from sparseflow.runs.record import Recorder
@@ -222,7 +222,7 @@ class Training:
         run, parts = self._run, self._parts
         if not run.resume_path.is_file():
             if self._first:
-                self._journal.rewind(Mark(0, None))
+                self._journal.rewind(START)
             return 0
         try:
             extra = load_resume(
@@ -238,7 +238,7 @@ class Training:
     def _go_on(self, there: Reached) -> None:
         """Let the records go on where the checkpoint was written."""
         run = self._run
-        self._journal.rewind(there.mark)
+        self._journal.rewind(there.metrics)
         self._recorder.start_from(load_state(run.checkpoint_path(0), run.id, 0))
         if lost := set(run.expected(there.step)) - set(run.kept):
             raise StoreError(f"{run.path} has lost its checkpoint of step {min(lost)}")

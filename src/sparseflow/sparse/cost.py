@@ -141,28 +141,18 @@ def _places(layer: nn.Conv2d, shape: torch.Size) -> int:
 def fit(works: Sequence[Work], seconds: Sequence[float]) -> Line:
     """Find the non-negative coefficients of least squared relative error.
 
-    At the minimum some coefficients are zero, and the others are the ordinary
-    least-squares solution: of the few sets there are, the best is taken.
-
     >>> works = [Work(1, 0, 0), Work(3, 0, 0), Work(0, 2, 0), Work(0, 0, 1)]
-    >>> found = fit(works, [3.0, 7.0, 1.0, 5.0])
-    >>> [round(c, 6) for c in (found.overhead, found.product, found.output, found.weight)]
+    >>> line = fit(works, [3.0, 7.0, 1.0, 5.0])
+    >>> [round(c, 6) for c in (line.overhead, line.product, line.output, line.weight)]
     [1.0, 2.0, 0.0, 4.0]
     """
+    from scipy.optimize import nnls  # noqa: PLC0415  (slow to import, and used once a process)
+
     rows = np.array([(1, w.products, w.outputs, w.weights) for w in works], dtype=np.float64)
     rows /= np.array(seconds)[:, None]
-    scale = np.maximum(np.linalg.norm(rows, axis=0), 1e-300)
-    rows /= scale
-    best, error = np.zeros(4), float("inf")
-    for size in range(1, 5):
-        for chosen in map(list, itertools.combinations(range(4), size)):
-            found = np.linalg.lstsq(rows[:, chosen], np.ones(len(rows)))[0]
-            rest = float(np.sum((rows[:, chosen] @ found - 1) ** 2))
-            if bool((found >= 0).all()) and rest < error:
-                best, error = np.zeros(4), rest
-                best[chosen] = found
-    overhead, product, output, weight = map(float, best / scale)
-    return Line(overhead, product, output, weight)
+    scale = np.maximum(np.linalg.norm(rows, axis=0), 1e-300)  # columns differ by powers of ten
+    overhead, product, output, weight = nnls(rows / scale, np.ones(len(rows)))[0] / scale
+    return Line(float(overhead), float(product), float(output), float(weight))
 
 
 # (in, out), density, batch; from 50 to 99 % sparse, from small to large.

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from sparseflow.core.errors import StoreError, brief
-from sparseflow.core.extra import need
 from sparseflow.core.files import write_atomic
 from sparseflow.core.functional import undisturbed
+from sparseflow.core.optional import need
 from sparseflow.sparse.base import SparseLayer
 from sparseflow.sparse.convert import to_dense
 

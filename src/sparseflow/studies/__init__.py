@@ -7,7 +7,15 @@ The report reads what they find; ``sparseflow measure --probe`` shows one.
 
 from sparseflow.studies.audit import audit
 from sparseflow.studies.execution import carry_out, carry_out_all, seconds
-from sparseflow.studies.figures import Figures
+from sparseflow.studies.figures import (
+    Agreement,
+    Distances,
+    Figures,
+    Line,
+    Plane,
+    Spectrum,
+    Updates,
+)
 from sparseflow.studies.load import point_of
 from sparseflow.studies.spec import (
     AgreementStudy,
@@ -23,16 +31,22 @@ from sparseflow.studies.spec import (
 )
 
 __all__ = [
+    "Agreement",
     "AgreementStudy",
     "DistanceStudy",
+    "Distances",
     "Figures",
     "Group",
+    "Line",
     "LineStudy",
+    "Plane",
     "PlaneStudy",
     "Point",
+    "Spectrum",
     "SpectrumStudy",
     "Study",
     "UpdateStudy",
+    "Updates",
     "audit",
     "carry_out",
     "carry_out_all",

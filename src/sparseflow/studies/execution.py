@@ -146,8 +146,7 @@ def read(path: Path) -> Kept:
         StoreError: if it is missing or damaged.
     """
     try:
-        content = load_document(path, "study", path.stem, oldest=1)
-        content.pop("schema")
+        content = load_document(path, "study", path.stem)
         return msgspec.convert(content, Kept)
     except (StoreError, msgspec.ValidationError, RecursionError) as error:
         text = str(error) if isinstance(error, StoreError) else f"{path} is damaged: {error}"

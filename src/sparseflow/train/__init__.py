@@ -1,4 +1,4 @@
-"""Training: the loop, optimisers from plain numbers, checkpoints."""
+"""Training: the loop, optimisers and learning rates, checkpoints."""
 
 from sparseflow.train.loop import cross_entropy, evaluate, fit
 from sparseflow.train.optim import (

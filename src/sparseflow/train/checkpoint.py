@@ -1,8 +1,8 @@
 """Checkpoints without pickle: weights, masks and optimiser state in safetensors.
 
-A masked weight takes the room of its non-zeros, and so does the state that an
-optimiser keeps for it. The file does not say whether execution was masked dense
-or sparse: equal networks give equal bytes.
+A masked weight, and the optimiser's state of it, is stored as its non-zeros. The
+file does not depend on the execution, masked dense or sparse: equal networks give
+equal bytes.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from sparseflow.masks.state import NonZeros, State, under, without_sign_of_zero
 from sparseflow.topology import Topology
 
 FORMAT = "sparseflow-2"
-DENSE_FORMAT = "sparseflow-1"
-"""Of version 0.1: dense weights, bool masks, no checksum. Still read."""
 
 
 def save_weights(path: Path, model: nn.Module, masks: Masks, run: str, step: int) -> None:
@@ -37,24 +35,15 @@ def save_weights(path: Path, model: nn.Module, masks: Masks, run: str, step: int
 
 
 def load_state(path: Path, run: str, step: int | None = None) -> State:
-    """Read the model's state, at any step or at this; nothing of dense size is made.
+    """Read the model's state, at any step or at ``step``; allocates nothing of dense size.
 
     Raises:
-        StoreError: if the file is missing, damaged, or of another run or step.
+        StoreError: if the file is missing or damaged, or belongs to another run or step.
     """
     tensors, meta = _load(path, run)
     if step is not None and meta.get("step") != step:
         raise StoreError(f"checkpoint {path} is not that of step {step}: {meta.get('step')}")
     return _state(path, tensors, meta)
-
-
-def load_weights(path: Path, run: str) -> tuple[dict[str, Tensor], Masks]:
-    """Read the model's state, dense, and its masks.
-
-    Raises:
-        StoreError: if the file is missing, damaged, or of another run.
-    """
-    return load_state(path, run).dense()
 
 
 def save_resume(
@@ -65,7 +54,7 @@ def save_resume(
     run: str,
     extra: Mapping[str, Any],
 ) -> None:
-    """Write all that the next step depends on, and ``extra`` as JSON.
+    """Write everything that the next step depends on, and ``extra`` as JSON.
 
     Raises:
         MaskError: if an inactive weight is not zero.
@@ -107,15 +96,15 @@ def load_resume(
 ) -> dict[str, Any]:
     """Restore :func:`save_resume` into fresh objects of the same kind; return ``extra``.
 
-    The file may have been written under the other execution, masked dense or sparse.
+    The file may have been written by the other execution, masked dense or sparse.
 
     Raises:
-        StoreError: if the file is missing, damaged, of another run or network,
-            or holds weights alone.
+        StoreError: if the file is missing or damaged, belongs to another run or
+            network, or holds only weights.
     """
     tensors, meta = _load(path, run)
     if "optimizer" not in meta:
-        raise StoreError(f"checkpoint {path} holds no optimiser state: it cannot be resumed")
+        raise StoreError(f"checkpoint {path} holds no optimiser state: it cannot be resumed from")
     try:
         _restore(tensors, meta, _state(path, tensors, meta), model, optimizer, topology)
         return dict(meta["extra"])
@@ -143,26 +132,26 @@ def _restore(
         slots.setdefault(int(index), {})[key] = tensor
     for name, tensor in under(tensors, "active/").items():
         index, key = name.split("/", 1)
-        kept = masked[int(index)]
-        spread = sizes[int(index)] == kept.shape
-        slots.setdefault(int(index), {})[key] = kept.spread(tensor) if spread else tensor
+        weight = masked[int(index)]
+        dense = sizes[int(index)] == weight.shape  # else a truly sparse layer: values as they are
+        slots.setdefault(int(index), {})[key] = weight.spread(tensor) if dense else tensor
     optimizer.load_state_dict({"state": slots, "param_groups": packed["groups"]})
     memory = under(tensors, "memory/")
     topology.load_state_dict(meta["topology"] | {"masks": state.masks(), "memory": memory})
 
 
 def resume_extra(path: Path, run: str) -> dict[str, Any]:
-    """Read the ``extra`` of :func:`save_resume` alone; empty for a file of weights.
+    """Read only the ``extra`` of :func:`save_resume`; empty for a file of weights.
 
     Raises:
-        StoreError: if the file is missing, damaged, or of another run.
+        StoreError: if the file is missing or damaged, or belongs to another run.
     """
     return _load(path, run)[1].get("extra", {})
 
 
 def _load(path: Path, run: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors, meta = load_tensors(path, old=lambda meta: meta.get("format") == DENSE_FORMAT)
-    if meta.get("format") not in (FORMAT, DENSE_FORMAT):
+    tensors, meta = load_tensors(path)
+    if meta.get("format") != FORMAT:
         raise StoreError(f"checkpoint {path} is not one of sparseflow's (no {FORMAT!r} mark)")
     if meta.get("run") != run:
         raise StoreError(f"checkpoint {path} belongs to run {meta.get('run')}, not to {run}")
@@ -170,8 +159,6 @@ def _load(path: Path, run: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _state(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> State:
-    if meta["format"] == DENSE_FORMAT:
-        return State.of_dense(under(tensors, "weights/"), Masks(under(tensors, "masks/")))
     try:
         return State.read(tensors, meta.get("shapes"))
     except StoreError as error:
@@ -185,20 +172,18 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 def _masked(
     model: nn.Module, optimizer: torch.optim.Optimizer, state: State
 ) -> dict[int, NonZeros]:
-    """Masked weights by the index that the optimiser's state has for them."""
-    names = {id(p): name for name, p in named_weights(model).items()}
-    found = {
-        i: state.masked.get(names.get(id(p), "")) for i, p in enumerate(_parameters(optimizer))
-    }
-    return {index: kept for index, kept in found.items() if kept is not None}
+    """Masked weights by their index in the optimiser's state."""
+    named = {id(p): name for name, p in named_weights(model).items()}
+    names = [named.get(id(p), "") for p in _parameters(optimizer)]
+    return {i: state.masked[name] for i, name in enumerate(names) if name in state.masked}
 
 
-def _active(value: Tensor, kept: NonZeros | None) -> Tensor | None:
-    """State of the active connections, if it is all there is; None for any other."""
-    if kept is None or value.shape not in (kept.shape, kept.values.shape):
+def _active(value: Tensor, weight: NonZeros | None) -> Tensor | None:
+    """State of the active connections if the rest of it is zero, else None."""
+    if weight is None or value.shape not in (weight.shape, weight.values.shape):
         return None
-    if value.shape == kept.values.shape:
+    if value.shape == weight.values.shape:
         return without_sign_of_zero(value)
-    active = value.reshape(-1)[kept.indices.to(value.device)]
+    active = value.reshape(-1)[weight.indices.to(value.device)]
     whole = value.count_nonzero() == active.count_nonzero()
     return without_sign_of_zero(active) if whole else None

@@ -21,7 +21,7 @@ class Stream(Protocol):
     """Batches by step: any object with ``batches[step]``."""
 
     def __getitem__(self, step: int) -> Any:
-        """Batch of the step that follows ``step`` steps."""
+        """Return the batch for the step taken after ``step`` earlier ones."""
         ...
 
 
@@ -48,22 +48,22 @@ def fit(
     set_rate: Callable[[int], None] | None = None,
     observers: Iterable[Observer] = (),
 ) -> None:
-    """Train for ``steps`` steps; masks, if any, act through ``attach``.
+    """Train for ``steps`` steps; masks act through :func:`sparseflow.attach`, if it was called.
 
     Args:
-        model: the model, in training mode on the way out.
+        model: the model; left in training mode.
         loss: ``loss(model, batch) -> scalar``.
         batches: batch of each step.
-        optimizer: any optimiser, with :func:`sparseflow.attach` on it or not.
-        steps: steps in all, counted from 0.
-        start: steps already taken, to resume.
+        optimizer: any optimiser, with a topology attached or without.
+        steps: total number of steps, those before ``start`` included.
+        start: number of steps already taken, to resume.
         set_rate: called before each step with the number of steps taken.
-        observers: called with the number of steps taken, before each step and
-            after the last: measurement, checkpoints, progress.
+        observers: called before each step and after the last with the number of
+            steps taken: for measurements, checkpoints, progress.
 
     Raises:
-        DivergedError: if the loss is not finite. The weights are those before
-            the step that failed.
+        DivergedError: if the loss is not finite. The weights are those before the
+            failed step.
     """
     watching = list(observers)
     model.train()

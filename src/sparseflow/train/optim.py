@@ -1,4 +1,4 @@
-"""Optimisers and learning rates from plain numbers."""
+"""Optimisers by name, and learning rates as functions of the step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 
 
 FUSED = ("sgd", "adam", "adamw", "adagrad")
-"""Optimisers that PyTorch can step by one call for all parameters on a CPU."""
+"""Optimisers that PyTorch can step with one call for all parameters on a CPU."""
 
 
 def make_optimizer(
@@ -35,25 +35,25 @@ def make_optimizer(
     weight_decay: float = 0.0,
     fused: bool = False,
 ) -> torch.optim.Optimizer:
-    """Build an optimiser whose weight decay acts on kernels only.
+    """Make an optimiser whose weight decay acts on kernels only.
 
-    Kernels are the parameters of two or more axes and the values of truly
-    sparse layers; biases and norm scales do not decay. ``initial_lr`` is set,
-    so that a drop fraction proportional to the learning rate is relative to
-    the peak and not to a warm-up.
+    Kernels are the parameters with two or more axes and the values of truly sparse
+    layers; biases and the scales of norms do not decay. ``initial_lr`` is set, so
+    that a drop fraction proportional to the learning rate is relative to the peak,
+    not to the first step of a warm-up.
 
     Args:
         kind: one of :data:`OPTIMIZERS`.
-        model: whose trainable parameters are optimised.
+        model: its trainable parameters are optimised.
         lr: peak learning rate.
         momentum: of SGD and RMSprop.
         weight_decay: of kernels, as PyTorch counts it.
-        fused: step all parameters by one call, where PyTorch can. The same
-            numbers to rounding, several times faster where parameters are
-            many and short, as those of truly sparse layers are.
+        fused: step all parameters with one call, where PyTorch can. Equal up to
+            rounding, and several times faster for many short parameters, such as
+            those of truly sparse layers.
 
     Raises:
-        SpecError: if the optimiser is unknown or has no momentum to set.
+        SpecError: if the optimiser is unknown, or momentum is given to one without it.
     """
     if kind not in OPTIMIZERS:
         raise SpecError(unknown("optimizer", kind, OPTIMIZERS))
@@ -78,33 +78,33 @@ def constant_rate(lr: float) -> Rate:
 
 
 def cosine_rate(lr: float, steps: int) -> Rate:
-    """Half a cosine from ``lr`` at step 0 towards 0 at ``steps``."""
+    """Half a cosine, from ``lr`` at step 0 to 0 at ``steps`` (Loshchilov & Hutter 2017)."""
     return lambda step: lr / 2 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
 
 
 def step_rate(lr: float, milestones: Sequence[int], factor: float = 0.1) -> Rate:
-    """``lr`` times ``factor`` for every milestone passed."""
+    """``lr`` multiplied by ``factor`` at every milestone."""
     return lambda step: lr * factor ** sum(step >= m for m in milestones)
 
 
 def with_warmup(rate: Rate, steps: int) -> Rate:
-    """Rise linearly to ``rate`` over the first ``steps`` steps, the first one included."""
+    """``rate`` with a linear warm-up: multiplied by (step + 1) / steps before ``steps``."""
     return lambda step: rate(step) * min((step + 1) / steps, 1.0) if steps else rate(step)
 
 
 def set_rate(
     optimizer: torch.optim.Optimizer, rate: Rate, step: int, *, inner_momentum: float | None = None
 ) -> None:
-    """Set the learning rate of the step about to be taken.
+    """Set the learning rate of the next step.
 
     Args:
         optimizer: the optimiser.
         rate: learning rate by step.
-        step: steps taken before this one.
-        inner_momentum: if given, the momentum of the convention that keeps the
-            learning rate inside the velocity (v ← m·v - lr·g, w ← w + v; Keras).
-            PyTorch keeps it outside (b ← m·b + g, w ← w - lr·b). With v = -lr·b
-            the two agree exactly for the momentum m · lr(t-1) / lr(t).
+        step: number of steps taken before.
+        inner_momentum: momentum m in the convention with the learning rate inside the
+            velocity (v ← m·v - lr·g, w ← w + v; Keras). PyTorch has it outside
+            (b ← m·b + g, w ← w - lr·b). With v = -lr·b the two agree exactly if
+            PyTorch's momentum is m · lr(t-1) / lr(t), which is set here.
     """
     lr = rate(step)
     for group in optimizer.param_groups:

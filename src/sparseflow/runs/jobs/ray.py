@@ -16,8 +16,8 @@ from typing import Any
 from uuid import uuid4
 
 from sparseflow.core.errors import SparseflowError, first_line
-from sparseflow.core.extra import need
 from sparseflow.core.files import write_atomic
+from sparseflow.core.optional import need
 from sparseflow.runs.jobs.executor import Event, Executor, Lost, Task, Told
 from sparseflow.runs.jobs.node import Board, Pass, Refusal, carry_out, installation
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparseflow.masks import draw
-from sparseflow.masks.draw import first_of_permutation
+from sparseflow.masks import permutation
+from sparseflow.masks.permutation import first_of_permutation
 
 
 def stream(seed):
@@ -17,7 +17,7 @@ def stream(seed):
 def test_the_beginning_is_that_of_the_permutation(n, share, seed):
     k = int(share * n)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(draw, "MANY", 0)
+        patch.setattr(permutation, "MANY", 0)
         found = first_of_permutation(n, k, stream(seed))
     assert found.tolist() == torch.randperm(n, generator=stream(seed))[:k].tolist()
 
@@ -31,19 +31,19 @@ def test_the_other_way_is_followed_step_by_step(n, share, seed):
         source = word % 2**64 % (step + 1)
         whole[step], whole[source] = whole[source], step
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(draw, "_AT_ONCE", 7)
-        assert draw._inside_out(n, k, stream(seed)).tolist() == whole[:k]
+        patch.setattr(permutation, "_AT_ONCE", 7)
+        assert permutation._inside_out(n, k, stream(seed)).tolist() == whole[:k]
 
 
 def test_small_or_dense_ones_are_torch_s_own(monkeypatch):
-    monkeypatch.setattr(draw, "_forward", None)  # not to be called
+    monkeypatch.setattr(permutation, "_forward", None)  # not to be called
     assert first_of_permutation(20, 3, stream(0)).equal(torch.randperm(20, generator=stream(0))[:3])
-    monkeypatch.setattr(draw, "MANY", 20)
+    monkeypatch.setattr(permutation, "MANY", 20)
     assert first_of_permutation(20, 6, stream(0)).equal(torch.randperm(20, generator=stream(0))[:6])
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("n", [draw._OTHER - 1, draw._OTHER])
+@pytest.mark.parametrize("n", [permutation._OTHER - 1, permutation._OTHER])
 def test_torch_changes_its_way_where_this_does(n):
     found = first_of_permutation(n, 10_000, stream(1))
     assert found.equal(torch.randperm(n, generator=stream(1))[:10_000])

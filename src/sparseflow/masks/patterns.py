@@ -1,4 +1,4 @@
-"""How the active weights of one layer are chosen. Every count is exact."""
+"""Patterns: how the active weights of one layer are chosen. Every count is exact."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from sparseflow.core.errors import MaskError, unknown
 from sparseflow.core.parameters import Layer
 from sparseflow.core.select import top_k
-from sparseflow.masks.draw import first_of_permutation
+from sparseflow.masks.permutation import first_of_permutation
 
 Pattern = Callable[[Layer, int, torch.Generator], Tensor]
 
@@ -30,9 +30,10 @@ def magnitude(layer: Layer, k: int, generator: torch.Generator) -> Bool[Tensor, 
 def uneven(spread: float = 1.5) -> Pattern:
     """Deliberately uneven over output neurons, for the paper's figure 1.
 
-    Each neuron gets a weight exp(spread · z) with z standard normal, and the
-    ``k`` connections are drawn without replacement with these odds
-    (Gumbel top-k). ``spread=0`` is :func:`random` in distribution.
+    Each neuron has odds exp(spread · z) with z standard normal, and the ``k``
+    connections are drawn without replacement with these odds (Gumbel top-k:
+    the largest of log-odds plus Gumbel noise). ``spread=0`` has the distribution of
+    :func:`random`.
     """
 
     def pattern(layer: Layer, k: int, generator: torch.Generator) -> Bool[Tensor, "*w"]:
@@ -45,21 +46,21 @@ def uneven(spread: float = 1.5) -> Pattern:
 
 
 def constant_fan_in(layer: Layer, k: int, generator: torch.Generator) -> Bool[Tensor, "*w"]:
-    """The same number of inputs for every neuron, within one: ``k`` in all.
+    """The same number of inputs for every neuron, up to one: ``k`` in all.
 
-    Which neurons get the odd one is random.
+    The neurons with one more are chosen at random.
     """
     shape = layer.neurons(torch.empty(layer.shape, device="meta")).shape
     keys = torch.rand(shape, generator=generator)
     fan, rest = divmod(k, len(keys))
     fans = torch.full((len(keys), 1), fan)
     fans[torch.randperm(len(keys), generator=generator)[:rest]] += 1
-    rank = keys.argsort(1).argsort(1)
+    rank = keys.argsort(1).argsort(1)  # of each key within its neuron: a random permutation
     return layer.from_neurons(rank < fans)
 
 
 def shuffled(mask: Bool[Tensor, "*w"], generator: torch.Generator) -> Bool[Tensor, "*w"]:
-    """The same number of active weights at random places of the layer."""
+    """The same number of active weights at random positions of the layer."""
     order = torch.randperm(mask.numel(), generator=generator)
     return mask.flatten().cpu()[order].reshape(mask.shape).to(mask.device)
 
@@ -79,7 +80,7 @@ PATTERNS: dict[str, Pattern] = {
 
 
 def find_pattern(pattern: str | Pattern) -> Pattern:
-    """Return the pattern called so, or the function itself.
+    """Return the pattern of this name, or the function itself.
 
     Raises:
         MaskError: if the name is unknown.

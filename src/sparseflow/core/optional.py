@@ -1,4 +1,4 @@
-"""Optional libraries, asked for only when they are used."""
+"""Optional libraries, imported when they are first used."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from sparseflow.core.errors import SparseflowError
 
 
 def need(module: str, *, extra: str) -> Any:
-    """Import a module that comes with an extra of the package.
+    """Import a module that an extra of the package installs.
 
     Args:
-        module: its full name.
-        extra: ``measure`` (curvature and geometry), ``report`` (tables,
+        module: full name.
+        extra: ``measure`` (maps of distances), ``report`` (tables,
             figures and the page; ``measure`` included), ``onnx`` (export),
             ``data`` (CIFAR-10 and ImageNet),
             ``ray`` (sweeps on a cluster), ``huggingface`` and ``lightning``
             (callbacks of their trainers) or ``tensorboard`` (event files).
 
     Raises:
-        SparseflowError: if it is not installed, saying how to get it.
+        SparseflowError: if it is not installed; the message names the command that installs it.
     """
     try:
         return importlib.import_module(module)

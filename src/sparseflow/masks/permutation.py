@@ -1,4 +1,4 @@
-"""The beginning of a random permutation, without the rest of it."""
+"""The beginning of a random permutation, in memory proportional to that beginning."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from jaxtyping import Int64
 from torch import Tensor
 
 MANY = 1 << 24
-"""Numbers from which a permutation is too large to make for the sake of its beginning."""
-_OTHER = (2**32 - 1) // 20  # from here torch shuffles in another way
+"""Length from which on a permutation is not made only for its beginning."""
+_OTHER = (2**32 - 1) // 20  # length from which on torch.randperm uses another algorithm
 _AT_ONCE = 1 << 22
 
 
 def first_of_permutation(n: int, k: int, generator: torch.Generator) -> Int64[Tensor, " k"]:
     """The first ``k`` numbers of ``torch.randperm(n)`` with this generator, in memory O(k).
 
-    Torch swaps the numbers 0 to n - 1 by one random number each; here the swaps are
-    followed backwards from the first ``k`` places alone. For small ``n``, or many of
-    them, the permutation itself is made; else the generator is left behind another
-    number of draws.
+    Torch swaps the numbers 0 to n - 1 with one random number each; here the swaps are
+    traced back from the first ``k`` places alone. For small ``n`` or large ``k`` the
+    whole permutation is made; otherwise the generator advances by a different number
+    of draws than ``torch.randperm`` would.
     """
     if n < MANY or 4 * k > n:
         return torch.randperm(n, generator=generator)[:k]
@@ -33,15 +33,15 @@ def _forward(n: int, k: int, generator: torch.Generator) -> Tensor:
     with_place = draws % (n - step) + step
     order = with_place.argsort(stable=True)
     before = _step_before(with_place, order)
-    # What place i holds when its step comes: what the last step that swapped with it put
-    # there, that is what its own place held; else still i. Step i may be the last itself.
+    # What place i holds at step i: if an earlier step j swapped with place i, what place j
+    # held at step j (of several, the last counts); otherwise i. A step may swap with itself.
     places = with_place[order]
     last = torch.searchsorted(places, step, right=True) - 1
-    found = torch.where(
+    writer = torch.where(
         (last >= 0) & (places[last.clamp(min=0)] == step), order[last.clamp(min=0)], -1
     )
-    found = torch.where(found == step, before, found)
-    held = _roots(torch.where(found >= 0, found, step))
+    writer = torch.where(writer == step, before, writer)
+    held = _roots(torch.where(writer >= 0, writer, step))
     return torch.where(before >= 0, held[before.clamp(min=0)], with_place)
 
 
@@ -50,8 +50,8 @@ def _inside_out(n: int, k: int, generator: torch.Generator) -> Tensor:
     step = torch.arange(k)
     source = _remainder(_words(k, generator), step + 1)
     before = _step_before(source, source.argsort(stable=True))
-    # What step i moves: the number of the last step that put one there, else what came
-    # there in that place's own step.
+    # What step i moves: the number of the last earlier step that wrote to the same place; if
+    # there is none, what that place received at its own step.
     root = _roots(torch.where(before >= 0, step, source))
     moved = torch.where(before[root] >= 0, before[root], root)
     latest = torch.full((k,), -1).scatter_reduce_(0, source, step, "amax")
@@ -68,13 +68,13 @@ def _words(count: int, generator: torch.Generator) -> Tensor:
 
 
 def _remainder(words: Tensor, by: Tensor) -> Tensor:
-    """Of words without a sign."""
-    wrapped = ((2**62 % by) * 4) % by  # 2 ** 64, that a negative one lacks
+    """Remainders of words read as unsigned."""
+    wrapped = ((2**62 % by) * 4) % by  # of 2 ** 64, which a negative word lacks
     return (words % by + torch.where(words < 0, wrapped, 0)) % by
 
 
 def _step_before(key: Tensor, order: Tensor) -> Tensor:
-    """The last earlier step with the same key, -1 without one; order sorts the keys."""
+    """The last earlier step with the same key, or -1; ``order`` sorts the keys stably."""
     before = torch.full_like(key, -1)
     same = key[order][1:] == key[order][:-1]
     before[order[1:][same]] = order[:-1][same]
@@ -82,7 +82,7 @@ def _step_before(key: Tensor, order: Tensor) -> Tensor:
 
 
 def _roots(pointer: Tensor) -> Tensor:
-    """Where the way from each place to what it points to ends."""
+    """Follow each pointer to its end, by pointer doubling."""
     while True:
         further = pointer[pointer]
         if torch.equal(further, pointer):

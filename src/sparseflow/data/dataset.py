@@ -1,4 +1,4 @@
-"""What a data set is: two splits of examples, and how their images may be varied."""
+"""Data sets: two splits of examples, and how examples are augmented."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 Batch = tuple[Tensor, Tensor]
-"""Inputs as a model takes them, and classes."""
+"""Inputs of a model, and classes."""
 
 Where = slice | Int[Tensor, " n"]
 
 
 @runtime_checkable
 class Split(Protocol):
-    """Examples by number, in batches as a model takes them."""
+    """Examples by number, returned in batches."""
 
     def __len__(self) -> int:
-        """Number of examples."""
+        """Return the number of examples."""
         ...
 
     def __getitem__(self, where: Where) -> Batch:
-        """Inputs and classes of these examples, as they are evaluated."""
+        """Return inputs and classes of these examples, without augmentation."""
         ...
 
     def varied(self, where: Int[Tensor, " n"], chances: Float[Tensor, "n chances"]) -> Batch:
-        """Return the same examples as they are trained on.
+        """Return the same examples, augmented.
 
-        ``chances`` are uniform numbers in [0, 1): all the randomness there is.
+        ``chances`` are uniform numbers in [0, 1), the only source of randomness.
         """
         ...
 
@@ -49,7 +49,7 @@ class Split(Protocol):
 
 
 CHANCES = 6
-"""Uniform numbers that the variation of one example may use."""
+"""Number of uniform numbers that the augmentation of one example may use."""
 
 
 @runtime_checkable
@@ -59,24 +59,24 @@ class Variation(Protocol):
     def __call__(
         self, x: Float[Tensor, " n *shape"], chances: Float[Tensor, "n chances"]
     ) -> Float[Tensor, " n *shape"]:
-        """Vary each input."""
+        """Augment each input."""
         ...
 
 
 def as_it_is(x: Tensor) -> Tensor:
-    """Leave inputs that are stored as models take them."""
+    """Return the inputs unchanged: the default of :class:`Examples`."""
     return x
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """A split held whole as tensors.
+    """A split held in memory as tensors.
 
     Attributes:
-        x: inputs, as they are stored.
+        x: stored inputs.
         y: their classes.
-        prepare: makes stored inputs into those of a model.
-        vary: augmentation of prepared inputs; None if there is none.
+        prepare: turns stored inputs into inputs of a model.
+        vary: augmentation of prepared inputs, or None.
     """
 
     x: Shaped[Tensor, " n *shape"]
@@ -134,6 +134,6 @@ class Dataset:
 
 
 def in_batches(split: Split, size: int = 250) -> Iterator[Batch]:
-    """Go through a split in order; the last batch may be shorter."""
+    """Yield a split in order; the last batch may be shorter."""
     for start in range(0, len(split), size):
         yield split[start : start + size]

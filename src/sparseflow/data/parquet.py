@@ -1,4 +1,4 @@
-"""Parquet files in the layout of Hugging Face ``datasets``: from a folder, or from the hub."""
+"""Parquet files of Hugging Face ``datasets``: from a folder, or from the hub."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from sparseflow.core.errors import DataError, brief
-from sparseflow.core.extra import need
+from sparseflow.core.optional import need
 
 FOLDER = "SPARSEFLOW_DATA"
-"""Environment variable: folder whose subfolders hold data sets as parquet files.
+"""Environment variable: the folder whose subfolders hold data sets as parquet files.
 
-It says where the data are, not what they are, so it is no part of a run.
+It says where the data are, not what they are, so it does not enter a run's identity.
 """
 
 
@@ -22,15 +22,15 @@ def open_split(name: str, split: str, hub: str, columns: Sequence[str]) -> Any:
 
     Args:
         name: subfolder of :data:`FOLDER`, if that is set.
-        split: files of the folder whose names start so.
-        hub: name on the hub, asked if there is no folder.
-        columns: an image and a class, by these names.
+        split: prefix of the names of the split's files.
+        hub: name on the hub, used if :data:`FOLDER` is not set.
+        columns: names of the columns that must be there.
 
     Returns:
         A ``datasets.IterableDataset``.
 
     Raises:
-        DataError: if the files are missing, damaged, or of another layout.
+        DataError: if the files are missing, damaged, or in another format.
         SparseflowError: if ``datasets`` is not installed.
     """
     datasets = need("datasets", extra="data")
@@ -38,19 +38,19 @@ def open_split(name: str, split: str, hub: str, columns: Sequence[str]) -> Any:
     where = f"{hub} on the hub" if folder is None else str(Path(folder, name))
     try:
         if folder is None:
-            found = datasets.load_dataset(hub, split=split, streaming=True)
+            rows = datasets.load_dataset(hub, split=split, streaming=True)
         else:
             files = [str(path) for path in split_files(Path(folder, name), split)]
-            found = datasets.load_dataset(
+            rows = datasets.load_dataset(
                 "parquet", data_files={split: files}, split=split, streaming=True
             )
-        features = found.features
+        features = rows.features
     except DataError:
         raise
     except Exception as error:
         raise DataError(f"{where}, split {split}: cannot be read ({brief(error)})") from error
     _check_columns(features, columns, f"{where}, split {split}")
-    return found
+    return rows
 
 
 def split_files(folder: Path, split: str) -> list[Path]:
@@ -59,13 +59,13 @@ def split_files(folder: Path, split: str) -> list[Path]:
     Raises:
         DataError: if there are none.
     """
-    found = sorted(folder.glob(f"{split}*.parquet"))
-    if not found:
+    files = sorted(folder.glob(f"{split}*.parquet"))
+    if not files:
         raise DataError(
             f"no {split}*.parquet in {folder}: put the data set's parquet files there, or unset "
             f"{FOLDER} to take it from the Hugging Face hub"
         )
-    return found
+    return files
 
 
 def _check_columns(features: Any, columns: Sequence[str], where: str) -> None:
@@ -73,10 +73,10 @@ def _check_columns(features: Any, columns: Sequence[str], where: str) -> None:
     if missing:
         raise DataError(
             f"{where}: no column {missing[0]!r} among {sorted(features or {})}; "
-            f"the columns are to be {list(columns)}"
+            f"the columns must be {list(columns)}"
         )
 
 
 def reading(error: Exception, what: str) -> DataError:
-    """Say that examples could not be read."""
+    """Return the error that says which examples could not be read, and why."""
     return DataError(f"{what}: damaged, or not images ({brief(error)})")
