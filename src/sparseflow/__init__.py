@@ -14,6 +14,7 @@ from sparseflow.masks import Masks, allocate, churn, full_masks, make_masks, shu
 from sparseflow.measure import (
     Agreement,
     Alignment,
+    Chunks,
     Comparison,
     Curvature,
     Decrease,
@@ -100,6 +101,7 @@ __all__ = [
     "SET",
     "Agreement",
     "Alignment",
+    "Chunks",
     "Comparison",
     "Connections",
     "Curvature",

@@ -159,7 +159,9 @@ def test_one_distance_of_a_training_that_diverged_is_no_number():
 
 def test_what_is_not_compared_may_be_anything():
     bad = {"w": torch.ones(2), "mean": torch.tensor([math.nan])}
-    assert distances([{"w": torch.zeros(2)}, bad], only=["w"]).l2[0, 1] == math.sqrt(2)
+    assert distances([{"w": torch.zeros(2)}, bad], only=["w"]).l2[0, 1] == pytest.approx(
+        math.sqrt(2), rel=1e-15
+    )
 
 
 # ---- maps
@@ -530,14 +532,14 @@ def test_tied_weights():
     [
         ({"span": (0.1, 1.2)}, "must cover 0 and 1"),
         ({"points": 2}, "points=2 must be at least 3"),
-        ({"chunk": 0}, "chunk=0"),
+        ({"chunk": 0}, "chunk is 0"),
         ({"data": []}, "no batch"),
         ({"data": torch.ones(0, 1)}, "no example"),
         ({"b": {}}, "b has no 'weight', a parameter of Linear"),
         ({"a": weight(1.0) | {"bias": torch.ones(1)}}, "a has 'bias', which Linear does not"),
         ({"b": weight(1.0, 2.0)}, r"'weight' has shape \(1, 2\) in b and \(1, 1\) in Linear"),
         ({"loss": lambda m, x: m(x).log().mean()}, r"loss is nan at α = -0.2 of the path"),
-        ({"loss": lambda m, x: m(x)}, r"loss has shape \(4, 1\); it must be one number"),
+        ({"loss": lambda m, x: m(x)}, r"the loss returns shape \(4, 1\); it should be a scalar"),
         ({"loss": lambda m, x: {"error": m(x).mean()}}, "the loss gave error; 'loss' is missing"),
     ],
 )

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sparseflow.core.batches import batch_size, batches
+from sparseflow.core.chunks import Chunks, Scores, parts_of, scores_of
 from sparseflow.core.errors import MeasureError
-from sparseflow.core.functional import batch_size, batches, split, undisturbed
-
-Scores = Callable[[nn.Module, Any], Tensor | Mapping[str, Tensor]]
+from sparseflow.core.functional import logits_of, undisturbed
 
 DEFAULT_CHUNK = 500
 
@@ -28,7 +28,7 @@ def loss_and_accuracy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[st
     50.0
     """
     inputs, classes = batch
-    logits = model(inputs)
+    logits = logits_of(model(inputs))
     return {
         "loss": functional.cross_entropy(logits, classes),
         "accuracy": 100 * (logits.argmax(1) == classes).double().mean(),
@@ -65,13 +65,11 @@ class Landscape:
         data: Any,
         *,
         batch_norm_data: Any = None,
-        chunk: int = DEFAULT_CHUNK,
+        chunk: int | Chunks | None = None,
     ) -> None:
-        """List the data once, cut in even chunks of at most ``chunk`` examples."""
-        if chunk < 1:
-            raise MeasureError(f"chunk={chunk} must be at least 1")
+        """List the data once, cut in even chunks."""
         self._model, self._call = model, _Borrowed(model, loss)
-        self._chunks = _chunks(data, chunk)
+        self._parts = parts_of(model, loss, data, chunk, default=DEFAULT_CHUNK)
         self._norms = {
             name: module
             for name, module in model.named_modules()
@@ -80,10 +78,16 @@ class Landscape:
         }
         self._norm_chunks: list[Any] = []
         if self._norms:
+            cuts, size = Chunks.of(chunk), Chunks.of(chunk).size or DEFAULT_CHUNK
             own = batch_norm_data is None
-            chunks = self._chunks if own else _chunks(batch_norm_data, chunk)
+            pieces = (
+                [batch for batch, _ in self._parts]
+                if own
+                else [c for batch in batches(batch_norm_data) for c in cuts.cut(batch, size)]
+            )
             # A variance needs two examples.
-            self._norm_chunks = [c for c in chunks if batch_size(c) > 1] or chunks
+            many = [piece for piece in pieces if batch_size(piece, cuts.axis) > 1]
+            self._norm_chunks = many or pieces
 
     @torch.no_grad()
     def at(self, state: Mapping[str, Tensor], where: str) -> dict[str, float]:
@@ -97,11 +101,10 @@ class Landscape:
         with undisturbed(self._model):
             self._model.eval()
             self._gather(tensors)
-            for chunk in self._chunks:
-                size = batch_size(chunk)
-                for name, value in self._values(tensors, chunk).items():
-                    sums[name] = sums.get(name, 0.0) + value * size
-        total = sum(batch_size(chunk) for chunk in self._chunks)
+            for batch, weight in self._parts:
+                for name, value in self._values(tensors, batch).items():
+                    sums[name] = sums.get(name, 0.0) + value * weight
+        total = sum(weight for _, weight in self._parts)
         means = {name: value / total for name, value in sums.items()}
         for name, value in means.items():
             if not math.isfinite(value):
@@ -143,15 +146,9 @@ class Landscape:
         return torch.func.functional_call(self._call, lent, (chunk,))
 
     def _values(self, tensors: dict[str, Tensor], chunk: Any) -> dict[str, float]:
-        found = self._run(tensors, chunk)
-        values = dict(found) if isinstance(found, Mapping) else {"loss": found}
+        values = scores_of(self._run(tensors, chunk))
         if "loss" not in values:
             raise MeasureError(f"the loss gave {', '.join(values) or 'nothing'}; 'loss' is missing")
-        for name, value in values.items():
-            if value.numel() != 1:
-                raise MeasureError(
-                    f"{name} has shape {tuple(value.shape)}; it must be one number, the mean"
-                )
         return {name: float(value) for name, value in values.items()}
 
 
@@ -210,14 +207,3 @@ def mix(states: tuple[Mapping[str, Tensor], ...], shares: tuple[float, ...]) -> 
         return total
 
     return {name: one(name) for name in nearest if all(name in state for state in states)}
-
-
-def _chunks(data: Any, size: int) -> list[Any]:
-    found: list[Any] = []
-    for batch in batches(data):
-        examples = batch_size(batch)
-        parts = max(1, math.ceil(examples / size))
-        found += split(batch, math.ceil(examples / parts)) if parts > 1 else [batch]
-    if not sum(batch_size(chunk) for chunk in found):
-        raise MeasureError("the data hold no example")
-    return found

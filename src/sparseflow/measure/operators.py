@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sparseflow.core.chunks import Chunks
 from sparseflow.core.errors import MeasureError, first_line
 from sparseflow.core.functional import Loss, undisturbed
 from sparseflow.core.parallel import refuse_wrapped
 from sparseflow.core.wrappers import bare
 from sparseflow.masks import Masks
-from sparseflow.measure.flow import DEFAULT_CHUNK
 from sparseflow.measure.linear import Replay
 from sparseflow.measure.products import (
     Product,
@@ -42,7 +42,7 @@ def hessian(
     masks: Mapping[str, Tensor] | None = None,
     *,
     dtype: torch.dtype | None = None,
-    chunk: int = DEFAULT_CHUNK,
+    chunk: int | Chunks | None = None,
     cache: int = CACHE,
 ) -> Curvature:
     """Hessian H = ∂²L/∂θ² of the mean loss over the data, on the active parameters.
@@ -56,14 +56,13 @@ def hessian(
 
     Args:
         model: any module, in evaluation mode where that makes a difference.
-        loss: ``loss(model, batch) -> scalar``: the mean loss over the examples
-            of a batch, no weight decay.
+        loss: ``loss(model, batch) -> scalar``, without weight decay.
         data: a batch, or an iterable of batches; each counts by its number of
-            examples.
+            examples, or as :class:`Chunks` says.
         masks: masks of (some) parameters; the others count whole.
         dtype: compute in this type, ``torch.float64`` say: parameters, buffers
             and the floating tensors of the data are cast. None keeps them.
-        chunk: examples at a time.
+        chunk: examples at a time, or :class:`Chunks`, as for :func:`gradient_flow`.
         cache: bytes of activations to keep between products; what does not
             fit is computed again, at about the price of a gradient each time.
 
@@ -93,7 +92,7 @@ def gauss_newton(
     masks: Mapping[str, Tensor] | None = None,
     *,
     dtype: torch.dtype | None = None,
-    chunk: int = DEFAULT_CHUNK,
+    chunk: int | Chunks | None = None,
     cache: int = CACHE,
 ) -> Curvature:
     """Gauss-Newton matrix G = Jᵀ (∂²L/∂z²) J on the active parameters.
@@ -145,15 +144,13 @@ class Curvature:
         product: Product,
         *,
         dtype: torch.dtype | None,
-        chunk: int,
+        chunk: int | Chunks | None,
         cache: int,
     ) -> None:
         """Take the snapshot and evaluate the loss once."""
         refuse_wrapped(model)
         model = bare(model)
         refuse_noise(model)
-        if chunk < 1:
-            raise MeasureError(f"chunk is {chunk}; it is a number of examples, at least 1")
         values = masks if isinstance(masks, Masks) else Masks(masks or {})
         values.check(model)
         self._model, self._product = model, product

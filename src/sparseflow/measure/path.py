@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Float64
 from torch import Tensor, nn
 
+from sparseflow.core.chunks import Chunks, Scores
 from sparseflow.core.errors import MeasureError
 from sparseflow.measure.distance import check_fits
-from sparseflow.measure.landscape import DEFAULT_CHUNK, Landscape, Scores, mix
+from sparseflow.measure.landscape import Landscape, mix
 
 Row = Float64[np.ndarray, " points"]
 
@@ -82,7 +83,7 @@ def interpolate(
     *,
     span: tuple[float, float] = (-0.2, 1.2),
     batch_norm_data: Any = None,
-    chunk: int = DEFAULT_CHUNK,
+    chunk: int | Chunks | None = None,
 ) -> Path:
     """Evaluate the loss along the straight line between two solutions.
 
@@ -108,7 +109,8 @@ def interpolate(
         span: smallest and largest α.
         batch_norm_data: what batch-norm statistics are gathered on; ``data``
             by default.
-        chunk: examples at a time.
+        chunk: examples at a time, or :class:`Chunks`, as for :func:`gradient_flow`;
+            500 where that suits the loss.
 
     Raises:
         MeasureError: if a state does not fit the model, the span does not

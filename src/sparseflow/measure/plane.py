@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
+from sparseflow.core.chunks import Chunks, Scores
 from sparseflow.core.errors import MeasureError
 from sparseflow.measure.distance import check_fits
-from sparseflow.measure.landscape import DEFAULT_CHUNK, Landscape, Scores, mix
+from sparseflow.measure.landscape import Landscape, mix
 
 Grid = Float64[np.ndarray, "rows columns"]
 
@@ -49,7 +50,7 @@ def plane(
     points: tuple[int, int] = (25, 25),
     margin: float = 0.2,
     batch_norm_data: Any = None,
-    chunk: int = DEFAULT_CHUNK,
+    chunk: int | Chunks | None = None,
 ) -> Plane:
     """Evaluate the loss over the plane through three solutions.
 
@@ -69,7 +70,8 @@ def plane(
         margin: how far the grid goes beyond the three on each side, as a share
             of their extent.
         batch_norm_data: as for :func:`interpolate`.
-        chunk: examples at a time.
+        chunk: examples at a time, or :class:`Chunks`, as for :func:`gradient_flow`;
+            500 where that suits the loss.
 
     Raises:
         MeasureError: if a state does not fit the model, the three lie on one

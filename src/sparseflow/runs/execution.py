@@ -16,12 +16,11 @@ import torch
 from sparseflow.core.documents import save_document
 from sparseflow.core.errors import DivergedError, SparseUnavailable, SpecError, StoreError
 from sparseflow.core.files import cannot_write
-from sparseflow.core.functional import split
 from sparseflow.core.parallel import Ranks
 from sparseflow.core.parameters import named_weights
 from sparseflow.data import in_batches
 from sparseflow.masks import Masks
-from sparseflow.measure.flow import DEFAULT_CHUNK, mean_loss
+from sparseflow.measure.flow import mean_loss
 from sparseflow.runs.build import Assembly, assemble
 from sparseflow.runs.interrupt import Stop, stoppable
 from sparseflow.runs.journal import Journal, Mark
@@ -222,7 +221,7 @@ def _is_due(spec: RunSpec, step: int) -> bool:
 def _check_finite(parts: Assembly, spec: RunSpec, step: int) -> None:
     """Stop before weights that lead nowhere are measured or take a checkpoint's place."""
     if _is_due(spec, step):
-        value = mean_loss(parts.model, parts.loss, split(parts.probe, DEFAULT_CHUNK))
+        value = mean_loss(parts.model, parts.loss, parts.probe)
         if not math.isfinite(value):
             raise DivergedError(f"the loss is {value} at step {step}: training stopped")
 
