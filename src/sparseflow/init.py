@@ -130,8 +130,8 @@ def initialise(
     for name, mask in masks.items():
         if name not in layers or mask.shape != layers[name].shape:
             raise MaskError(f"mask {name!r} of shape {tuple(mask.shape)} fits no layer")
-        layer, weight = layers[name], layers[name].parameter
-        draw = _standard(layer.shape, rule.distribution, generator(seed, *stream, name))
+        layer, weight = layers[name], layers[name].values()
+        draw = _standard(weight, rule.distribution, generator(seed, *stream, name))
         std = deviation(layer, mask, rule).to(weight.device)
         weight.copy_(draw.to(weight.device).mul_(std).mul_(mask.to(weight.device)))
         dead += int((~layer.neurons(mask).any(1)).sum())
@@ -143,11 +143,15 @@ def initialise(
         )
 
 
-def _standard(shape: torch.Size, distribution: str, stream: torch.Generator) -> Tensor:
+def _standard(weight: Tensor, distribution: str, stream: torch.Generator) -> Tensor:
+    """Draws of mean 0 and E|x|² = 1; complex ones have half of it in either part."""
+    if weight.is_complex():
+        parts = [_standard(weight.real, distribution, stream) for _ in range(2)]
+        return torch.complex(*parts) / math.sqrt(2.0)
     if distribution == "normal":
-        return torch.empty(shape).normal_(generator=stream)
+        return torch.empty(weight.shape).normal_(generator=stream)
     bound = math.sqrt(3.0)
-    return torch.empty(shape).uniform_(-bound, bound, generator=stream)
+    return torch.empty(weight.shape).uniform_(-bound, bound, generator=stream)
 
 
 def sparsify(

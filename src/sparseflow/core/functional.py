@@ -126,6 +126,13 @@ def logits_of(output: Any) -> Tensor:
     )
 
 
+def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a model's call: one input, a tuple of them, or a mapping of named ones."""
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return (example if isinstance(example, tuple) else (example,)), {}
+
+
 def gradient(
     model: nn.Module, loss: Loss, parts: Sequence[Part]
 ) -> tuple[Tensor, dict[str, Tensor]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+
 from sparseflow.core.parameters import Layer
 from sparseflow.core.random import generator
 from sparseflow.masks import create
@@ -43,9 +45,7 @@ def make_masks(
     counts = allocate(layers, density, allocation)
     return Masks(
         {
-            name: chosen(layer, counts[name], generator(seed, "mask", name)).to(
-                layer.parameter.device
-            )
+            name: chosen(layer, counts[name], generator(seed, "mask", name)).to(_device(layer))
             for name, layer in layers.items()
         }
     )
@@ -63,4 +63,13 @@ def shuffle_masks(masks: Masks, seed: int = 0) -> Masks:
 
 def full_masks(layers: Mapping[str, Layer]) -> Masks:
     """All weights active: a dense network."""
-    return Masks({n: layer.parameter.new_ones(layer.shape).bool() for n, layer in layers.items()})
+    ones = {
+        name: torch.ones(layer.shape, dtype=torch.bool, device=_device(layer))
+        for name, layer in layers.items()
+    }
+    return Masks({name: layer.without_padding(ones[name], False) for name, layer in layers.items()})
+
+
+def _device(layer: Layer) -> torch.device:
+    """Where a mask lies: with its weight, or on the CPU for one that has no values yet."""
+    return torch.device("cpu") if layer.parameter.is_meta else layer.parameter.device

@@ -200,7 +200,7 @@ def mix(states: tuple[Mapping[str, Tensor], ...], shares: tuple[float, ...]) -> 
     def one(name: str) -> Tensor:
         base = nearest[name].detach()
         total = base.clone()
-        if base.is_floating_point():
+        if base.is_floating_point() or base.is_complex():
             for i in others:
                 if shares[i]:
                     total.add_(states[i][name].detach().to(base) - base, alpha=shares[i])

@@ -16,8 +16,6 @@ from sparseflow.core.chunks import Chunks
 from sparseflow.core.errors import MeasureError, first_line
 from sparseflow.core.functional import Loss, undisturbed
 from sparseflow.core.parallel import refuse_wrapped
-from sparseflow.core.wrappers import bare
-from sparseflow.masks import Masks
 from sparseflow.measure.linear import Replay
 from sparseflow.measure.products import (
     Product,
@@ -30,6 +28,7 @@ from sparseflow.measure.products import (
     plain_attention,
     refuse_noise,
 )
+from sparseflow.measure.states import dense_form
 
 CACHE = 2**30
 BLOCK = 64
@@ -55,7 +54,8 @@ def hessian(
     weights, gradients, buffers, random streams nor flags of the model change.
 
     Args:
-        model: any module, in evaluation mode where that makes a difference.
+        model: any module, in evaluation mode where that makes a difference. Of a
+            truly sparse one the connections are active, under the dense names.
         loss: ``loss(model, batch) -> scalar``, without weight decay.
         data: a batch, or an iterable of batches; each counts by its number of
             examples, or as :class:`Chunks` says.
@@ -149,10 +149,8 @@ class Curvature:
     ) -> None:
         """Take the snapshot and evaluate the loss once."""
         refuse_wrapped(model)
-        model = bare(model)
+        model, values = dense_form(model, masks)
         refuse_noise(model)
-        values = masks if isinstance(masks, Masks) else Masks(masks or {})
-        values.check(model)
         self._model, self._product = model, product
         named = dict(model.named_parameters())
         self._where = {
@@ -161,6 +159,10 @@ class Curvature:
             if p.requires_grad and len(where := _active(p, values.get(name)))
         }
         self.names: tuple[str, ...] = tuple(self._where)
+        if imaginary := [name for name in self.names if named[name].is_complex()]:
+            raise MeasureError(
+                f"{imaginary[0]} is {named[imaginary[0]].dtype}: curvature is that of real weights"
+            )
         if not self.names:
             raise MeasureError(f"{type(model).__name__} has no active trainable parameter")
         ends = list(accumulate(len(where) for where in self._where.values()))

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from sparseflow.core.chunks import Chunks, Scores
 from sparseflow.core.errors import MeasureError
-from sparseflow.measure.distance import check_fits
 from sparseflow.measure.landscape import Landscape, mix
+from sparseflow.measure.states import fitted
 
 Row = Float64[np.ndarray, " points"]
 
@@ -97,8 +97,10 @@ def interpolate(
     the test data.
 
     Args:
-        model: any module; only its architecture matters.
-        a: the state at α = 0: every parameter by name, buffers where there are.
+        model: any module; only its architecture matters. A truly sparse one is
+            evaluated in its dense form.
+        a: the state at α = 0: every parameter by name, buffers where there are;
+            of a dense or a truly sparse model, compared by position.
         b: the state at α = 1.
         loss: ``loss(model, batch) -> scalar``, or a mapping of named scalars
             with "loss" among them, such as :func:`loss_and_accuracy`; means
@@ -125,7 +127,8 @@ def interpolate(
         >>> round(interpolate(model, a, b, double_well, torch.ones(4, 1)).barrier, 6)
         1.0
     """
-    check_fits(model, {"a": a, "b": b})
+    model, states = fitted(model, {"a": a, "b": b})
+    a, b = states.values()
     alphas = _grid(points, span)
     landscape = Landscape(model, loss, data, batch_norm_data=batch_norm_data, chunk=chunk)
     found = [

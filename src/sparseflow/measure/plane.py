@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from sparseflow.core.chunks import Chunks, Scores
 from sparseflow.core.errors import MeasureError
-from sparseflow.measure.distance import check_fits
 from sparseflow.measure.landscape import Landscape, mix
+from sparseflow.measure.states import check_finite, fitted, real
 
 Grid = Float64[np.ndarray, "rows columns"]
 
@@ -60,7 +60,8 @@ def plane(
     Batch norm and buffers are treated as in :func:`interpolate`.
 
     Args:
-        model: any module; only its architecture matters.
+        model: any module; only its architecture matters. A truly sparse one is
+            evaluated in its dense form.
         a: first solution, the origin.
         b: second solution, on the x axis.
         c: third solution, above it.
@@ -86,7 +87,8 @@ def plane(
         >>> found.positions.tolist(), found.losses[0].tolist()
         ([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]], [1.0, 3.625, 8.5])
     """
-    check_fits(model, {"a": a, "b": b, "c": c})
+    model, states = fitted(model, {"a": a, "b": b, "c": c})
+    a, b, c = states.values()
     if min(points) < 2 or margin < 0:
         raise MeasureError(f"points={points} must be 2 or more, margin={margin} not negative")
     positions = _positions(a, b, c, [name for name, _ in model.named_parameters()])
@@ -114,12 +116,9 @@ def _positions(
     """Gram-Schmidt on b - a and c - a, in float64."""
 
     def minus(state: Mapping[str, Tensor]) -> Tensor:
-        return torch.cat([(state[n].double() - a[n].double()).flatten() for n in names])
+        return torch.cat([(real(state[n]) - real(a[n])).flatten() for n in names])
 
-    for label, state in {"a": a, "b": b, "c": c}.items():
-        for name in names:
-            if not state[name].isfinite().all():
-                raise MeasureError(f"{name!r} of {label} holds a weight that is not finite")
+    check_finite({"a": a, "b": b, "c": c}, names)
     first, second = minus(b), minus(c)
     pairs = {"a and b": first, "a and c": second, "b and c": second - first}
     for pair, difference in pairs.items():
