@@ -255,3 +255,22 @@ def test_what_a_loss_returns():
     x = torch.ones(2)
     assert logits_of({"logits": x}) is x
     assert logits_of(type("Output", (), {"logits": x})()) is x
+
+
+@pytest.mark.parametrize(
+    ("case", "value", "norm"), [("ignored", 1.8106, 0.3561), ("weighted", 1.7955, 0.7593)]
+)
+def test_values_of_a_published_case(case, value, norm):
+    """600 examples, once with half of the labels ignored and once with class weights."""
+    torch.manual_seed(0)
+    net = nn.Linear(12, 5)
+    x, y = torch.randn(600, 12), torch.randint(0, 5, (600,))
+    if case == "ignored":
+        y[300:] = -100
+    weight = CLASSES.float() if case == "weighted" else None
+
+    def measured(model, batch):
+        return functional.cross_entropy(model(batch[0]), batch[1], weight=weight)
+
+    flow = sf.gradient_flow(net, measured, (x, y))
+    assert (flow.loss, flow.total) == pytest.approx((value, norm), abs=1e-4)

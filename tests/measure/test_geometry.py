@@ -243,7 +243,10 @@ def test_maps_of_distances_and_of_equal_points():
     [
         (np.zeros((2, 2)), "at least 3 points, not 2"),
         (np.zeros((3, 2)), r"square matrix.*\(3, 2\)"),
-        ([[0, 1, 2], [1, 0, 3], [2, 3.5, 0]], "from 1 to 2 is 3: that of the way back"),
+        (
+            [[0, 1, 2], [1, 0, 3], [2, 3.5, 0]],
+            "from 1 to 2 is 3: it differs from",
+        ),
         ([[0, 1, 2], [1, 0, -3], [2, -3, 0]], "from 1 to 2 is -3: it must not be negative"),
         ([[0, 1, math.nan], [1, 0, 3], [math.nan, 3, 0]], "from 0 to 2 is nan: it must be finite"),
         ([[0, 1, 2], [1, 4, 3], [2, 3, 0]], "from 1 to 1 is 4: it must be 0"),

@@ -116,3 +116,18 @@ def test_states_of_another_model_are_refused(three):
         sf.interpolate(
             three[0][0], three[0][2].state_dict(), other.state_dict(), sf.cross_entropy, (X, Y)
         )
+
+
+def test_values_of_a_published_case():
+    """Two random networks, measured dense when this was reported as wrong for truly sparse ones."""
+
+    def made(seed):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+        masks = sf.sparsify(net, 0.3, pattern="constant_fan_in", seed=seed)
+        return sf.to_sparse(net, masks, X, force=True)
+
+    model, a, b = made(0), made(0).state_dict(), made(1).state_dict()
+    assert sf.distance(a, b).l2 == pytest.approx(12.5530, abs=1e-4)
+    path = sf.interpolate(model, a, b, sf.cross_entropy, (X, Y), 3, span=(0.0, 1.0))
+    np.testing.assert_allclose(path.losses, [1.8214, 1.5442, 1.8331], atol=1e-4)

@@ -15,7 +15,7 @@ from sparseflow.core.errors import MeasureError, brief
 from sparseflow.core.functional import scalar, undisturbed
 
 CHUNK = 250
-_SAMPLE, _PIECE = 128, 4
+_SAMPLE, _PIECE = 256, 8
 """Examples on which a chunking is tried, and in pieces of how many: the smaller the pieces, the
 more a loss that is not a mean over examples shows."""
 
@@ -103,7 +103,7 @@ def parts_of(
     chunks, listed = Chunks.of(chunk), batches(data)
     size = chunks.size or default
     pieces = [piece for batch in listed for piece in chunks.cut(batch, size)]
-    if len(pieces) > 1 and (wrong := _disagreement(model, loss, listed, chunks, size)):
+    if len(pieces) > 1 and (wrong := _disagreement(model, loss, listed, chunks)):
         if chunks.size is None and len(listed) == 1:
             return [Part(listed[0], 1.0)]
         whole = ", or chunk=None to measure the batch as a whole" * (len(listed) == 1)
@@ -130,20 +130,21 @@ def scores_of(value: Any) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _disagreement(
-    model: nn.Module, loss: Scores, listed: list[Any], chunks: Chunks, size: int
-) -> str | None:
-    """Say where the loss of some examples is not the weighted mean over parts of them."""
+def _disagreement(model: nn.Module, loss: Scores, listed: list[Any], chunks: Chunks) -> str | None:
+    """Say where the loss of some examples is not the weighted mean over pieces of them.
+
+    Dropout and batch norm are in evaluation mode meanwhile: that they draw, or
+    mix the examples of a chunk, does not make the loss less of a mean.
+    """
     with undisturbed(model):
         model.eval()
         for batch in listed:
-            count = batch_size(batch, chunks.axis)
-            few = max(_SAMPLE // len(listed), 2 * _PIECE)
-            for some, piece in ((few, _PIECE), (size if count > size else 0, size // 2)):
-                if min(some, count) > max(piece, 1):
-                    sample = spread(batch, min(some, count), chunks.axis)
-                    if wrong := _difference(model, loss, sample, chunks, max(piece, 1)):
-                        return wrong
+            count = min(batch_size(batch, chunks.axis), max(_SAMPLE // len(listed), _PIECE))
+            piece = max(1, min(_PIECE, count // 4))
+            if count > piece:
+                sample = spread(batch, count, chunks.axis)
+                if wrong := _difference(model, loss, sample, chunks, piece):
+                    return wrong
     return None
 
 
@@ -153,28 +154,31 @@ def _difference(
     if not chunks.weigh(sample):
         return None
     count = batch_size(sample, chunks.axis)
-    pieces = split(sample, piece, chunks.axis)
-    weighed = [(p, weight) for p in pieces if (weight := chunks.weigh(p))]
+    weighed = [(p, chunks.weigh(p)) for p in split(sample, piece, chunks.axis)]
+    total = sum(weight for _, weight in weighed)
     try:
         whole = scores_of(loss(model, sample))
-        values = [(scores_of(loss(model, p)), weight) for p, weight in weighed]
-        total = sum(weight for _, weight in values)
-        for name, value in whole.items():
-            mean = sum(float(scores[name]) * weight for scores, weight in values) / total
-            if not _close(value, mean):
-                return (
-                    f"{name} is {float(value):.6g} on {count} examples and {mean:.6g} as the mean "
-                    f"over chunks of {piece} of them"
-                )
+        values = [(scores_of(loss(model, p)), weight) for p, weight in weighed if weight]
     except MeasureError:
         raise
     except Exception as error:
         return f"the loss cannot be had from chunks of {piece} examples ({brief(error)})"
+    for name, value in whole.items():
+        mean = sum(float(scores[name]) * weight for scores, weight in values) / (total or 1.0)
+        if not _close(value, mean):
+            return (
+                f"{name} is {float(value):.6g} on {count} examples and {mean:.6g} as the mean "
+                f"over chunks of {piece} of them"
+            )
     return None
 
 
 def _close(value: Tensor, mean: float) -> bool:
-    """Whether two means of the same values differ by no more than rounding, whatever it is."""
+    """Whether two means of the same values differ by no more than rounding.
+
+    Half of the digits: kernels for another number of examples add up in another order, and
+    autocast or TF32 round more coarsely than the type of the loss says.
+    """
     exact, eps = float(value), torch.finfo(value.dtype).eps
     if not (math.isfinite(exact) and math.isfinite(mean)):
         return math.isfinite(exact) == math.isfinite(mean)

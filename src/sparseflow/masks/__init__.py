@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -35,6 +36,10 @@ def make_masks(
             (layer, k, generator) -> mask.
         seed: of the stream ("mask", layer name).
 
+    Warns:
+        UserWarning: naming the layers that are left without a weight, though not
+            asked to be: nothing passes through them.
+
     Example:
         >>> import sparseflow as sf, torch
         >>> layers = sf.maskable(torch.nn.Linear(20, 10))
@@ -43,6 +48,13 @@ def make_masks(
     """
     chosen = create.find_pattern(pattern)
     counts = allocate(layers, density, allocation)
+    empty = [name for name, count in counts.items() if not count]
+    if empty and not isinstance(density, Mapping) and density:
+        warnings.warn(
+            f"{', '.join(empty)} left without a weight at density {density:g} with "
+            f"allocation={allocation!r}: nothing passes through; give densities by layer",
+            stacklevel=2,
+        )
     return Masks(
         {
             name: chosen(layer, counts[name], generator(seed, "mask", name)).to(_device(layer))

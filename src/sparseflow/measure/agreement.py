@@ -148,7 +148,7 @@ def calibration(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> flo
         Between 0 and 1.
 
     Raises:
-        MeasureError: if a row is no distribution, a label is no class, or
+        MeasureError: if a row is not a distribution, a label is not a class, or
             ``bins`` is less than 1.
 
     Example:
@@ -176,7 +176,7 @@ def score(probabilities: Tensor, labels: Tensor) -> Score:
         labels: true classes, whole numbers [examples].
 
     Raises:
-        MeasureError: if a row is no distribution or a label is no class.
+        MeasureError: if a row is not a distribution or a label is not a class.
 
     Example:
         >>> score(torch.tensor([[0.5, 0.5], [0.5, 0.5]]), torch.tensor([0, 1])).accuracy
@@ -202,8 +202,8 @@ def pairwise(predictions: Predictions) -> Agreement:
 
     Example:
         >>> x = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
-        >>> found = pairwise({"pruned": x, "ticket": 2 * x, "scratch": -x})
-        >>> found.labels, found.disagreement[0].tolist()
+        >>> agreement = pairwise({"pruned": x, "ticket": 2 * x, "scratch": -x})
+        >>> agreement.labels, agreement.disagreement[0].tolist()
         (('pruned', 'ticket', 'scratch'), [0.0, 0.0, 1.0])
     """
     members = _members(predictions)

@@ -99,8 +99,8 @@ def align(
         >>> turn = torch.tensor([2, 0, 1])
         >>> b = {"0.weight": a["0.weight"][turn], "0.bias": a["0.bias"][turn],
         ...      "2.weight": a["2.weight"][:, turn], "2.bias": a["2.bias"]}
-        >>> found = align(net, a, b)
-        >>> found.distance_after, found.permutations["0"].tolist()
+        >>> alignment = align(net, a, b)
+        >>> alignment.distance_after, alignment.permutations["0"].tolist()
         (0.0, [1, 2, 0])
     """
     model, states = fitted(model, {"a": a, "b": b})
@@ -116,9 +116,9 @@ def align(
     for start in range(starts):
         stream = generator(seed, "align", start)
         tried, used = matching.descend(matching.start(start, stream), stream, max_sweeps)
-        found = matching.similarity(tried)
-        if found > similarity + _MARGIN * matching.scale:
-            best, sweeps, similarity = tried, used, found
+        value = matching.similarity(tried)
+        if value > similarity + _MARGIN * matching.scale:
+            best, sweeps, similarity = tried, used, value
     state = _permute(b, groups, best)
     before = distance(a, b, only=names).l2
     after = distance(a, state, only=names).l2
@@ -220,7 +220,7 @@ def _turn(tensor: Tensor, axes: tuple[Axis, ...], orders: Mapping[str, Order]) -
 def _permute(
     tensors: Mapping[str, Tensor], groups: Channels, orders: Mapping[str, Order]
 ) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    permuted: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name not in groups.axes:
             raise MeasureError(f"{name!r} names no parameter or buffer of the aligned model")
@@ -232,5 +232,5 @@ def _permute(
                     f"must have {wanted} entries"
                 )
         moved = _turn(tensor.detach(), groups.axes[name], orders)
-        found[name] = moved.clone() if not groups.axes[name] else moved
-    return found
+        permuted[name] = moved.clone() if not groups.axes[name] else moved
+    return permuted

@@ -112,8 +112,8 @@ def distances(
     Example:
         >>> states = {"a": {"w": torch.zeros(2)}, "b": {"w": torch.tensor([3.0, 4.0])}}
         >>> masks = {"a": {"w": torch.tensor([True, False])}, "b": {"w": torch.ones(2).bool()}}
-        >>> found = distances(states, masks)
-        >>> found.l2.tolist(), float(found.hamming[0, 1]), float(found.jaccard[0, 1])
+        >>> result = distances(states, masks)
+        >>> result.l2.tolist(), float(result.hamming[0, 1]), float(result.jaccard[0, 1])
         ([[0.0, 5.0], [5.0, 0.0]], 0.5, 0.5)
     """
     named = _labelled(states)

@@ -74,7 +74,7 @@ def flops(model: nn.Module, example: Any, masks: Mapping[str, Tensor] | None = N
     calls: list[_Call] = []
     with _watched(model, calls):
         dense_forward = _count(model, args, kwargs, backward=False)
-    seen, called = list(calls), {call.name for call in calls}
+    forward_calls, called = list(calls), {call.name for call in calls}
     if missing := sorted({paths[0] for paths in owners.values() if called.isdisjoint(paths)}):
         raise MeasureError(
             f"the masked {', '.join(missing)} are never called by themselves, as the projections "
@@ -82,18 +82,18 @@ def flops(model: nn.Module, example: Any, masks: Mapping[str, Tensor] | None = N
         )
     with _watched(model, calls):
         dense_step = _count(model, args, kwargs, backward=True)
-    own: dict[str, int] = {}
-    for call in seen:
+    counts: dict[str, int] = {}
+    for call in forward_calls:
         count = _count(call.module, call.args, call.kwargs, backward=False)
-        own[call.name] = own.get(call.name, 0) + count
+        counts[call.name] = counts.get(call.name, 0) + count
     saved = sum(
         (1 - densities[call.name]) * _count(call.module, call.args, call.kwargs, backward=True)
-        for call in calls[len(seen) :]
+        for call in calls[len(forward_calls) :]
         if call.name in densities
     )
-    per_layer = {name: count * densities.get(name, 1.0) for name, count in own.items() if count}
+    per_layer = {name: count * densities.get(name, 1.0) for name, count in counts.items() if count}
     return Flops(
-        forward=float(dense_forward - sum(own.values()) + sum(per_layer.values())),
+        forward=float(dense_forward - sum(counts.values()) + sum(per_layer.values())),
         step=float(dense_step - saved),
         dense_forward=dense_forward,
         dense_step=dense_step,
@@ -141,8 +141,8 @@ def _owners(model: nn.Module, masks: Masks) -> dict[str, list[str]]:
     named = dict(model.named_parameters())
     owners: dict[str, list[str]] = {name: [] for name in masks}
     for path, module in model.named_modules():
-        own = {id(p) for p in module.parameters(recurse=False)}
-        for name in (n for n in masks if id(named[n]) in own):
+        held = {id(p) for p in module.parameters(recurse=False)}
+        for name in (n for n in masks if id(named[n]) in held):
             if _inside(module):
                 raise MeasureError(
                     f"{name} belongs to a module with others inside, which are not told apart"

@@ -51,7 +51,7 @@ class Landscape:
     """Evaluates one model at any weights: in eval mode, without a trace in the model.
 
     Batch norm's running statistics belong to the weights that they were
-    gathered with. At every point they are gathered anew: one pass in training
+    gathered with. At every point they are gathered again: one pass in training
     mode over ``batch_norm_data``. The mean and variance are those of all values
     that enter a layer, within and between chunks; for the first one they are
     those of one big batch. A later one sees what the layers before it make of
@@ -79,10 +79,9 @@ class Landscape:
         self._norm_chunks: list[Any] = []
         if self._norms:
             cuts, size = Chunks.of(chunk), Chunks.of(chunk).size or DEFAULT_CHUNK
-            own = batch_norm_data is None
             pieces = (
                 [batch for batch, _ in self._parts]
-                if own
+                if batch_norm_data is None
                 else [c for batch in batches(batch_norm_data) for c in cuts.cut(batch, size)]
             )
             # A variance needs two examples.
@@ -112,8 +111,8 @@ class Landscape:
         return means
 
     def _tensors(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        own = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
-        return {n: state[n].to(tensor.device) for n, tensor in own.items() if n in state}
+        places = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
+        return {n: state[n].to(tensor.device) for n, tensor in places.items() if n in state}
 
     def _gather(self, tensors: dict[str, Tensor]) -> None:
         """Put fresh batch-norm statistics into ``tensors``."""
@@ -122,9 +121,9 @@ class Landscape:
         for name, module in self._norms.items():
             for buffer, value in module.named_buffers(recurse=False):
                 tensors[_joined(name, buffer)] = value.clone()
-        seen = {name: _Moments() for name in self._norms}
+        moments_of = {name: _Moments() for name in self._norms}
         hooks = [
-            module.register_forward_pre_hook(seen[name].add, with_kwargs=True)
+            module.register_forward_pre_hook(moments_of[name].add, with_kwargs=True)
             for name, module in self._norms.items()
         ]
         try:
@@ -136,7 +135,7 @@ class Landscape:
             for hook, module in zip(hooks, self._norms.values(), strict=True):
                 hook.remove()
                 module.eval()
-        for name, moments in seen.items():
+        for name, moments in moments_of.items():
             for buffer, value in moments.buffers().items():
                 where = _joined(name, buffer)
                 tensors[where] = value.to(tensors[where])

@@ -205,8 +205,8 @@ class Curvature:
         with self._quiet():
             for part, apply in zip(self._chunks, self._replay.products(), strict=True):
                 for j in range(columns.shape[1]):
-                    found = apply(self.state(columns[:, j]))
-                    total[:, j].add_(self.vector(found), alpha=part.share)
+                    rows = apply(self.state(columns[:, j]))
+                    total[:, j].add_(self.vector(rows), alpha=part.share)
         self._check_finite(total)
         return total.reshape(v.shape).to(torch.promote_types(v.dtype, self.dtype))
 
@@ -218,8 +218,8 @@ class Curvature:
         """
         for name, p in self._point.items():
             if name not in state or state[name].shape != p.shape:
-                found = f"shape {tuple(state[name].shape)}" if name in state else "nothing"
-                raise MeasureError(f"{name} should have shape {tuple(p.shape)}; there is {found}")
+                given = f"shape {tuple(state[name].shape)}" if name in state else "nothing"
+                raise MeasureError(f"{name} should have shape {tuple(p.shape)}; there is {given}")
         parts = [state[n].detach().flatten()[w.to(state[n].device)] for n, w in self._where.items()]
         return torch.cat(parts)
 
@@ -277,8 +277,8 @@ class Curvature:
         along = {name: tangents.view(-1, *at.shape)}
         total = torch.zeros(self.shape[0] - first, stop - start, dtype=torch.float64).to(at.device)
         for part in self._chunks:
-            found = each(lambda t, part=part: self._product(part, self._point, t, rows), along)
-            active = [found[n].reshape(stop - start, -1)[:, self._where[n]] for n in rows]
+            columns = each(lambda t, part=part: self._product(part, self._point, t, rows), along)
+            active = [columns[n].reshape(stop - start, -1)[:, self._where[n]] for n in rows]
             total.add_(torch.cat(active, 1).T, alpha=part.share)
         return total
 
@@ -291,8 +291,8 @@ class Curvature:
             plain_attention(),
             warnings.catch_warnings(),
         ):
-            for known in (".*performance drop.*", ".*torch.jit.script.*"):
-                warnings.filterwarnings("ignore", message=known)
+            for message in (".*performance drop.*", ".*torch.jit.script.*"):
+                warnings.filterwarnings("ignore", message=message)
             try:
                 yield
             except NotImplementedError as error:
@@ -300,8 +300,8 @@ class Curvature:
                     f"an operation has no second derivative: {first_line(error)}"
                 ) from error
 
-    def _check_finite(self, found: Tensor) -> None:
-        bad = (~found.isfinite()).flatten(1).any(1)
+    def _check_finite(self, product: Tensor) -> None:
+        bad = (~product.isfinite()).flatten(1).any(1)
         if not bool(bad.any()):
             return
         row = int(bad.nonzero()[0, 0])

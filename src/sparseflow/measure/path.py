@@ -88,7 +88,7 @@ def interpolate(
     """Evaluate the loss along the straight line between two solutions.
 
     The paper takes 29 points from -0.2 to 1.2. The network is evaluated in eval
-    mode; batch norm's running statistics are gathered anew at every point, the
+    mode; batch norm's running statistics are gathered again at every point, the
     ends included, so that the curve has no jump. Other floating-point buffers
     are interpolated, integer ones come from the nearer end. Weights that are
     zero in both stay zero. The model keeps its own weights, buffers and mode.
@@ -131,11 +131,11 @@ def interpolate(
     a, b = states.values()
     alphas = _grid(points, span)
     landscape = Landscape(model, loss, data, batch_norm_data=batch_norm_data, chunk=chunk)
-    found = [
+    scores = [
         landscape.at(mix((a, b), (1 - alpha, alpha)), f"at α = {alpha:.6g} of the path")
         for alpha in alphas.tolist()
     ]
-    rows = {name: np.array([values[name] for values in found]) for name in found[0]}
+    rows = {name: np.array([values[name] for values in scores]) for name in scores[0]}
     return Path(alphas, rows.pop("loss"), rows)
 
 

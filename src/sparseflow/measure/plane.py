@@ -83,8 +83,8 @@ def plane(
         >>> def square(net, batch):
         ...     return net(batch).square().sum(1).mean()
         >>> model = nn.Linear(2, 1, bias=False)
-        >>> found = plane(model, a, b, c, square, torch.eye(2), points=(3, 3), margin=0.0)
-        >>> found.positions.tolist(), found.losses[0].tolist()
+        >>> surface = plane(model, a, b, c, square, torch.eye(2), points=(3, 3), margin=0.0)
+        >>> surface.positions.tolist(), surface.losses[0].tolist()
         ([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]], [1.0, 3.625, 8.5])
     """
     model, states = fitted(model, {"a": a, "b": b, "c": c})
@@ -104,8 +104,8 @@ def plane(
         state = mix((a, b, c), (1 - s - t, s, t))
         return landscape.at(state, f"at x = {px:.6g}, y = {py:.6g} of the plane")
 
-    found = [[at(px, py) for px in x.tolist()] for py in y.tolist()]
-    grids = {n: np.array([[point[n] for point in row] for row in found]) for n in found[0][0]}
+    values = [[at(px, py) for px in x.tolist()] for py in y.tolist()]
+    grids = {n: np.array([[point[n] for point in row] for row in values]) for n in values[0][0]}
     return Plane(x, y, grids.pop("loss"), grids, positions)
 
 

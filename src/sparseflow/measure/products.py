@@ -93,11 +93,11 @@ class _Output(_Loss):
     def forward(self, batch: Any) -> Tensor:
         stand_in = _StandIn(self.model)
         self.loss(stand_in, batch)
-        if stand_in.seen is None:
+        if stand_in.output is None:
             raise MeasureError(
                 "the loss does not call the model: Gauss-Newton needs the one output it is made of"
             )
-        return stand_in.seen
+        return stand_in.output
 
 
 class _StandIn(nn.Module):
@@ -106,7 +106,7 @@ class _StandIn(nn.Module):
     def __init__(self, model: nn.Module, given: Tensor | None = None) -> None:
         super().__init__()
         self.model, self.given = model, given
-        self.seen: Tensor | None = None
+        self.output: Tensor | None = None
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -115,17 +115,17 @@ class _StandIn(nn.Module):
             return getattr(super().__getattr__("model"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        if self.seen is not None:
+        if self.output is not None:
             raise MeasureError(
                 "the loss calls the model more than once: Gauss-Newton is defined by one output"
             )
-        found = self.model(*args, **kwargs) if self.given is None else self.given
-        if not isinstance(found, Tensor):
+        output = self.model(*args, **kwargs) if self.given is None else self.given
+        if not isinstance(output, Tensor):
             raise MeasureError(
-                f"the model returns {type(found).__name__}: Gauss-Newton needs one tensor"
+                f"the model returns {type(output).__name__}: Gauss-Newton needs one tensor"
             )
-        self.seen = found
-        return found
+        self.output = output
+        return output
 
 
 Product = Callable[[Chunk, State, State, Sequence[str]], State]
@@ -157,8 +157,8 @@ def each(function: Callable[[State], State], tangents: State) -> State:
         return vmap(function)(tangents)
     except (RuntimeError, ValueError):
         count = len(next(iter(tangents.values())))
-        found = [function({n: t[i] for n, t in tangents.items()}) for i in range(count)]
-        return {name: torch.stack([f[name] for f in found]) for name in found[0]}
+        rows = [function({n: t[i] for n, t in tangents.items()}) for i in range(count)]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 @contextmanager
