@@ -55,6 +55,7 @@ from .masks import (
 from .measure import (
     Agreement as Agreement,
     Alignment as Alignment,
+    Chunks as Chunks,
     Comparison as Comparison,
     Curvature as Curvature,
     Decrease as Decrease,

@@ -104,7 +104,7 @@ class Init(Initialisation):
         self, layer: Layer, mask: Bool[Tensor, "*w"], stream: torch.Generator
     ) -> Float[Tensor, "*w"]:
         """Standard numbers, the same for every mask, times each weight's standard deviation."""
-        standard = _standard(layer.shape, self.distribution, stream).to(layer.parameter.device)
+        standard = _standard(layer.values(), self.distribution, stream).to(layer.parameter.device)
         return standard.mul_(deviation(layer, mask, self).to(standard.device))
 
 
@@ -187,7 +187,7 @@ def initialise(
     for name, mask in masks.items():
         if name not in layers or mask.shape != layers[name].shape:
             raise MaskError(f"mask {name!r} of shape {tuple(mask.shape)} fits no layer")
-        layer, weight = layers[name], layers[name].parameter
+        layer, weight = layers[name], layers[name].values()
         draw = rule.draw(layer, mask, generator(seed, *stream, name))
         weight.copy_(draw.to(weight.device).mul(mask.to(weight.device)))
         dead += int((~layer.neurons(mask).any(1)).sum())
@@ -199,11 +199,15 @@ def initialise(
         )
 
 
-def _standard(shape: torch.Size, distribution: str, stream: torch.Generator) -> Tensor:
+def _standard(weight: Tensor, distribution: str, stream: torch.Generator) -> Tensor:
+    """Draws of mean 0 and E|x|² = 1; complex ones have half of it in either part."""
+    if weight.is_complex():
+        parts = [_standard(weight.real, distribution, stream) for _ in range(2)]
+        return torch.complex(*parts) / math.sqrt(2.0)
     if distribution == "normal":
-        return torch.empty(shape).normal_(generator=stream)
+        return torch.empty(weight.shape).normal_(generator=stream)
     bound = math.sqrt(3.0)
-    return torch.empty(shape).uniform_(-bound, bound, generator=stream)
+    return torch.empty(weight.shape).uniform_(-bound, bound, generator=stream)
 
 
 def sparsify(

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from sparseflow.core.batches import Part, batch_size, split
+from sparseflow.core.chunks import parts_of
 from sparseflow.core.errors import TopologyError, unknown
-from sparseflow.core.functional import batch_size, gradient, split, undisturbed
+from sparseflow.core.functional import gradient, undisturbed
 from sparseflow.core.random import generator
 from sparseflow.core.schedules import (
     Moment,
@@ -206,7 +208,7 @@ def problem():
 @pytest.mark.parametrize("chunk", [1, 3, 4, 10, 99])
 def test_gradient_equals_autograd_however_it_is_chunked(problem, chunk):
     model, batch = problem
-    value, grads = gradient(model, squares, split(batch, chunk))
+    value, grads = gradient(model, squares, parts_of(model, squares, batch, chunk))
     expected = squares(model, batch)
     expected.backward()
     torch.testing.assert_close(value, expected.detach(), rtol=1e-13, atol=1e-15)
@@ -221,7 +223,7 @@ def test_gradient_leaves_grad_alone_works_under_no_grad_and_fires_no_hook(proble
     model[0].weight.grad = marker.clone()
     model[0].weight.register_post_accumulate_grad_hook(lambda p: pytest.fail("hook fired"))
     with torch.no_grad():
-        gradient(model, squares, [batch])
+        gradient(model, squares, [Part(batch, 1.0)])
     assert torch.equal(model[0].weight.grad, marker)
     assert model[2].weight.grad is None
 
@@ -230,7 +232,7 @@ def test_gradient_of_unused_and_frozen_parameters(problem):
     model, batch = problem
     model.register_parameter("unused", nn.Parameter(torch.ones(3).double()))
     model[0].bias.requires_grad_(False)
-    _, grads = gradient(model, squares, [batch])
+    _, grads = gradient(model, squares, [Part(batch, 1.0)])
     assert grads["unused"].tolist() == [0, 0, 0]
     assert "0.bias" not in grads
 

@@ -250,3 +250,106 @@ def test_data_of_another_size_while_the_last_graph_is_alive(dtype):
         alive[-1].backward()
         assert parameter.grad.tolist() == [2] * size
     assert fired == [(3,), (5,), (2,)]
+
+
+# ---- what a layer is: padding rows, complex weights, weights without values or of few bits
+
+
+PATTERNS = ["random", "magnitude", "uneven", "constant_fan_in"]
+
+
+def padded():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(10, 6, padding_idx=3), nn.Flatten(), nn.Linear(18, 2))
+    return net, maskable(net, types=[nn.Embedding, nn.Linear])
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("density", [0.0, 0.3, 0.9, 1.0])
+@pytest.mark.filterwarnings("ignore:.*neurons have no active input")
+def test_a_padding_row_has_no_connections_and_stays_zero(pattern, density):
+    net, layers = padded()
+    masks = sf.sparsify(net, density, pattern=pattern, layers=layers)
+    assert not masks["0.weight"][3].any()
+    assert net[0].weight[3].tolist() == [0] * 6
+    assert masks.nnz == min(round(density * (60 + 36)), 54 + 36)
+    assert layers["0.weight"].capacity == 54
+    assert layers["2.weight"].capacity == 36
+    full = sf.full_masks(layers)
+    assert full.counts == {"0.weight": 54, "2.weight": 36}
+    assert not full["0.weight"][3].any()
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "er", "erk", "magnitude"])
+def test_a_padding_row_takes_no_part_in_allocation(allocation):
+    net, layers = padded()
+    with torch.no_grad():
+        net[0].weight[3] = 100.0  # as a pretrained table may have it
+    counts = sf.allocate(layers, 0.95, allocation)
+    # Uniform densities leave out what the row would have had; the others move it.
+    assert sum(counts.values()) == (54 + round(0.95 * 36) if allocation == "uniform" else 90)
+    assert counts["0.weight"] == 54
+    masks = sf.make_masks(layers, 0.2, allocation="magnitude", pattern="magnitude")
+    assert not masks["0.weight"][3].any()
+    assert sf.allocate(layers, {"0.weight": 1.0, "2.weight": 0.5}) == {
+        "0.weight": 54, "2.weight": 18,
+    }  # fmt: skip
+
+
+def test_random_connections_beside_a_padding_row_are_uniform():
+    net = nn.Embedding(5, 2, padding_idx=2)
+    layers = maskable(net, types=[nn.Embedding])
+    total = sum(sf.make_masks(layers, 0.4, seed=seed)["weight"].int() for seed in range(500))
+    assert total[2].tolist() == [0, 0]
+    others = total[[0, 1, 3, 4]].double() / 500
+    assert float((others - 0.5).abs().max()) < 4 * math.sqrt(0.25 / 500)
+
+
+@pytest.mark.parametrize("distribution", ["normal", "uniform"])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_complex_weights_have_the_variance_of_real_ones(distribution, dtype):
+    """E|w|² = scale / fan, half of it in either part, which are not correlated."""
+    net = nn.Linear(400, 300, dtype=dtype)
+    masks = sf.sparsify(net, 0.25, init=sf.Init("neuron", distribution=distribution))
+    weight = net.weight.detach()[masks["weight"]]
+    assert not net.weight.detach()[~masks["weight"]].any()
+    fan = masks["weight"].sum(1, keepdim=True).expand(300, 400)[masks["weight"]]
+    unit = weight * (fan / 2).sqrt()
+    assert float(unit.abs().square().mean()) == pytest.approx(1, rel=0.03)
+    assert float(unit.real.var()) == pytest.approx(0.5, rel=0.03)
+    assert float(unit.imag.var()) == pytest.approx(0.5, rel=0.03)
+    assert float((unit.real * unit.imag).mean()) == pytest.approx(0, abs=0.01)
+
+
+def test_models_on_the_meta_device_have_masks_and_no_values():
+    net = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3)).to("meta")
+    layers = maskable(net)
+    masks = sf.make_masks(layers, 0.5)
+    assert masks.nnz == 18
+    assert masks == sf.make_masks(maskable(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3))), 0.5)
+    assert sf.full_masks(layers).nnz == 36
+    needs_values = {
+        "sparsify": lambda: sf.sparsify(net, 0.5),
+        "its own weights": lambda: sf.sparsify(net, 0.5, init=None),
+        "magnitude": lambda: sf.make_masks(layers, 0.5, pattern="magnitude"),
+        "all magnitudes": lambda: sf.allocate(layers, 0.5, "magnitude"),
+        "apply": lambda: masks.apply(net),
+    }
+    for make in needs_values.values():
+        with pytest.raises(MaskError, match=r"0\.weight is on the meta device and has no values"):
+            make()
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_layers_without_entries_are_passed_over():
+    net = nn.Sequential(nn.Linear(6, 0), nn.Linear(0, 3), nn.Linear(3, 2))
+    assert list(maskable(net)) == ["2.weight"]
+    with pytest.raises(MaskError, match="no weight to make sparse"):
+        maskable(net[:2])
+
+
+def test_low_bit_weights_are_refused():
+    net = nn.Linear(4, 3)
+    net.weight = nn.Parameter(net.weight.detach().to(torch.float8_e4m3fn))
+    with pytest.raises(MaskError, match=r"float8_e4m3fn: low-bit weights cannot be masked"):
+        maskable(net)

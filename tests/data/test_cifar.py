@@ -53,8 +53,10 @@ def test_images_and_classes_come_as_they_were_written(cifar: Path) -> None:
 
 def test_normalising_by_hand() -> None:
     x = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8)
-    green = (x[:, 1].float() / 255 - 0.4822) / 0.2435
-    torch.testing.assert_close(NORMALISE(x)[:, 1], green)
+    # Mean and standard deviation of red, green and blue over the training images.
+    for colour, (mean, std) in enumerate(((0.4914, 0.2470), (0.4822, 0.2435), (0.4465, 0.2616))):
+        expected = (x[:, colour].float() / 255 - mean) / std
+        torch.testing.assert_close(NORMALISE(x)[:, colour], expected)
 
 
 @pytest.mark.parametrize(

@@ -84,9 +84,16 @@ def test_random_frames_lie_in_the_image_and_have_its_areas(width: int, height: i
         cut = math.isclose(right - left, width) or math.isclose(bottom - top, height)
         if not cut:
             assert area == pytest.approx(wanted)
-            assert 3 / 4 - 1e-6 <= ratio <= 4 / 3 + 1e-6
+            assert ratio == pytest.approx(3 / 4 * (16 / 9) ** float(chances[1]))  # wide over high
         flips += flipped
     assert 110 < flips < 190
+
+
+def test_normalising_by_hand() -> None:
+    x = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8)
+    for colour, (mean, std) in enumerate(((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))):
+        expected = (x[:, colour].float() / 255 - mean) / std
+        torch.testing.assert_close(NORMALISE(x)[:, colour], expected)
 
 
 def test_a_flipped_whole_image_is_its_mirror(imagenet: Path) -> None:

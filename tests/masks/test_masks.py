@@ -407,3 +407,15 @@ def test_masks_that_do_not_fit_a_sparse_layer(name, indices, shape, message):
     with pytest.raises(MaskError, match=message):
         sf.Masks.from_indices({name: (torch.tensor(indices), shape)}).apply(layer)
     assert layer.indices().tolist() == [0, 2, 5]
+
+
+def test_a_layer_left_without_weights_is_named():
+    net = nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 10))
+    with torch.no_grad():
+        net[2].weight.mul_(1e-3)
+    layers = sf.maskable(net)
+    with pytest.warns(UserWarning, match=r"^2\.weight left without a weight at density 0\.05 with"):
+        masks = sf.make_masks(layers, 0.05, allocation="magnitude", pattern="magnitude")
+    assert masks.counts == {"0.weight": 370, "2.weight": 0}
+    assert sf.make_masks(layers, {"0.weight": 0.1, "2.weight": 0.0}).counts["2.weight"] == 0
+    assert sf.make_masks(layers, 0.0).nnz == 0

@@ -228,13 +228,19 @@ def test_predict_evaluates_and_leaves_the_model_alone():
         assert torch.allclose(found, model.eval()(inputs), atol=1e-6)
 
 
-def test_predict_wants_logits():
+def test_predict_takes_the_logits_among_several_outputs():
     class Wrapped(nn.Module):
-        def forward(self, x):
-            return {"logits": x}
+        def __init__(self, name):
+            super().__init__()
+            self.name = name
 
-    with pytest.raises(MeasureError, match="the model gives dict"):
-        predict(Wrapped(), torch.ones(3, 2))
+        def forward(self, x):
+            return {self.name: 2 * x, "mask": x}
+
+    x = torch.ones(5, 2)
+    assert torch.equal(predict(Wrapped("logits"), x, chunk=2), 2 * x)
+    with pytest.raises(MeasureError, match="the model gives dict; wrap it"):
+        predict(Wrapped("features"), x)
 
 
 def test_predictions_that_need_gradients_are_taken_as_they_are():

@@ -244,7 +244,10 @@ def test_maps_of_distances_and_of_equal_points():
     [
         (np.zeros((2, 2)), "at least 3 points, not 2"),
         (np.zeros((3, 2)), r"square matrix.*\(3, 2\)"),
-        ([[0, 1, 2], [1, 0, 3], [2, 3.5, 0]], "from 1 to 2 is 3: that of the way back"),
+        (
+            [[0, 1, 2], [1, 0, 3], [2, 3.5, 0]],
+            "from 1 to 2 is 3: it differs from",
+        ),
         ([[0, 1, 2], [1, 0, -3], [2, -3, 0]], "from 1 to 2 is -3: it must not be negative"),
         ([[0, 1, math.nan], [1, 0, 3], [math.nan, 3, 0]], "from 0 to 2 is nan: it must be finite"),
         ([[0, 1, 2], [1, 4, 3], [2, 3, 0]], "from 1 to 1 is 4: it must be 0"),
@@ -533,14 +536,14 @@ def test_tied_weights():
     [
         ({"span": (0.1, 1.2)}, "must cover 0 and 1"),
         ({"points": 2}, "points=2 must be at least 3"),
-        ({"chunk": 0}, "chunk=0"),
+        ({"chunk": 0}, "chunk is 0"),
         ({"data": []}, "no batch"),
         ({"data": torch.ones(0, 1)}, "no example"),
         ({"b": {}}, "b has no 'weight', a parameter of Linear"),
         ({"a": weight(1.0) | {"bias": torch.ones(1)}}, "a has 'bias', which Linear does not"),
         ({"b": weight(1.0, 2.0)}, r"'weight' has shape \(1, 2\) in b and \(1, 1\) in Linear"),
         ({"loss": lambda m, x: m(x).log().mean()}, r"loss is nan at α = -0.2 of the path"),
-        ({"loss": lambda m, x: m(x)}, r"loss has shape \(4, 1\); it must be one number"),
+        ({"loss": lambda m, x: m(x)}, r"the loss returns shape \(4, 1\); it should be a scalar"),
         ({"loss": lambda m, x: {"error": m(x).mean()}}, "the loss gave error; 'loss' is missing"),
     ],
 )

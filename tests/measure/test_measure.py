@@ -5,6 +5,7 @@ import statistics
 import warnings
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from helpers.small import assert_same, batch, loss, network, snapshot
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 import sparseflow as sf
-from sparseflow.core.errors import MaskError
+from sparseflow.core.errors import MaskError, MeasureError
 from sparseflow.measure.flow import mean_loss
 from sparseflow.models import lenet5
 
@@ -310,3 +311,123 @@ def test_distance_in_closed_form():
 def test_distance_of_states_that_do_not_match(other, message):
     with pytest.raises(ValueError, match=message):
         sf.distance({"w": torch.ones(2)}, other)
+
+
+# ---- models of all kinds
+
+
+class Speaks(nn.Module):
+    """Gives a mapping, as transformers do, and takes inputs by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor, scale: float = 1.0) -> dict[str, torch.Tensor]:
+        return {"hidden": x, "logits": scale * self.layer(x)}
+
+
+def test_models_that_give_a_mapping():
+    torch.manual_seed(0)
+    model, x, y = Speaks(), torch.randn(8, 6), torch.arange(8) % 3
+    logits = model.layer(x)
+    expected = float(nn.functional.cross_entropy(logits, y).detach())
+    assert sf.gradient_flow(model, sf.cross_entropy, (x, y)).loss == pytest.approx(expected)
+    state = model.state_dict()
+    path = sf.interpolate(model, state, state, sf.loss_and_accuracy, (x, y), 3)
+    assert path.losses[0] == pytest.approx(expected)
+    layers = sf.maskable(model)
+    spread = float(logits.std().detach())
+    for inputs, scale in ((x, 1), ((x, 2.0), 2), ({"x": x, "scale": 3.0}, 3)):
+        found = sf.signal(model, inputs, layers)
+        assert found.output == pytest.approx(scale * spread, rel=1e-5)
+        assert found.per_layer["layer.weight"] == pytest.approx(spread, rel=1e-5)
+    with pytest.raises(MeasureError, match="the loss returns dict; it should be a scalar"):
+        sf.gradient_flow(model, lambda m, b: m(b), x)
+    model.layer = nn.Identity()
+    with pytest.raises(MeasureError, match="the model gives tuple; wrap it"):
+        sf.signal(nn.GRU(6, 3), x, {})
+
+
+def test_sparse_gradients_count_as_the_dense_ones_do():
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 20, (600, 3)), torch.arange(600) % 3
+    flows = []
+    for as_sparse in (False, True):
+        torch.manual_seed(1)
+        table = nn.Embedding(20, 8, sparse=as_sparse)
+        net = nn.Sequential(table, nn.Flatten(), nn.Linear(24, 3))
+        masks = sf.sparsify(net, 0.5, layers=sf.maskable(net, types=[nn.Embedding, nn.Linear]))
+        flows.append(sf.gradient_flow(net, sf.cross_entropy, tokens, masks))
+    assert flows[0] == flows[1]
+
+
+def test_half_precision_does_not_overflow_in_the_norm():
+    torch.manual_seed(0)
+    net = nn.Linear(2000, 200)
+    x = torch.randn(4, 2000).half()
+
+    def loss(model, batch):
+        return model(batch).float().sum() * 300
+
+    half = sf.gradient_flow(net.half(), loss, x)
+    exact = sf.gradient_flow(net.double(), lambda m, b: m(b).sum() * 300, x.double())
+    assert half.total > 65_504  # the largest number of float16
+    assert half.total == pytest.approx(exact.total, rel=1e-3)
+
+
+def test_what_has_no_gradient_is_refused():
+    x, y = torch.randn(8, 6), torch.zeros(8, dtype=torch.long)
+    frozen = nn.Linear(6, 3).requires_grad_(False)
+    with pytest.raises(MeasureError, match="Linear has no trainable parameter: all are frozen"):
+        sf.gradient_flow(frozen, sf.cross_entropy, (x, y))
+    with pytest.raises(MeasureError, match="does not depend on any trainable parameter"):
+        sf.gradient_flow(nn.Linear(6, 3), lambda m, b: b[0].sum(), (x, y))
+    with pytest.raises(MeasureError, match=r"returns shape \(8,\); it should be a scalar"):
+        sf.gradient_flow(nn.Linear(6, 3), lambda m, b: m(b[0]).sum(1), (x, y))
+
+
+def test_complex_weights_are_measured_by_both_parts():
+    torch.manual_seed(0)
+    net = nn.Linear(6, 3, dtype=torch.complex128)
+    x = torch.randn(10, 6, dtype=torch.complex128)
+
+    def power(model, batch):
+        return model(batch).abs().square().mean()
+
+    flow = sf.gradient_flow(net, power, x)
+    loss = power(net, x)
+    grads = torch.autograd.grad(loss, list(net.parameters()))
+    real = torch.cat([torch.view_as_real(g).flatten() for g in grads])
+    assert flow.total == pytest.approx(float(real.norm()), rel=1e-12)
+    gain = sf.step_decrease(net, power, x, {}, 1e-6)
+    assert gain.ratio == pytest.approx(1, rel=1e-4)
+    a = {n: t.clone() for n, t in net.state_dict().items()}
+    b = {n: torch.randn_like(t) for n, t in a.items()}
+    parts = [torch.cat([torch.view_as_real(t).flatten() for t in s.values()]) for s in (a, b)]
+    assert sf.distance(a, b).l2 == pytest.approx(float((parts[0] - parts[1]).norm()), rel=1e-12)
+    middle = {n: (a[n] + b[n]) / 2 for n in a}
+    path = sf.interpolate(net, a, b, power, x, 3, span=(0.0, 1.0))
+    ours = torch.func.functional_call(net, middle, (x,)).abs().square().mean()
+    assert path.losses[1] == pytest.approx(float(ours), rel=1e-12)
+    c = {n: torch.randn_like(t) for n, t in a.items()}
+    found = sf.plane(net, a, b, c, power, x, points=(2, 2))
+    assert np.linalg.norm(found.positions[1]) == pytest.approx(sf.distance(a, b).l2, rel=1e-12)
+    spread = torch.view_as_real(net(x)).flatten(0, 1).var(0).sum().sqrt()
+    signal = sf.signal(net, x, sf.maskable(net))
+    assert signal.output == pytest.approx(float(spread.detach()), rel=1e-12)
+    with pytest.raises(MeasureError, match=r"weight is torch\.complex128: curvature"):
+        sf.hessian(net, power, x)
+
+
+def test_complex_units_are_aligned_back():
+    torch.manual_seed(0)
+    kind = {"dtype": torch.complex128}
+    net = nn.Sequential(nn.Linear(3, 5, **kind), nn.Tanh(), nn.Linear(5, 2, **kind))
+    a = net.state_dict()
+    turn = torch.tensor([2, 0, 1, 4, 3])
+    b = dict(a) | {
+        "0.weight": a["0.weight"][turn], "0.bias": a["0.bias"][turn],
+        "2.weight": a["2.weight"][:, turn],
+    }  # fmt: skip
+    assert sf.align(net, a, b, starts=1).distance_after == 0

@@ -12,9 +12,9 @@ from torch.nn import functional
 import sparseflow as sf
 from sparseflow.core.errors import MeasureError
 from sparseflow.measure.density import SpectralDensity, spectral_density
-from sparseflow.measure.lanczos import signs
+from sparseflow.measure.lanczos import lanczos, signs
 from sparseflow.measure.operators import gauss_newton, hessian
-from sparseflow.measure.spectrum import eigenvalues, spectrum, trace
+from sparseflow.measure.spectrum import average, eigenvalues, spectrum, trace
 from sparseflow.models import build
 
 DOUBLE = torch.float64
@@ -224,6 +224,26 @@ def test_trace_within_its_error():
     assert exact.error == pytest.approx(0, abs=1e-12)
     with pytest.raises(MeasureError, match="probes is 1; an error bar needs at least 2"):
         trace(torch.eye(3), probes=1)
+
+
+def test_the_error_of_a_mean_in_closed_form():
+    assert average([1.0, 2.0, 3.0, 6.0]) == (3.0, pytest.approx(math.sqrt(14 / 3 / 4)))
+
+
+CLUSTERS = {
+    "decades": torch.logspace(0, -14, 60, dtype=DOUBLE),
+    "outliers": torch.cat([torch.tensor([1e6, 1e3], dtype=DOUBLE), torch.linspace(0, 1, 98)]),
+    "two clusters": torch.cat([c + 1e-10 * torch.linspace(0, 1, 50).double() for c in (1, 2)]),
+}
+
+
+@pytest.mark.parametrize("values", CLUSTERS.values(), ids=CLUSTERS)
+def test_lanczos_vectors_stay_orthonormal(values):
+    """Taking out the span of the earlier vectors once leaves 1e-5 to 1 of it here."""
+    start = torch.randn(len(values), 1, dtype=DOUBLE, generator=torch.Generator().manual_seed(1))
+    basis = lanczos(torch.diag(values), start, 40)[0].basis
+    gram = basis @ basis.T
+    torch.testing.assert_close(gram, torch.eye(len(gram), dtype=DOUBLE), rtol=0, atol=1e-13)
 
 
 def test_trace_of_a_network_against_the_explicit_matrix():

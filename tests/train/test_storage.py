@@ -115,6 +115,14 @@ def test_a_changed_code_is_never_taken_for_the_same_mask(data):
             continue
 
 
+@pytest.mark.parametrize("places", [[6], [0, 6], list(range(7))])
+def test_the_first_place_beyond_the_weight_is_refused(places):
+    code = encode(torch.tensor(places), 7)
+    assert decode(code, 7, len(places), "w").tolist() == places
+    with pytest.raises(StoreError, match="'w' is damaged"):
+        decode(code, 6, len(places), "w")
+
+
 def test_a_code_whose_sum_would_overflow_is_refused():
     low = 48
     planes = [255] * low

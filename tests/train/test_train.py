@@ -111,6 +111,17 @@ def test_evaluate(size):
     assert model.training
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_cross_entropy_with_smoothed_labels_in_closed_form(smoothing):
+    """Targets are (1 - s) at the class and s/C everywhere."""
+    model, x = nn.Linear(4, 3).double(), torch.randn(7, 4, dtype=torch.float64)
+    y = torch.arange(7) % 3
+    logs = model(x).log_softmax(1)
+    targets = (1 - smoothing) * torch.eye(3)[y] + smoothing / 3
+    found = sf.cross_entropy(model, (x, y), label_smoothing=smoothing)
+    torch.testing.assert_close(found, -(targets * logs).sum(1).mean(), check_dtype=False)
+
+
 # ---- rates
 
 

@@ -1,7 +1,7 @@
 """Loss and gradient of any model on a batch, without touching its training.
 
 ``loss(model, batch) -> scalar`` is the one convention; a batch is any pytree
-of tensors.
+of tensors, cut in parts by :mod:`sparseflow.core.chunks`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from sparseflow.core.batches import Part
 from sparseflow.core.errors import MeasureError
 from sparseflow.core.parallel import refuse_wrapped
 from sparseflow.core.parameters import SparseWeight, named_weights, sparse_weights
@@ -27,7 +27,7 @@ RowGradient = Callable[[slice], Tensor]
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Restore buffers, random streams and training flags on the way out.
+    """Restore buffers, random streams and training flags on leaving.
 
     Batch-norm statistics, dropout's random numbers and the like are then the
     same afterwards as if the code inside had never run. What sparse layers
@@ -42,8 +42,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     flags = [(module, module.training) for module in model.modules()]
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     try:
-        known = [d for d in devices if d is not None]
-        with torch.random.fork_rng(devices=known), recording(layers, None):
+        indexed = [d for d in devices if d is not None]
+        with torch.random.fork_rng(devices=indexed), recording(layers, None):
             yield
     finally:
         with torch.no_grad():
@@ -51,14 +51,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 setattr(module, name, buffer.copy_(value))
         for module, flag in flags:
             module.training = flag
-
-
-def batch_size(batch: Any) -> int:
-    """Return the length of the first tensor in the pytree."""
-    for leaf in pytree.tree_leaves(batch):
-        if isinstance(leaf, Tensor) and leaf.ndim:
-            return leaf.shape[0]
-    raise ValueError("a batch must hold at least one tensor with a first dimension")
 
 
 @contextmanager
@@ -104,57 +96,104 @@ class Recorded:
         return self.layer.values.new_zeros((stop - start, *self.layer.shape[1:]))
 
 
-def gradient(
-    model: nn.Module, loss: Loss, chunks: Sequence[Any]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean loss and its dense gradient over the chunks of one probe.
-
-    The gradient is that of ``loss`` alone: weight decay lives in the optimiser.
-    ``.grad`` is left alone and gradient hooks do not fire. Chunks are weighted
-    by their number of examples, so a probe split in chunks gives the gradient
-    of the whole.
-
-    Returns:
-        The scalar loss and, for each trainable parameter that the loss
-        depends on, its gradient by name; zeros for the others. That of a truly
-        sparse layer is over its non-zeros, under the name of its weight.
+def scalar(value: Any, name: str = "the loss") -> Tensor:
+    """Return what a loss gives, if it is one number.
 
     Raises:
-        MeasureError: if the model is wrapped or sharded for data parallel training.
+        MeasureError: for anything else, such as the output of a model that holds a loss.
+    """
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.reshape(())
+    what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    hint = "; take its .loss" if hasattr(value, "loss") else ""
+    raise MeasureError(f"{name} returns {what}; it should be a scalar tensor{hint}")
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return the tensor that a model gives: its output, or the logits among several.
+
+    Raises:
+        MeasureError: if it gives neither.
+    """
+    if isinstance(output, Tensor):
+        return output
+    logits = output.get("logits") if isinstance(output, Mapping) else None
+    logits = getattr(output, "logits", logits)
+    if isinstance(logits, Tensor):
+        return logits
+    raise MeasureError(
+        f"the model gives {type(output).__name__}; wrap it so that it gives its logits"
+    )
+
+
+def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a model's call: one input, a tuple of them, or a mapping of named ones."""
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return (example if isinstance(example, tuple) else (example,)), {}
+
+
+def gradient(
+    model: nn.Module, loss: Loss, parts: Sequence[Part]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean loss and its dense gradient over the parts of one probe.
+
+    The gradient is that of ``loss`` alone: weight decay lives in the optimiser.
+    ``.grad`` is left alone and gradient hooks do not fire. Parts count by their
+    weights, so that a probe cut by :func:`~sparseflow.core.chunks.parts_of`
+    gives the gradient of the whole.
+
+    Returns:
+        The scalar loss and, for each trainable parameter, its gradient by name;
+        zeros for those that the loss does not depend on. That of a truly sparse
+        layer is over its non-zeros, under the name of its weight.
+
+    Raises:
+        MeasureError: if the model is wrapped or sharded for data parallel training,
+            nothing in it is trainable, or the loss is not a scalar tensor that
+            depends on something trainable.
     """
     with undisturbed(model):
-        return _gradient(model, loss, chunks, {})
+        return _gradient(model, loss, parts, {})
 
 
 def dense_gradient(
-    model: nn.Module, loss: Loss, chunks: Sequence[Any]
+    model: nn.Module, loss: Loss, parts: Sequence[Part]
 ) -> dict[str, Tensor | RowGradient]:
-    """The same gradient, for growth: of sparse layers it is dense too, and comes by rows.
+    """The same gradient, for growth: that of sparse layers is dense too, and comes by rows.
 
     It is made when it is asked for, from the activations of the whole probe,
     which are kept meanwhile.
     """
     sparse = {name: Recorded(layer) for name, layer in sparse_weights(model).items()}
     with undisturbed(model):
-        _, found = _gradient(model, loss, chunks, sparse)
-    return {**found, **{name: source for name, source in sparse.items() if name in found}}
+        _, gradients = _gradient(model, loss, parts, sparse)
+    return {**gradients, **{name: rows for name, rows in sparse.items() if name in gradients}}
 
 
 def _gradient(
-    model: nn.Module, loss: Loss, chunks: Sequence[Any], sparse: Mapping[str, Recorded]
+    model: nn.Module, loss: Loss, parts: Sequence[Part], sparse: Mapping[str, Recorded]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     refuse_wrapped(model)
     named = {name: p for name, p in named_weights(model).items() if p.requires_grad}
-    total = sum(batch_size(chunk) for chunk in chunks)
+    if not named:
+        raise MeasureError(f"{type(model).__name__} has no trainable parameter: all are frozen")
+    if not parts:
+        raise ValueError("a probe needs at least one chunk")
+    total = sum(weight for _, weight in parts)
     value: Tensor | None = None
     sums: list[Tensor] = []
-    for chunk in chunks:
-        share = batch_size(chunk) / total
+    for batch, weight in parts:
+        share = weight / total
         for source in sparse.values():
             source.layer.record = []
         with torch.enable_grad():
-            part = loss(model, chunk)
+            part = scalar(loss(model, batch))
+            if not part.requires_grad:
+                raise MeasureError("the loss does not depend on any trainable parameter")
             grads = torch.autograd.grad(part, list(named.values()), materialize_grads=True)
+        # Embeddings may give sparse gradients, which have neither norms nor entries to mask.
+        grads = [g.to_dense() if g.is_sparse else g for g in grads]
         for source in sparse.values():
             source.parts.append((share, source.layer.record or []))
         if value is None:
@@ -163,56 +202,5 @@ def _gradient(
             value = value + part.detach() * share
             for total_grad, grad in zip(sums, grads, strict=True):
                 total_grad.add_(grad, alpha=share)
-    if value is None:
-        raise ValueError("a probe needs at least one chunk")
+    assert value is not None
     return value, dict(zip(named, sums, strict=True))
-
-
-def batches(data: Any) -> list[Any]:
-    """List the batches of ``data``: one batch, or an iterable of batches.
-
-    A tensor, a tuple, a mapping or any other registered pytree is one batch;
-    a list, a generator, a ``DataLoader`` are many. A list of two tensors of
-    equal length is refused: it may be meant as one batch of inputs and targets.
-
-    Raises:
-        MeasureError: if there is none, or for such a list.
-
-    >>> len(batches((torch.ones(4, 2), torch.ones(4)))), len(batches([torch.ones(4, 2)] * 3))
-    (1, 3)
-    """
-    single = isinstance(data, Tensor | tuple | Mapping) or not isinstance(data, Iterable)
-    found = [data] if single else list(data)
-    if isinstance(data, list) and _looks_like_inputs_and_targets(data):
-        shapes = " and ".join(str(tuple(tensor.shape)) for tensor in data)
-        raise MeasureError(
-            f"the data are a list of two tensors of shapes {shapes}: pass a tuple (x, y) for one "
-            "batch of inputs and targets, or iter([...]) for two batches of inputs alone"
-        )
-    if not found:
-        raise MeasureError("the data hold no batch")
-    return found
-
-
-def _looks_like_inputs_and_targets(items: list[Any]) -> bool:
-    lengths = [item.shape[:1] for item in items if isinstance(item, Tensor)]
-    return len(items) == len(lengths) == 2 and lengths[0] == lengths[1]
-
-
-def split(batch: Any, size: int) -> list[Any]:
-    """Cut a batch into chunks of ``size`` examples, the last one shorter.
-
-    Smaller chunks keep activations in cache: on a CPU 1,000 MNIST images take
-    half the time in chunks of 250. A mapping that is no pytree, as a tokenizer
-    returns, is taken as a dict.
-    """
-    if isinstance(batch, Mapping) and pytree.tree_is_leaf(batch):
-        batch = dict(batch)
-
-    def part(start: int) -> Any:
-        stop = start + size
-        return pytree.tree_map(
-            lambda leaf: leaf[start:stop] if isinstance(leaf, Tensor) and leaf.ndim else leaf, batch
-        )
-
-    return [part(start) for start in range(0, batch_size(batch), size)]

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int, Int64, Shaped
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from sparseflow.core.errors import MaskError
 from sparseflow.core.kinds import Kind, Layout, default_names, kind_of
@@ -38,6 +39,8 @@ class Layer:
             embeddings. Stacked gates and projections (recurrent layers, packed
             attention) are ``out_in``: each row is a neuron of its own.
         groups: groups of a convolution, else 1.
+        padding: row of an embedding that stands for padding: it has no gradient
+            and no connections, and stays zero. None where there is none.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Layer:
     module: nn.Module
     layout: Layout
     groups: int = 1
+    padding: int | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -55,6 +59,34 @@ class Layer:
     def size(self) -> int:
         """Number of entries of the weight."""
         return self.parameter.numel()
+
+    @property
+    def capacity(self) -> int:
+        """Number of entries that can be active: all but those of the padding row."""
+        return self.size - (0 if self.padding is None else self.shape[1:].numel())
+
+    def values(self) -> Shaped[Tensor, "*w"]:
+        """The weights themselves, for whoever needs more than their shape.
+
+        Raises:
+            MaskError: if they are on the meta device.
+        """
+        if self.parameter.is_meta:
+            raise MaskError(
+                f"{self.name} is on the meta device and has no values: move the model first, "
+                'model.to_empty(device="cpu")'
+            )
+        return self.parameter.detach()
+
+    def without_padding(
+        self, tensor: Shaped[Tensor, "*w"], fill: float | bool
+    ) -> Shaped[Tensor, "*w"]:
+        """A tensor of the weight's shape with something else in the padding row."""
+        if self.padding is None:
+            return tensor
+        changed = tensor.clone()
+        changed[self.padding] = fill
+        return changed
 
     def neurons(self, tensor: Shaped[Tensor, "*w"]) -> Shaped[Tensor, "neurons inputs"]:
         """View a tensor of the weight's shape as one row per output neuron."""
@@ -124,6 +156,10 @@ class SparseWeight(Protocol):
     def weight_gradient(self, rows: slice) -> Float[Tensor, " rows *rest"]:
         """Return the dense weight gradient of these output rows, summed over ``record``."""
         ...
+
+
+SPARSE_STATE = ("values", "row_pointers", "columns")
+"""What a sparse layer's ``state_dict`` holds in place of its weight."""
 
 
 def sparse_weights(model: nn.Module) -> dict[str, SparseWeight]:
@@ -216,7 +252,8 @@ def maskable(
     layers: dict[str, Layer] = {}
     for path, module, kind in _modules(model, types):
         for layer in _layers_of(module, kind, names):
-            if layer.parameter.requires_grad and passes(layer.name, module):
+            trained = layer.parameter.requires_grad and not _is_empty(layer.parameter)
+            if trained and passes(layer.name, module):
                 layers.setdefault(layer.name, layer)
         for local in computed(module, kind.weights):
             if passes(name := f"{path}.{local}".lstrip("."), module):
@@ -273,8 +310,13 @@ def _layers_of(module: nn.Module, kind: Kind, names: dict[int, str]) -> Iterator
     own = module.named_parameters(recurse=False)
     found = [parameter for local, parameter in own if re.fullmatch(kind.weights, local)]
     groups = getattr(module, "groups", 1)
+    padding = getattr(module, "padding_idx", None) if kind.layout == "lookup" else None
     for parameter in (*found, *originals(module, kind.weights)):
-        yield Layer(names[id(parameter)], parameter, module, kind.layout, groups)
+        yield Layer(names[id(parameter)], parameter, module, kind.layout, groups, padding)
+
+
+def _is_empty(parameter: nn.Parameter) -> bool:
+    return not is_lazy(parameter) and not parameter.numel()
 
 
 def _check(layer: Layer) -> None:
@@ -292,5 +334,11 @@ def _check(layer: Layer) -> None:
     if is_sharded(layer.parameter):
         raise MaskError(
             f"{layer.name} is sharded: make the model sparse first, then call fully_shard"
+        )
+    if layer.parameter.itemsize < 2 or is_traceable_wrapper_subclass(layer.parameter):
+        kind = type(layer.parameter).__name__
+        raise MaskError(
+            f"{layer.name} is a {kind} of {layer.parameter.dtype}: low-bit weights cannot be "
+            "masked; make the model sparse first, then quantise it"
         )
     check_zeros_stay(layer.name, layer.module, layer.parameter)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+
+import torch
 
 from sparseflow.core.parameters import Layer
 from sparseflow.core.random import generator
@@ -33,6 +36,10 @@ def make_masks(
             (layer, k, generator) -> mask.
         seed: of the stream ("mask", layer name).
 
+    Warns:
+        UserWarning: naming the layers that are left without a weight, though not
+            asked to be: nothing passes through them.
+
     Example:
         >>> import sparseflow as sf, torch
         >>> layers = sf.maskable(torch.nn.Linear(20, 10))
@@ -41,11 +48,16 @@ def make_masks(
     """
     chosen = patterns.find_pattern(pattern)
     counts = allocate(layers, density, allocation)
+    empty = [name for name, count in counts.items() if not count]
+    if empty and not isinstance(density, Mapping) and density:
+        warnings.warn(
+            f"{', '.join(empty)} left without a weight at density {density:g} with "
+            f"allocation={allocation!r}: nothing passes through; give densities by layer",
+            stacklevel=2,
+        )
     return Masks(
         {
-            name: chosen(layer, counts[name], generator(seed, "mask", name)).to(
-                layer.parameter.device
-            )
+            name: chosen(layer, counts[name], generator(seed, "mask", name)).to(_device(layer))
             for name, layer in layers.items()
         }
     )
@@ -63,4 +75,13 @@ def shuffle_masks(masks: Masks, seed: int = 0) -> Masks:
 
 def full_masks(layers: Mapping[str, Layer]) -> Masks:
     """All weights active: a dense network."""
-    return Masks({n: layer.parameter.new_ones(layer.shape).bool() for n, layer in layers.items()})
+    ones = {
+        name: torch.ones(layer.shape, dtype=torch.bool, device=_device(layer))
+        for name, layer in layers.items()
+    }
+    return Masks({name: layer.without_padding(ones[name], False) for name, layer in layers.items()})
+
+
+def _device(layer: Layer) -> torch.device:
+    """Where a mask lies: with its weight, or on the CPU for one that has no values yet."""
+    return torch.device("cpu") if layer.parameter.is_meta else layer.parameter.device

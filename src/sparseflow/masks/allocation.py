@@ -59,7 +59,7 @@ def allocate(
         return _by_magnitude(layers, total)
     else:
         raise MaskError(unknown("allocation", allocation, ALLOCATIONS))
-    return _round(wanted, {n: layer.size for n, layer in layers.items()}, total)
+    return _round(wanted, {n: layer.capacity for n, layer in layers.items()}, total)
 
 
 def check_density(density: float, name: str = "density") -> None:
@@ -74,7 +74,10 @@ def _explicit(layers: Mapping[str, Layer], density: Mapping[str, float]) -> dict
         raise MaskError(f"explicit densities and layers differ in: {', '.join(unmatched)}")
     for name, value in density.items():
         check_density(value, f"density of {name}")
-    return {name: round(density[name] * layer.size) for name, layer in layers.items()}
+    return {
+        name: min(round(density[name] * layer.size), layer.capacity)
+        for name, layer in layers.items()
+    }
 
 
 def _erdos_renyi(layer: Layer, kernel: bool) -> float:
@@ -93,25 +96,28 @@ def _solve(
     repeated, since that raises the others' densities.
     """
     sizes = {n: layer.size for n, layer in layers.items()}
+    most = {n: layer.capacity for n, layer in layers.items()}
     full: set[str] = set()
     while True:
-        budget = density * sum(sizes.values()) - sum(sizes[n] for n in full)
+        budget = density * sum(sizes.values()) - sum(most[n] for n in full)
         weight = sum(scores[n] * sizes[n] for n in sizes if n not in full)
         factor = budget / weight if weight else 0.0
-        over = {n for n in sizes if n not in full and factor * scores[n] > 1}
+        over = {n for n in sizes if n not in full and factor * scores[n] * sizes[n] > most[n]}
         if not over:
             break
         full |= over
-    return {n: float(sizes[n]) if n in full else factor * scores[n] * sizes[n] for n in sizes}
+    return {n: float(most[n]) if n in full else factor * scores[n] * sizes[n] for n in sizes}
 
 
 def _by_magnitude(layers: Mapping[str, Layer], total: int) -> dict[str, int]:
-    flat = torch.cat([layer.parameter.detach().abs().flatten() for layer in layers.values()])
+    flats = [x.without_padding(x.values().abs(), -1.0).flatten() for x in layers.values()]
+    flat, total = torch.cat(flats), min(total, sum(x.capacity for x in layers.values()))
     chosen = top_k(flat, total).split([layer.size for layer in layers.values()])
     return {name: int(c.sum()) for name, c in zip(layers, chosen, strict=True)}
 
 
 def _round(wanted: Mapping[str, float], sizes: Mapping[str, int], total: int) -> dict[str, int]:
+    total -= round(sum(max(w - sizes[n], 0.0) for n, w in wanted.items()))
     # A count that is an integer up to rounding must not lose a weight to floor.
     counts = {n: min(math.floor(w + 1e-9), sizes[n]) for n, w in wanted.items()}
     by_remainder = sorted(wanted, key=lambda n: counts[n] - wanted[n])

@@ -255,6 +255,8 @@ class Masks(Mapping[str, Tensor]):
         self.check(model)
         layers = sparse_weights(model)
         for name, parameter in named_weights(model).items():
+            if name in self and parameter.is_meta:
+                raise MaskError(f"{name} is on the meta device and has no values to set to zero")
             if name in layers and name in self:
                 indices = layers[name].indices()
                 where = self.within(name, indices)

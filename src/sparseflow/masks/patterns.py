@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -18,13 +19,17 @@ Pattern = Callable[[Layer, int, torch.Generator], Tensor]
 
 def random(layer: Layer, k: int, generator: torch.Generator) -> Bool[Tensor, "*w"]:
     """Exactly ``k`` active weights, every subset equally likely."""
-    return _scatter(first_of_permutation(layer.size, k, generator), layer)
+    places = first_of_permutation(layer.capacity, k, generator)
+    if layer.padding is not None:  # drawn among the other rows: step over it
+        width = layer.shape[1:].numel()
+        places = places + width * (places >= layer.padding * width)
+    return _scatter(places, layer)
 
 
 def magnitude(layer: Layer, k: int, generator: torch.Generator) -> Bool[Tensor, "*w"]:
     """The ``k`` weights of largest magnitude."""
     del generator
-    return top_k(layer.parameter.detach().abs(), k)
+    return top_k(layer.without_padding(layer.values().abs(), -1.0), k)
 
 
 def uneven(spread: float = 1.5) -> Pattern:
@@ -40,7 +45,7 @@ def uneven(spread: float = 1.5) -> Pattern:
         rows = layer.neurons(torch.empty(layer.shape))
         odds = spread * torch.randn(len(rows), 1, generator=generator)
         gumbel = -torch.log(torch.empty_like(rows).exponential_(generator=generator))
-        return layer.from_neurons(top_k(odds + gumbel, k))
+        return layer.from_neurons(top_k(_apart(layer, odds + gumbel, -math.inf), k))
 
     return pattern
 
@@ -55,7 +60,8 @@ def constant_fan_in(layer: Layer, k: int, generator: torch.Generator) -> Bool[Te
     fan, rest = divmod(k, len(keys))
     fans = torch.full((len(keys), 1), fan)
     fans[torch.randperm(len(keys), generator=generator)[:rest]] += 1
-    rank = keys.argsort(1).argsort(1)  # of each key within its neuron: a random permutation
+    # Of each key within its neuron: a random permutation.
+    rank = _apart(layer, keys, math.inf).argsort(1).argsort(1)
     return layer.from_neurons(rank < fans)
 
 
@@ -63,6 +69,13 @@ def shuffled(mask: Bool[Tensor, "*w"], generator: torch.Generator) -> Bool[Tenso
     """The same number of active weights at random positions of the layer."""
     order = torch.randperm(mask.numel(), generator=generator)
     return mask.flatten().cpu()[order].reshape(mask.shape).to(mask.device)
+
+
+def _apart(layer: Layer, rows: Tensor, fill: float) -> Tensor:
+    """Scores of :meth:`Layer.neurons` with the padding row's put aside."""
+    if layer.padding is None:
+        return rows
+    return layer.neurons(layer.without_padding(layer.from_neurons(rows), fill))
 
 
 def _scatter(indices: Tensor, layer: Layer) -> Tensor:

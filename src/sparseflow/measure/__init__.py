@@ -7,6 +7,7 @@ distances, maps, permutations) and agreement (of predictions, ensembles).
 :mod:`comparison <sparseflow.measure.comparison>` say what a few runs allow to conclude.
 """
 
+from sparseflow.core.chunks import Chunks
 from sparseflow.measure.agreement import (
     Agreement,
     Score,
@@ -51,6 +52,7 @@ from sparseflow.measure.statistics import (
 __all__ = [
     "Agreement",
     "Alignment",
+    "Chunks",
     "Comparison",
     "Curvature",
     "Decrease",

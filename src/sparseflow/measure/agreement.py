@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sparseflow.core.errors import MeasureError
-from sparseflow.core.functional import undisturbed
+from sparseflow.core.functional import logits_of, undisturbed
 
 ROUNDING = 1e-4
 """How far a row of probabilities may be from the sum 1."""
@@ -148,7 +148,7 @@ def calibration(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> flo
         Between 0 and 1.
 
     Raises:
-        MeasureError: if a row is no distribution, a label is no class, or
+        MeasureError: if a row is not a distribution, a label is not a class, or
             ``bins`` is less than 1.
 
     Example:
@@ -176,7 +176,7 @@ def score(probabilities: Tensor, labels: Tensor) -> Score:
         labels: true classes, whole numbers [examples].
 
     Raises:
-        MeasureError: if a row is no distribution or a label is no class.
+        MeasureError: if a row is not a distribution or a label is not a class.
 
     Example:
         >>> score(torch.tensor([[0.5, 0.5], [0.5, 0.5]]), torch.tensor([0, 1])).accuracy
@@ -202,8 +202,8 @@ def pairwise(predictions: Predictions) -> Agreement:
 
     Example:
         >>> x = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
-        >>> found = pairwise({"pruned": x, "ticket": 2 * x, "scratch": -x})
-        >>> found.labels, found.disagreement[0].tolist()
+        >>> agreement = pairwise({"pruned": x, "ticket": 2 * x, "scratch": -x})
+        >>> agreement.labels, agreement.disagreement[0].tolist()
         (('pruned', 'ticket', 'scratch'), [0.0, 0.0, 1.0])
     """
     members = _members(predictions)
@@ -224,7 +224,8 @@ def predict(model: nn.Module, inputs: Tensor, *, chunk: int = 1000) -> Tensor:
     The model is as it was afterwards: modes, buffers and random streams.
 
     Args:
-        model: a module that maps ``inputs`` to one tensor.
+        model: a module that maps ``inputs`` to one tensor, or to several with
+            ``logits`` among them.
         inputs: [examples, …].
         chunk: examples at a time.
 
@@ -232,7 +233,7 @@ def predict(model: nn.Module, inputs: Tensor, *, chunk: int = 1000) -> Tensor:
         What the model gives, joined along the examples.
 
     Raises:
-        MeasureError: if the model gives anything but a tensor.
+        MeasureError: if the model gives neither.
 
     Example:
         >>> predict(nn.Linear(3, 2), torch.ones(5, 3)).shape
@@ -240,11 +241,7 @@ def predict(model: nn.Module, inputs: Tensor, *, chunk: int = 1000) -> Tensor:
     """
     with undisturbed(model):
         model.eval()
-        outputs = [model(part) for part in inputs.split(chunk)]
-    if not all(isinstance(output, Tensor) for output in outputs):
-        kind = type(outputs[0]).__name__
-        raise MeasureError(f"the model gives {kind}; wrap it so that it gives its logits")
-    return torch.cat(outputs)
+        return torch.cat([logits_of(model(part)) for part in inputs.split(chunk)])
 
 
 def _kl(p: Float[Tensor, "examples classes"], q: Float[Tensor, "examples classes"]) -> float:

@@ -14,7 +14,8 @@ from sparseflow.core.optional import need
 from sparseflow.core.random import generator
 from sparseflow.masks import Masks
 from sparseflow.measure.channels import Axis, Channels, channels
-from sparseflow.measure.distance import check_finite, check_fits, check_same, distance
+from sparseflow.measure.distance import distance
+from sparseflow.measure.states import check_finite, check_same, fitted, real
 
 Order = Int64[Tensor, "_"]
 
@@ -27,7 +28,7 @@ class Alignment:
     """One solution with its hidden units in the order that suits another best.
 
     Attributes:
-        state: b with its units permuted; it computes the same function.
+        state: b with its units permuted, dense; it computes the same function.
         permutations: unit i of the aligned state is unit ``permutation[i]`` of
             b; by group of units, named after the module that makes them.
         distance_before: L2 distance from a to b over the parameters.
@@ -79,8 +80,8 @@ def align(
 
     Args:
         model: the architecture of both; see :func:`channels` for what can be
-            traced.
-        a: the state that stays.
+            traced. A truly sparse one is traced in its dense form.
+        a: the state that stays, of a dense or a truly sparse model.
         b: the state whose units are permuted.
         seed: of the random starts and orders.
         starts: descents in all, at least 1.
@@ -98,25 +99,26 @@ def align(
         >>> turn = torch.tensor([2, 0, 1])
         >>> b = {"0.weight": a["0.weight"][turn], "0.bias": a["0.bias"][turn],
         ...      "2.weight": a["2.weight"][:, turn], "2.bias": a["2.bias"]}
-        >>> found = align(net, a, b)
-        >>> found.distance_after, found.permutations["0"].tolist()
+        >>> alignment = align(net, a, b)
+        >>> alignment.distance_after, alignment.permutations["0"].tolist()
         (0.0, [1, 2, 0])
     """
-    check_fits(model, {"a": a, "b": b})
-    check_same({"a": a, "b": b})
+    model, states = fitted(model, {"a": a, "b": b})
+    a, b = states.values()
+    check_same(states)
     if starts < 1 or max_sweeps < 1:
         raise MeasureError(f"starts={starts} and max_sweeps={max_sweeps} must be 1 or more")
     names = [name for name, _ in model.named_parameters()]
-    check_finite({"a": a, "b": b}, names)
+    check_finite(states, names)
     groups = channels(model)
     matching = _Matching(groups, {n: a[n] for n in names}, {n: b[n] for n in names})
     best, sweeps, similarity = matching.identity(), 0, matching.similarity(matching.identity())
     for start in range(starts):
         stream = generator(seed, "align", start)
         tried, used = matching.descend(matching.start(start, stream), stream, max_sweeps)
-        found = matching.similarity(tried)
-        if found > similarity + _MARGIN * matching.scale:
-            best, sweeps, similarity = tried, used, found
+        value = matching.similarity(tried)
+        if value > similarity + _MARGIN * matching.scale:
+            best, sweeps, similarity = tried, used, value
     state = _permute(b, groups, best)
     before = distance(a, b, only=names).l2
     after = distance(a, state, only=names).l2
@@ -134,8 +136,8 @@ class _Matching:
     def __init__(self, groups: Channels, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
         self._sizes = groups.sizes
         self._axes = {name: groups.axes[name] for name in a if groups.axes[name]}
-        self._a = {name: a[name].detach().cpu().double() for name in self._axes}
-        self._b = {name: b[name].detach().cpu().double() for name in self._axes}
+        self._a = {name: real(a[name]).cpu() for name in self._axes}
+        self._b = {name: real(b[name]).cpu() for name in self._axes}
         self._users = {
             group: [n for n, axes in self._axes.items() if any(x.group == group for x in axes)]
             for group in groups.sizes
@@ -218,7 +220,7 @@ def _turn(tensor: Tensor, axes: tuple[Axis, ...], orders: Mapping[str, Order]) -
 def _permute(
     tensors: Mapping[str, Tensor], groups: Channels, orders: Mapping[str, Order]
 ) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    permuted: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name not in groups.axes:
             raise MeasureError(f"{name!r} names no parameter or buffer of the aligned model")
@@ -230,5 +232,5 @@ def _permute(
                     f"must have {wanted} entries"
                 )
         moved = _turn(tensor.detach(), groups.axes[name], orders)
-        found[name] = moved.clone() if not groups.axes[name] else moved
-    return found
+        permuted[name] = moved.clone() if not groups.axes[name] else moved
+    return permuted

@@ -59,8 +59,8 @@ def channels(model: nn.Module) -> Channels:
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(36, 2))
-        >>> found = channels(net)
-        >>> found.sizes, found.axes["2.weight"]
+        >>> groups = channels(net)
+        >>> groups.sizes, groups.axes["2.weight"]
         ({'0': 4}, (Axis(dim=1, group='0', positions=9),))
     """
     if module_action(model) in {"linear", "conv", "norm"}:
@@ -154,10 +154,10 @@ class _Walk:
         if id(tensor) not in self._names:
             raise self._refusal(node, "its weight is computed, not a parameter")
         for name in self._names[id(tensor)]:
-            known, layout = self._axes.setdefault((name, dim), (group, positions))
+            other, layout = self._axes.setdefault((name, dim), (group, positions))
             if layout != positions:
                 raise self._refusal(node, f"{name!r} is used with two different layouts")
-            self._join(node, known, group)
+            self._join(node, other, group)
 
     def _refusal(self, node: fx.Node, why: str) -> MeasureError:
         what = title(node, self._module_of(node))
@@ -260,4 +260,4 @@ class _Walk:
         if what == "unknown":
             weights = module is not None and any(True for _ in module.parameters())
             if weights or any(n.op == "get_attr" for n in node.all_input_nodes):
-                raise self._refusal(node, "it has weights, and what units they make is not known")
+                raise self._refusal(node, "it is not known which units its weights make")

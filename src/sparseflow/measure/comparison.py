@@ -60,7 +60,7 @@ def paired(
 ) -> Comparison:
     """Compare two groups seed by seed, over the seeds that both have.
 
-    For runs that share something beside the treatment: parent, data order. The
+    For runs that share something besides the treatment: parent, data order. The
     t interval and test take the differences for normal; the permutation test
     flips their signs.
 
@@ -74,8 +74,9 @@ def paired(
             finite.
 
     Example:
-        >>> found = paired({0: 2.0, 1: 4.0, 2: 6.0}, {0: 1.0, 1: 2.0, 2: 3.0, 3: 9.0})
-        >>> found.difference.value, found.difference.n, found.p_exact, found.dominance
+        >>> comparison = paired({0: 2.0, 1: 4.0, 2: 6.0}, {0: 1.0, 1: 2.0, 2: 3.0, 3: 9.0})
+        >>> d = comparison.difference
+        >>> d.value, d.n, comparison.p_exact, comparison.dominance
         (2.0, 3, 0.25, 1.0)
     """
     shared = [key for key in a if key in b]
@@ -106,14 +107,14 @@ def unpaired(
     """Compare two groups of runs that share nothing, by Welch's t.
 
     The groups may differ in spread and size; ``effect`` is Hedges' g over the
-    pooled standard deviation, and the permutation test deals the runs out anew.
+    pooled standard deviation, and the permutation test deals the runs out again.
 
     Raises:
         MeasureError: if a group has fewer than two values, or one is not finite.
 
     Example:
-        >>> found = unpaired([4.0, 5.0, 6.0], [1.0, 2.0, 3.0])
-        >>> found.difference.value, found.p_exact, found.dominance
+        >>> comparison = unpaired([4.0, 5.0, 6.0], [1.0, 2.0, 3.0])
+        >>> comparison.difference.value, comparison.p_exact, comparison.dominance
         (3.0, 0.1, 1.0)
     """
     x, y = finite_values(a, "a"), finite_values(b, "b")
@@ -152,7 +153,7 @@ def _permuted(data: tuple[Any, ...], kind: str, statistic: Callable[..., Any]) -
         return 1.0
     seed = int(torch.randint(2**62, (), generator=generator(0, "permutation")))
     test = need("scipy.stats", extra="measure").permutation_test
-    found = test(
+    result = test(
         data,
         lambda *groups, axis: np.rint(statistic(*groups, axis=axis) / unit),
         permutation_type=kind,
@@ -160,7 +161,7 @@ def _permuted(data: tuple[Any, ...], kind: str, statistic: Callable[..., Any]) -
         n_resamples=RESAMPLES,
         rng=np.random.default_rng(seed),
     )
-    return float(found.pvalue)
+    return float(result.pvalue)
 
 
 def _hedges(freedom: int) -> float:

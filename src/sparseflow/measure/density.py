@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from sparseflow.core.errors import MeasureError
 from sparseflow.core.optional import need
-from sparseflow.measure.lanczos import Operator, lanczos, rows_of, signs
+from sparseflow.measure.lanczos import Krylov, Operator, lanczos, rows_of, signs, tridiagonal
 from sparseflow.measure.spectrum import NEGATIVE, Trace, average
 
 
@@ -25,7 +24,7 @@ class Quadrature:
         weights: they add up to 1.
         residuals: an eigenvalue of H lies within this of each node.
         diagonal: of the tridiagonal matrix of the Lanczos run.
-        beside: next to its diagonal; the last entry couples it to the rest of
+        off_diagonal: next to its diagonal; the last entry couples it to the rest of
             the space and is 0 if the rule is exact.
     """
 
@@ -33,7 +32,7 @@ class Quadrature:
     weights: Float[Tensor, " m"]
     residuals: Float[Tensor, " m"]
     diagonal: Float[Tensor, " m"]
-    beside: Float[Tensor, " m"]
+    off_diagonal: Float[Tensor, " m"]
 
     def bracket(self, threshold: float) -> tuple[float, float]:
         """Bounds on the probe's weight below a threshold, the best that its moments give.
@@ -43,7 +42,7 @@ class Quadrature:
         (inequality of Chebyshev, Markov and Stieltjes).
         """
         nodes, weights = self.nodes, self.weights
-        if not float(self.beside[-1]):
+        if not float(self.off_diagonal[-1]):
             exact = float(weights[nodes < threshold].sum())
             return exact, exact
         if float((nodes - threshold).abs().min()) > 1e-12 * float(nodes.abs().max()):
@@ -53,15 +52,11 @@ class Quadrature:
         return below, below + float(weights[at])
 
     def _with_node(self, at: float) -> tuple[Tensor, Tensor]:
-        last = torch.linalg.eigh(_tridiagonal(self.diagonal, self.beside[:-1]))[1][-1]
-        pull = float(self.beside[-1] ** 2 * (last**2 / (self.nodes - at)).sum())
+        last = torch.linalg.eigh(tridiagonal(self.diagonal, self.off_diagonal[:-1]))[1][-1]
+        pull = float(self.off_diagonal[-1] ** 2 * (last**2 / (self.nodes - at)).sum())
         diagonal = torch.cat([self.diagonal, self.diagonal.new_tensor([at + pull])])
-        nodes, vectors = torch.linalg.eigh(_tridiagonal(diagonal, self.beside))
+        nodes, vectors = torch.linalg.eigh(tridiagonal(diagonal, self.off_diagonal))
         return nodes, vectors[0] ** 2
-
-
-def _tridiagonal(diagonal: Tensor, beside: Tensor) -> Tensor:
-    return torch.diag(diagonal) + torch.diag(beside, 1) + torch.diag(beside, -1)
 
 
 @dataclass(frozen=True)
@@ -215,17 +210,12 @@ def spectral_density(
     if steps < 1:
         raise MeasureError(f"steps is {steps}; it should be at least 1")
     starts = signs(n, probes, seed, "density").to(operator.device)
-    return SpectralDensity(n, tuple(_quadrature(run) for run in _runs(operator, starts, steps)))
+    runs = lanczos(operator, starts, steps)
+    return SpectralDensity(n, tuple(_quadrature(run) for run in runs))
 
 
-def _runs(operator: Operator, starts: Tensor, steps: int) -> Sequence[tuple[Tensor, Tensor]]:
-    return [
-        (run.diagonal.cpu(), torch.cat([run.beside, run.beside.new_tensor([run.rest])]).cpu())
-        for run in lanczos(operator, starts, steps)
-    ]
-
-
-def _quadrature(run: tuple[Tensor, Tensor]) -> Quadrature:
-    diagonal, beside = run
-    nodes, vectors = torch.linalg.eigh(_tridiagonal(diagonal, beside[:-1]))
-    return Quadrature(nodes, vectors[0] ** 2, beside[-1] * vectors[-1].abs(), diagonal, beside)
+def _quadrature(run: Krylov) -> Quadrature:
+    nodes, vectors = torch.linalg.eigh(run.tridiagonal.cpu())
+    off_diagonal = torch.cat([run.off_diagonal, run.off_diagonal.new_tensor([run.rest])]).cpu()
+    residuals = off_diagonal[-1] * vectors[-1].abs()
+    return Quadrature(nodes, vectors[0] ** 2, residuals, run.diagonal.cpu(), off_diagonal)

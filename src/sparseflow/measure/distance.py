@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Shaped
-from torch import Tensor, nn
+from jaxtyping import Float64
+from torch import Tensor
 
 from sparseflow.core.errors import MeasureError
+from sparseflow.core.parameters import SPARSE_STATE
+from sparseflow.masks.positions import comparable
+from sparseflow.measure.states import State, check_finite, check_same, real
 
-State = Mapping[str, Tensor]
 Square = Float64[np.ndarray, "n n"]
 
 
@@ -55,9 +57,12 @@ class Distances:
 def distance(a: State, b: State, *, only: Iterable[str] | None = None) -> Distance:
     """L2 and cosine distance between two states with the same names and shapes.
 
-    Tensors that are not floating point (counters such as
-    ``num_batches_tracked``) are no weights and are left out. A weight that is
-    not finite makes both NaN, so that a training that diverged can be recorded.
+    Weights of truly sparse models are compared by position, with those of dense
+    ones too (:func:`~sparseflow.masks.positions.comparable`).
+
+    Tensors of whole numbers (counters such as ``num_batches_tracked``) are left
+    out; complex ones count by both parts. A weight that is not finite makes both
+    distances NaN, so that a training that diverged can be recorded.
 
     Args:
         a: one state: name -> tensor.
@@ -88,9 +93,10 @@ def distances(
     products, in which near states would cancel. Cosine uses
     1 - cos = (‖a - b‖² - (‖a‖ - ‖b‖)²) / (2 ‖a‖ ‖b‖), exact for near states too.
 
-    Tensors that are not floating point are no weights and are left out. Batch
+    Tensors of whole numbers are left out. Batch
     norm's running statistics are floating point: pass ``only`` the names of
-    ``model.named_parameters()`` to compare weights alone.
+    ``model.named_parameters()`` to compare weights alone. Those of truly sparse
+    models are compared by position.
 
     Args:
         states: label -> state, or a sequence, labelled "0", "1", ...
@@ -106,8 +112,8 @@ def distances(
     Example:
         >>> states = {"a": {"w": torch.zeros(2)}, "b": {"w": torch.tensor([3.0, 4.0])}}
         >>> masks = {"a": {"w": torch.tensor([True, False])}, "b": {"w": torch.ones(2).bool()}}
-        >>> found = distances(states, masks)
-        >>> found.l2.tolist(), float(found.hamming[0, 1]), float(found.jaccard[0, 1])
+        >>> result = distances(states, masks)
+        >>> result.l2.tolist(), float(result.hamming[0, 1]), float(result.jaccard[0, 1])
         ([[0.0, 5.0], [5.0, 0.0]], 0.5, 0.5)
     """
     named = _labelled(states)
@@ -122,7 +128,8 @@ def distances(
 
 
 def _comparable(named: dict[str, State], only: Iterable[str] | None) -> dict[str, State]:
-    """The states cut down to the names asked for, all of one architecture."""
+    """The states by position, cut down to the names asked for, all of one architecture."""
+    named = {**comparable(named)}
     if only is not None:
         named = _restricted(named, list(only))
     check_same(named)
@@ -131,9 +138,11 @@ def _comparable(named: dict[str, State], only: Iterable[str] | None) -> dict[str
 
 def _weights(named: Mapping[str, State]) -> list[str]:
     first, *_ = named.values()
-    names = [name for name, tensor in first.items() if tensor.is_floating_point()]
+    names = [
+        name for name, tensor in first.items() if tensor.is_floating_point() or tensor.is_complex()
+    ]
     if not names:
-        raise MeasureError("the states hold no floating-point tensor to compare")
+        raise MeasureError("the states hold no floating-point or complex tensor to compare")
     return names
 
 
@@ -145,7 +154,7 @@ def _weight_distances(named: Mapping[str, State], weights: list[str]) -> tuple[S
     squares = torch.zeros(n, n, dtype=torch.float64, device=device)
     norms = torch.zeros(n, dtype=torch.float64, device=device)
     for name in weights:
-        rows = _rows(named, name, device).double()
+        rows = torch.stack([real(s[name]).flatten().to(device) for s in named.values()])
         squares += torch.stack([(rows - row).square().sum(1) for row in rows])
         norms += rows.square().sum(1)
     lengths = norms.sqrt()
@@ -155,63 +164,6 @@ def _weight_distances(named: Mapping[str, State], weights: list[str]) -> tuple[S
     return _array(squares.sqrt()), _array(cosine)
 
 
-def check_same(states: Mapping[str, State]) -> None:
-    """Compare names and shapes of labelled states with those of the first.
-
-    Raises:
-        MeasureError: naming the first tensor that differs, both shapes and labels.
-    """
-    (label, first), *others = states.items()
-    for other, state in others:
-        if set(first) != set(state):
-            odd = ", ".join(sorted(set(first) ^ set(state)))
-            raise MeasureError(f"the names in {label} and {other} differ in: {odd}")
-        for name, tensor in first.items():
-            if tensor.shape != state[name].shape:
-                raise MeasureError(
-                    f"{label} and {other} hold tensors of different shapes under one name: "
-                    f"{name!r} is {tuple(tensor.shape)} and {tuple(state[name].shape)}"
-                )
-
-
-def check_finite(states: Mapping[str, State], names: Iterable[str]) -> None:
-    """Refuse NaN and infinite weights.
-
-    Raises:
-        MeasureError: naming the state and the first tensor that holds one.
-    """
-    for name in names:
-        for label, state in states.items():
-            bad = state[name].detach()[~state[name].isfinite()]
-            if len(bad):
-                raise MeasureError(
-                    f"{name!r} of {label} holds weights that are not finite: {len(bad)} of "
-                    f"{state[name].numel()}, the first {float(bad[0])}"
-                )
-
-
-def check_fits(model: nn.Module, states: Mapping[str, State]) -> None:
-    """Compare labelled states with a model: every parameter there, nothing unknown.
-
-    Raises:
-        MeasureError: naming the state, the tensor and both shapes.
-    """
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers()), **model.state_dict()}
-    kind = type(model).__name__
-    for label, state in states.items():
-        for name, _ in model.named_parameters():
-            if name not in state:
-                raise MeasureError(f"{label} has no {name!r}, a parameter of {kind}")
-        for name, tensor in state.items():
-            if name not in own:
-                raise MeasureError(f"{label} has {name!r}, which {kind} does not have")
-            if tensor.shape != own[name].shape:
-                raise MeasureError(
-                    f"{name!r} has shape {tuple(tensor.shape)} in {label} and "
-                    f"{tuple(own[name].shape)} in {kind}"
-                )
-
-
 def _labelled(items: Mapping[str, State] | Sequence[State]) -> dict[str, State]:
     if isinstance(items, Mapping):
         return dict(items)
@@ -219,15 +171,15 @@ def _labelled(items: Mapping[str, State] | Sequence[State]) -> dict[str, State]:
 
 
 def _restricted(named: dict[str, State], names: list[str]) -> dict[str, State]:
+    values, first = SPARSE_STATE[0], next(iter(named.values()))
+    # The values of a sparse layer stand under its weight's name.
+    weights = {name: name.removesuffix(values) + "weight" for name in names}
+    names = [n if n in first or weights[n] not in first else weights[n] for n in names]
     for label, state in named.items():
         for name in names:
             if name not in state:
                 raise MeasureError(f"state {label!r} has no tensor {name!r}")
     return {label: {n: state[n] for n in names} for label, state in named.items()}
-
-
-def _rows(named: Mapping[str, State], name: str, device: torch.device) -> Shaped[Tensor, "n size"]:
-    return torch.stack([s[name].detach().flatten().to(device) for s in named.values()])
 
 
 def _mask_distances(named: dict[str, State], masks: Any) -> tuple[Square, Square]:
@@ -247,7 +199,7 @@ def _mask_distances(named: dict[str, State], masks: Any) -> tuple[Square, Square
     differ = torch.zeros(len(named), len(named), dtype=torch.long)
     both = differ.clone()
     for name in first:
-        rows = _rows(ordered, name, torch.device("cpu")).bool()
+        rows = torch.stack([mask[name].flatten().cpu().bool() for mask in ordered.values()])
         differ += torch.stack([(rows ^ row).sum(1) for row in rows])
         both += torch.stack([(rows & row).sum(1) for row in rows])
     size = sum(mask.numel() for mask in first.values())

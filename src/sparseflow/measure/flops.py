@@ -14,8 +14,9 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparseflow.core.errors import MeasureError
-from sparseflow.core.parameters import sparse_weights
+from sparseflow.core.functional import arguments
 from sparseflow.masks import Masks
+from sparseflow.measure.states import dense_form
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,16 @@ def flops(model: nn.Module, example: Any, masks: Mapping[str, Tensor] | None = N
     computed: shapes are enough.
 
     Args:
-        model: a dense module, counted in the mode it is in.
+        model: any module, counted in the mode it is in; a truly sparse one as the
+            masked dense model that it stands for.
         example: its input, a tuple of inputs or a mapping of named ones; for how
             many examples, its first axis says.
         masks: masks of (some) parameters; the others count whole.
 
     Raises:
         MaskError: if the masks do not fit the model.
-        MeasureError: if the model is truly sparse, or a masked weight belongs
-            to a module that has others inside or is never called by itself.
+        MeasureError: if a masked weight belongs to a module that has others
+            inside or is never called by itself.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(100, 50), nn.ReLU(), nn.Linear(50, 10))
@@ -65,35 +67,33 @@ def flops(model: nn.Module, example: Any, masks: Mapping[str, Tensor] | None = N
         >>> count.dense_forward == 2 * (100 * 50 + 50 * 10)
         True
     """
-    if sparse_weights(model):
-        raise MeasureError("a truly sparse model is counted from its dense form: sf.to_dense")
-    values = Masks(masks or {})
-    values.check(model)
-    densities = _densities(model, values)
-    args, kwargs = _arguments(example)
+    model, values = dense_form(model, masks)
+    owners = _owners(model, values)
+    densities = _densities(owners, values)
+    args, kwargs = arguments(example)
     calls: list[_Call] = []
     with _watched(model, calls):
         dense_forward = _count(model, args, kwargs, backward=False)
-    seen = list(calls)
-    if missing := sorted(set(densities) - {call.name for call in seen}):
+    forward_calls, called = list(calls), {call.name for call in calls}
+    if missing := sorted({paths[0] for paths in owners.values() if called.isdisjoint(paths)}):
         raise MeasureError(
             f"the masked {', '.join(missing)} are never called by themselves, as the projections "
             "of attention are not: their operations cannot be told apart; leave these masks out"
         )
     with _watched(model, calls):
         dense_step = _count(model, args, kwargs, backward=True)
-    own: dict[str, int] = {}
-    for call in seen:
+    counts: dict[str, int] = {}
+    for call in forward_calls:
         count = _count(call.module, call.args, call.kwargs, backward=False)
-        own[call.name] = own.get(call.name, 0) + count
+        counts[call.name] = counts.get(call.name, 0) + count
     saved = sum(
         (1 - densities[call.name]) * _count(call.module, call.args, call.kwargs, backward=True)
-        for call in calls[len(seen) :]
+        for call in calls[len(forward_calls) :]
         if call.name in densities
     )
-    per_layer = {name: count * densities.get(name, 1.0) for name, count in own.items() if count}
+    per_layer = {name: count * densities.get(name, 1.0) for name, count in counts.items() if count}
     return Flops(
-        forward=float(dense_forward - sum(own.values()) + sum(per_layer.values())),
+        forward=float(dense_forward - sum(counts.values()) + sum(per_layer.values())),
         step=float(dense_step - saved),
         dense_forward=dense_forward,
         dense_step=dense_step,
@@ -136,26 +136,31 @@ def _inside(module: nn.Module) -> bool:
     return any(True for _ in module.children())
 
 
-def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    return (example if isinstance(example, tuple) else (example,)), {}
+def _owners(model: nn.Module, masks: Masks) -> dict[str, list[str]]:
+    """Paths of the modules that hold each masked weight: several where it is tied."""
+    named = dict(model.named_parameters())
+    owners: dict[str, list[str]] = {name: [] for name in masks}
+    for path, module in model.named_modules():
+        held = {id(p) for p in module.parameters(recurse=False)}
+        for name in (n for n in masks if id(named[n]) in held):
+            if _inside(module):
+                raise MeasureError(
+                    f"{name} belongs to a module with others inside, which are not told apart"
+                )
+            owners[name].append(path)
+    return owners
 
 
-def _densities(model: nn.Module, masks: Masks) -> dict[str, float]:
+def _densities(owners: Mapping[str, list[str]], masks: Masks) -> dict[str, float]:
     """Share of active entries among the masked weights of each module."""
     sizes: dict[str, list[int]] = {}
-    for name in masks:
-        owner = name.rpartition(".")[0]
-        if _inside(model.get_submodule(owner)):
-            raise MeasureError(
-                f"{name} belongs to a module with others inside, which are not told apart"
-            )
+    for name, paths in owners.items():
         entry = masks.entry(name)
-        size = sizes.setdefault(owner, [0, 0])
-        size[0] += entry.count
-        size[1] += entry.shape.numel()
-    return {owner: active / size for owner, (active, size) in sizes.items()}
+        for path in paths:
+            size = sizes.setdefault(path, [0, 0])
+            size[0] += entry.count
+            size[1] += entry.shape.numel()
+    return {path: active / size for path, (active, size) in sizes.items()}
 
 
 def _count(

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparseflow.core.functional import Loss, batch_size, gradient, split, undisturbed
+from sparseflow.core.batches import Part
+from sparseflow.core.chunks import Chunks, parts_of
+from sparseflow.core.functional import Loss, gradient, scalar, undisturbed
 from sparseflow.core.parameters import named_weights, sparse_weights
 from sparseflow.masks import Masks
-
-DEFAULT_CHUNK = 250
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def gradient_flow(
     batch: Any,
     masks: Mapping[str, Tensor] | None = None,
     *,
-    chunk: int = DEFAULT_CHUNK,
+    chunk: int | Chunks | None = None,
 ) -> Flow:
     """Measure gradient flow on a fixed probe batch; training is not disturbed.
 
@@ -61,15 +61,19 @@ def gradient_flow(
 
     Args:
         model: any module, measured in the mode it is in.
-        loss: ``loss(model, batch) -> scalar``: the mean loss, no weight decay.
-        batch: any pytree of tensors; the paper takes the first 1,000 training
-            examples.
+        loss: ``loss(model, batch) -> scalar``, without weight decay.
+        batch: any pytree of tensors, or an iterable of such batches; the paper
+            takes the first 1,000 training examples.
         masks: masks of (some) parameters; the others count whole.
-        chunk: examples at a time. A model whose loss mixes examples, as batch
-            norm in training mode does, wants ``chunk`` at least the batch.
+        chunk: examples at a time, or all that :class:`Chunks` says of how the
+            batch is cut. Without it a batch is measured in chunks of 250 if its
+            loss is the mean over them, else as a whole. Batch norm in training
+            mode normalises each chunk by itself.
 
     Raises:
         MaskError: if the masks do not fit the model.
+        MeasureError: if nothing is trainable, the loss is not a scalar tensor,
+            or it is not the mean over chunks of the size asked for.
 
     Example:
         >>> import sparseflow as sf
@@ -82,7 +86,7 @@ def gradient_flow(
     """
     values = Masks(masks or {})
     values.check(model)
-    value, grads = gradient(model, loss, split(batch, chunk))
+    value, grads = gradient(model, loss, parts_of(model, loss, batch, chunk))
     active = _active(model, grads, values)
     return _flow(float(value), grads, active, sparse_weights(model))
 
@@ -105,8 +109,7 @@ def _flow(
     active: Mapping[str, Tensor],
     sparse: Container[str],
 ) -> Flow:
-    norms = torch.stack(torch._foreach_norm(list(active.values()))).double()
-    full = torch.stack(torch._foreach_norm(list(grads.values()))).double()
+    norms, full = _norms(active), _norms(grads)
     is_kernel = torch.tensor(
         [g.ndim > 1 or name in sparse for name, g in grads.items()], device=norms.device
     )
@@ -121,9 +124,16 @@ def _flow(
     )
 
 
+def _norms(grads: Mapping[str, Tensor]) -> Tensor:
+    """L2 norm of each; squares of half precision would overflow."""
+    wide = [g.float() if g.itemsize < 4 else g for g in grads.values()]
+    norms = [norm.double() for norm in torch._foreach_norm(wide)]
+    return torch.stack([norm.to(norms[0].device) for norm in norms])
+
+
 @dataclass(frozen=True)
 class Decrease:
-    """What one gradient step really gains, beside the first-order prediction.
+    """What one gradient step really gains, and the first-order prediction of it.
 
     Attributes:
         actual: loss before minus loss after the step.
@@ -147,21 +157,22 @@ def step_decrease(
     masks: Mapping[str, Tensor],
     lr: float,
     *,
-    chunk: int = DEFAULT_CHUNK,
+    chunk: int | Chunks | None = None,
 ) -> Decrease:
     """Try one step of gradient descent on the probe and take it back.
 
     ‖∇L‖² is the first-order decrease of the loss; how much of it a real step
     keeps says whether a large gradient norm is worth anything. The weights are
-    restored bit for bit.
+    restored bit for bit. Batch and chunk are those of :func:`gradient_flow`.
 
     Raises:
         MaskError: if the masks do not fit the model.
+        MeasureError: as for :func:`gradient_flow`.
     """
     values = Masks(masks)
     values.check(model)
-    chunks = split(batch, chunk)
-    before, grads = gradient(model, loss, chunks)
+    parts = parts_of(model, loss, batch, chunk)
+    before, grads = gradient(model, loss, parts)
     active = _active(model, grads, values)
     total = _flow(float(before), grads, active, sparse_weights(model)).total
     named = {n: p for n, p in named_weights(model).items() if n in grads}
@@ -169,17 +180,25 @@ def step_decrease(
     try:
         for name, parameter in named.items():
             parameter.sub_(active[name], alpha=lr)
-        after = mean_loss(model, loss, chunks)
+        after = _mean(model, loss, parts)
     finally:
         for name, parameter in named.items():
             parameter.copy_(saved[name])
     return Decrease(float(before) - after, lr * total**2)
 
 
+def mean_loss(model: nn.Module, loss: Loss, batch: Any, chunk: int | Chunks | None = None) -> float:
+    """Mean loss over a batch, or an iterable of batches, in the mode that the model is in.
+
+    Raises:
+        MeasureError: if the loss is not a scalar tensor, or not the mean over
+            chunks of the size asked for.
+    """
+    return _mean(model, loss, parts_of(model, loss, batch, chunk))
+
+
 @torch.no_grad()
-def mean_loss(model: nn.Module, loss: Loss, chunks: list[Any]) -> float:
-    """Mean loss over the chunks of one batch, each weighted by its examples."""
-    sizes = [batch_size(chunk) for chunk in chunks]
+def _mean(model: nn.Module, loss: Loss, parts: Sequence[Part]) -> float:
     with undisturbed(model):
-        parts = [float(loss(model, c)) * n for c, n in zip(chunks, sizes, strict=True)]
-    return sum(parts) / sum(sizes)
+        values = [float(scalar(loss(model, batch))) * weight for batch, weight in parts]
+    return sum(values) / sum(weight for _, weight in parts)

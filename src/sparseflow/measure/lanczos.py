@@ -30,7 +30,7 @@ def rows_of(operator: Operator) -> int:
         )
         if not square or not torch.allclose(operator, operator.T):
             raise MeasureError(
-                f"a tensor of shape {tuple(operator.shape)} and type {operator.dtype} is no "
+                f"a tensor of shape {tuple(operator.shape)} and type {operator.dtype} is not an "
                 "operator: it should be a symmetric floating matrix"
             )
     return operator.shape[0]
@@ -55,6 +55,11 @@ def signs(n: int, probes: int, seed: int, stream: str) -> Float[Tensor, " n prob
     return 2.0 * torch.stack(drawn, 1).double() - 1
 
 
+def tridiagonal(diagonal: Float[Tensor, " m"], off_diagonal: Float[Tensor, " n"]) -> Tensor:
+    """The symmetric matrix with these entries on its diagonal and next to it."""
+    return torch.diag(diagonal) + torch.diag(off_diagonal, 1) + torch.diag(off_diagonal, -1)
+
+
 @dataclass(frozen=True, eq=False)
 class Krylov:
     """Q T Qᵀ ≈ H on the space of one start vector after m steps.
@@ -62,19 +67,19 @@ class Krylov:
     Attributes:
         basis: rows are the orthonormal Lanczos vectors, the start first.
         diagonal: of T.
-        beside: next to the diagonal of T.
+        off_diagonal: of T, next to its diagonal.
         rest: what couples the space to the remaining one; 0 if it is invariant.
     """
 
     basis: Float[Tensor, " m n"]
     diagonal: Float[Tensor, " m"]
-    beside: Float[Tensor, " m-1"]
+    off_diagonal: Float[Tensor, " m-1"]
     rest: float
 
     @property
     def tridiagonal(self) -> Float[Tensor, " m m"]:
         """T."""
-        return torch.diag(self.diagonal) + torch.diag(self.beside, 1) + torch.diag(self.beside, -1)
+        return tridiagonal(self.diagonal, self.off_diagonal)
 
 
 def lanczos(operator: Operator, starts: Float[Tensor, " n probes"], steps: int) -> list[Krylov]:
@@ -87,7 +92,7 @@ def lanczos(operator: Operator, starts: Float[Tensor, " n probes"], steps: int) 
     n, probes = starts.shape
     steps = min(steps, n)
     basis = starts.new_zeros(probes, steps, n)
-    diagonal, beside = starts.new_zeros(probes, steps), starts.new_zeros(probes, steps)
+    diagonal, off = starts.new_zeros(probes, steps), starts.new_zeros(probes, steps)
     length, alive = [steps] * probes, torch.ones(probes, dtype=torch.bool)
     # A coupling below this share of the operator's norm counts as none.
     rounding, scale = 10 * torch.finfo(operator.dtype).eps, 0.0
@@ -106,16 +111,16 @@ def lanczos(operator: Operator, starts: Float[Tensor, " n probes"], steps: int) 
         if not bool(alive.any()):
             break
         here = alive.to(norm.device)
-        beside[:, j] = norm * here
+        off[:, j] = norm * here
         q = (w / norm[:, None]).where(here[:, None], 0).T
     return [
-        Krylov(basis[p, :m], diagonal[p, :m], beside[p, : m - 1], float(beside[p, m - 1]))
+        Krylov(basis[p, :m], diagonal[p, :m], off[p, : m - 1], float(off[p, m - 1]))
         for p, m in enumerate(length)
     ]
 
 
-def _orthogonal(w: Tensor, known: Tensor) -> Tensor:
-    """Take from each vector what lies in the span of its known rows, twice."""
+def _orthogonal(w: Tensor, basis: Tensor) -> Tensor:
+    """Take from each vector what lies in the span of the earlier ones, twice."""
     for _ in range(2):
-        w = w - (known.mT @ (known @ w[..., None]))[..., 0]
+        w = w - (basis.mT @ (basis @ w[..., None]))[..., 0]
     return w

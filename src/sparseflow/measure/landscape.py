@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sparseflow.core.batches import batch_size, batches
+from sparseflow.core.chunks import Chunks, Scores, parts_of, scores_of
 from sparseflow.core.errors import MeasureError
-from sparseflow.core.functional import batch_size, batches, split, undisturbed
-
-Scores = Callable[[nn.Module, Any], Tensor | Mapping[str, Tensor]]
+from sparseflow.core.functional import logits_of, undisturbed
 
 DEFAULT_CHUNK = 500
 
@@ -28,7 +28,7 @@ def loss_and_accuracy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[st
     50.0
     """
     inputs, classes = batch
-    logits = model(inputs)
+    logits = logits_of(model(inputs))
     return {
         "loss": functional.cross_entropy(logits, classes),
         "accuracy": 100 * (logits.argmax(1) == classes).double().mean(),
@@ -51,7 +51,7 @@ class Landscape:
     """Evaluates one model at any weights: in eval mode, without a trace in the model.
 
     Batch norm's running statistics belong to the weights that they were
-    gathered with. At every point they are gathered anew: one pass in training
+    gathered with. At every point they are gathered again: one pass in training
     mode over ``batch_norm_data``. The mean and variance are those of all values
     that enter a layer, within and between chunks; for the first one they are
     those of one big batch. A later one sees what the layers before it make of
@@ -65,13 +65,11 @@ class Landscape:
         data: Any,
         *,
         batch_norm_data: Any = None,
-        chunk: int = DEFAULT_CHUNK,
+        chunk: int | Chunks | None = None,
     ) -> None:
-        """List the data once, cut in even chunks of at most ``chunk`` examples."""
-        if chunk < 1:
-            raise MeasureError(f"chunk={chunk} must be at least 1")
+        """List the data once, cut in even chunks."""
         self._model, self._call = model, _Borrowed(model, loss)
-        self._chunks = _chunks(data, chunk)
+        self._parts = parts_of(model, loss, data, chunk, default=DEFAULT_CHUNK)
         self._norms = {
             name: module
             for name, module in model.named_modules()
@@ -80,10 +78,15 @@ class Landscape:
         }
         self._norm_chunks: list[Any] = []
         if self._norms:
-            own = batch_norm_data is None
-            chunks = self._chunks if own else _chunks(batch_norm_data, chunk)
+            cuts, size = Chunks.of(chunk), Chunks.of(chunk).size or DEFAULT_CHUNK
+            pieces = (
+                [batch for batch, _ in self._parts]
+                if batch_norm_data is None
+                else [c for batch in batches(batch_norm_data) for c in cuts.cut(batch, size)]
+            )
             # A variance needs two examples.
-            self._norm_chunks = [c for c in chunks if batch_size(c) > 1] or chunks
+            many = [piece for piece in pieces if batch_size(piece, cuts.axis) > 1]
+            self._norm_chunks = many or pieces
 
     @torch.no_grad()
     def at(self, state: Mapping[str, Tensor], where: str) -> dict[str, float]:
@@ -97,11 +100,10 @@ class Landscape:
         with undisturbed(self._model):
             self._model.eval()
             self._gather(tensors)
-            for chunk in self._chunks:
-                size = batch_size(chunk)
-                for name, value in self._values(tensors, chunk).items():
-                    sums[name] = sums.get(name, 0.0) + value * size
-        total = sum(batch_size(chunk) for chunk in self._chunks)
+            for batch, weight in self._parts:
+                for name, value in self._values(tensors, batch).items():
+                    sums[name] = sums.get(name, 0.0) + value * weight
+        total = sum(weight for _, weight in self._parts)
         means = {name: value / total for name, value in sums.items()}
         for name, value in means.items():
             if not math.isfinite(value):
@@ -109,8 +111,8 @@ class Landscape:
         return means
 
     def _tensors(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        own = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
-        return {n: state[n].to(tensor.device) for n, tensor in own.items() if n in state}
+        places = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
+        return {n: state[n].to(tensor.device) for n, tensor in places.items() if n in state}
 
     def _gather(self, tensors: dict[str, Tensor]) -> None:
         """Put fresh batch-norm statistics into ``tensors``."""
@@ -119,9 +121,9 @@ class Landscape:
         for name, module in self._norms.items():
             for buffer, value in module.named_buffers(recurse=False):
                 tensors[_joined(name, buffer)] = value.clone()
-        seen = {name: _Moments() for name in self._norms}
+        moments_of = {name: _Moments() for name in self._norms}
         hooks = [
-            module.register_forward_pre_hook(seen[name].add, with_kwargs=True)
+            module.register_forward_pre_hook(moments_of[name].add, with_kwargs=True)
             for name, module in self._norms.items()
         ]
         try:
@@ -133,7 +135,7 @@ class Landscape:
             for hook, module in zip(hooks, self._norms.values(), strict=True):
                 hook.remove()
                 module.eval()
-        for name, moments in seen.items():
+        for name, moments in moments_of.items():
             for buffer, value in moments.buffers().items():
                 where = _joined(name, buffer)
                 tensors[where] = value.to(tensors[where])
@@ -143,15 +145,9 @@ class Landscape:
         return torch.func.functional_call(self._call, lent, (chunk,))
 
     def _values(self, tensors: dict[str, Tensor], chunk: Any) -> dict[str, float]:
-        found = self._run(tensors, chunk)
-        values = dict(found) if isinstance(found, Mapping) else {"loss": found}
+        values = scores_of(self._run(tensors, chunk))
         if "loss" not in values:
             raise MeasureError(f"the loss gave {', '.join(values) or 'nothing'}; 'loss' is missing")
-        for name, value in values.items():
-            if value.numel() != 1:
-                raise MeasureError(
-                    f"{name} has shape {tuple(value.shape)}; it must be one number, the mean"
-                )
         return {name: float(value) for name, value in values.items()}
 
 
@@ -203,21 +199,10 @@ def mix(states: tuple[Mapping[str, Tensor], ...], shares: tuple[float, ...]) -> 
     def one(name: str) -> Tensor:
         base = nearest[name].detach()
         total = base.clone()
-        if base.is_floating_point():
+        if base.is_floating_point() or base.is_complex():
             for i in others:
                 if shares[i]:
                     total.add_(states[i][name].detach().to(base) - base, alpha=shares[i])
         return total
 
     return {name: one(name) for name in nearest if all(name in state for state in states)}
-
-
-def _chunks(data: Any, size: int) -> list[Any]:
-    found: list[Any] = []
-    for batch in batches(data):
-        examples = batch_size(batch)
-        parts = max(1, math.ceil(examples / size))
-        found += split(batch, math.ceil(examples / parts)) if parts > 1 else [batch]
-    if not sum(batch_size(chunk) for chunk in found):
-        raise MeasureError("the data hold no example")
-    return found

@@ -74,7 +74,7 @@ class Replay:
 
     One trace serves all chunks that look alike. Up to ``cache`` bytes of what
     the chunks' products need are kept; the rest is computed again each time.
-    A chunk that cannot be traced is differentiated anew for every product.
+    A chunk that cannot be traced is differentiated again for every product.
     """
 
     def __init__(self, parts: Sequence[Chunk], point: State, product: Product, cache: int) -> None:
@@ -82,18 +82,18 @@ class Replay:
         self._parts, self._point, self._product, self._left = parts, point, product, cache
         self._names = list(point)
         self._traces: dict[str, Linear | None] = {}
-        self._known: list[tuple[Linear | None, Tensors | None]] = []
+        self._linearised: list[tuple[Linear | None, Tensors | None]] = []
 
     def products(self) -> Iterator[Callable[[State], State]]:
         """For each chunk in turn, its product with a direction for every parameter."""
         for index, part in enumerate(self._parts):
-            if index == len(self._known):
-                self._known.append(self._linearise(part))
-            linear, kept = self._known[index]
+            if index == len(self._linearised):
+                self._linearised.append(self._linearise(part))
+            linear, stored = self._linearised[index]
             if linear is None:
                 yield lambda v, part=part: self._product(part, self._point, v, self._names)
                 continue
-            r = linear.at(self._inputs(part)) if kept is None else kept
+            r = linear.at(self._inputs(part)) if stored is None else stored
             yield lambda v, linear=linear, r=r: dict(
                 zip(self._names, linear.apply(r, list(v.values())), strict=True)
             )
@@ -119,8 +119,8 @@ class Replay:
 
         def function(x: Tensors, v: Tensors) -> Tensors:
             point, along = (dict(zip(self._names, t, strict=True)) for t in (x[:count], v))
-            found = self._product(part.holding(x[count:]), point, along, self._names)
-            return [found[name] for name in self._names]
+            rows = self._product(part.holding(x[count:]), point, along, self._names)
+            return [rows[name] for name in self._names]
 
         try:
             return Linear(
@@ -148,9 +148,9 @@ class Replay:
 
 def _bytes(tensors: Sequence[Tensor], *, but: Sequence[Tensor]) -> int:
     """Memory behind the tensors, each storage once, without that of ``but``."""
-    known = {tensor.untyped_storage().data_ptr() for tensor in but}
-    found = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    return sum(size for pointer, size in found.items() if pointer not in known)
+    shared = {tensor.untyped_storage().data_ptr() for tensor in but}
+    sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(size for pointer, size in sizes.items() if pointer not in shared)
 
 
 def _agree(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:

@@ -54,7 +54,7 @@ def mds(
 
     Args:
         distances: a :class:`Distances`, of which ``l2`` is taken, or any
-            symmetric matrix of distances such as ``found.jaccard``.
+            symmetric matrix of distances such as its ``jaccard``.
         dimensions: of the map.
         seed: of the random starts.
         starts: how many solutions to start from, the classical one included.
@@ -66,8 +66,8 @@ def mds(
 
     Example:
         >>> square = np.array([[0, 3, 5], [3, 0, 4], [5, 4, 0.0]])
-        >>> found = mds(square)
-        >>> found.points.shape, round(found.stress, 6)
+        >>> drawn = mds(square)
+        >>> drawn.points.shape, round(drawn.stress, 6)
         ((3, 2), 0.0)
     """
     labels, given = _matrix(distances)
@@ -114,7 +114,7 @@ def _matrix(distances: Distances | np.ndarray) -> tuple[tuple[str, ...], np.ndar
     refuse(np.diag(np.diag(given)) != 0, "it must be 0")
     refuse(
         np.abs(given - given.T) > 1e-9 * given.max(),
-        "that of the way back is another, but distances are symmetric",
+        "it differs from that in the other direction, but distances are symmetric",
     )
     return labels, (given + given.T) / 2
 
@@ -131,10 +131,10 @@ def _classical(unit: np.ndarray, dimensions: int) -> Points:
     n = len(unit)
     centre = np.eye(n) - 1 / n
     values, vectors = np.linalg.eigh(-centre @ unit**2 @ centre / 2)
-    kept = min(dimensions, n)
-    top = values[::-1][:kept].clip(min=0)
+    count = min(dimensions, n)
+    top = values[::-1][:count].clip(min=0)
     points = np.zeros((n, dimensions))
-    points[:, :kept] = vectors[:, ::-1][:, :kept] * np.sqrt(top)
+    points[:, :count] = vectors[:, ::-1][:, :count] * np.sqrt(top)
     return points
 
 

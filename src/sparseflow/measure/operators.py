@@ -12,12 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sparseflow.core.chunks import Chunks
 from sparseflow.core.errors import MeasureError, first_line
 from sparseflow.core.functional import Loss, undisturbed
 from sparseflow.core.parallel import refuse_wrapped
-from sparseflow.core.wrappers import bare
-from sparseflow.masks import Masks
-from sparseflow.measure.flow import DEFAULT_CHUNK
 from sparseflow.measure.linear import Replay
 from sparseflow.measure.products import (
     Product,
@@ -30,6 +28,7 @@ from sparseflow.measure.products import (
     plain_attention,
     refuse_noise,
 )
+from sparseflow.measure.states import dense_form
 
 CACHE = 2**30
 BLOCK = 64
@@ -42,7 +41,7 @@ def hessian(
     masks: Mapping[str, Tensor] | None = None,
     *,
     dtype: torch.dtype | None = None,
-    chunk: int = DEFAULT_CHUNK,
+    chunk: int | Chunks | None = None,
     cache: int = CACHE,
 ) -> Curvature:
     """Hessian H = ∂²L/∂θ² of the mean loss over the data, on the active parameters.
@@ -55,15 +54,15 @@ def hessian(
     weights, gradients, buffers, random streams nor flags of the model change.
 
     Args:
-        model: any module, in evaluation mode where that makes a difference.
-        loss: ``loss(model, batch) -> scalar``: the mean loss over the examples
-            of a batch, no weight decay.
+        model: any module, in evaluation mode where that makes a difference. Of a
+            truly sparse one the connections are active, under the dense names.
+        loss: ``loss(model, batch) -> scalar``, without weight decay.
         data: a batch, or an iterable of batches; each counts by its number of
-            examples.
+            examples, or as :class:`Chunks` says.
         masks: masks of (some) parameters; the others count whole.
         dtype: compute in this type, ``torch.float64`` say: parameters, buffers
             and the floating tensors of the data are cast. None keeps them.
-        chunk: examples at a time.
+        chunk: examples at a time, or :class:`Chunks`, as for :func:`gradient_flow`.
         cache: bytes of activations to keep between products; what does not
             fit is computed again, at about the price of a gradient each time.
 
@@ -93,7 +92,7 @@ def gauss_newton(
     masks: Mapping[str, Tensor] | None = None,
     *,
     dtype: torch.dtype | None = None,
-    chunk: int = DEFAULT_CHUNK,
+    chunk: int | Chunks | None = None,
     cache: int = CACHE,
 ) -> Curvature:
     """Gauss-Newton matrix G = Jᵀ (∂²L/∂z²) J on the active parameters.
@@ -145,17 +144,13 @@ class Curvature:
         product: Product,
         *,
         dtype: torch.dtype | None,
-        chunk: int,
+        chunk: int | Chunks | None,
         cache: int,
     ) -> None:
         """Take the snapshot and evaluate the loss once."""
         refuse_wrapped(model)
-        model = bare(model)
+        model, values = dense_form(model, masks)
         refuse_noise(model)
-        if chunk < 1:
-            raise MeasureError(f"chunk is {chunk}; it is a number of examples, at least 1")
-        values = masks if isinstance(masks, Masks) else Masks(masks or {})
-        values.check(model)
         self._model, self._product = model, product
         named = dict(model.named_parameters())
         self._where = {
@@ -164,6 +159,10 @@ class Curvature:
             if p.requires_grad and len(where := _active(p, values.get(name)))
         }
         self.names: tuple[str, ...] = tuple(self._where)
+        if imaginary := [name for name in self.names if named[name].is_complex()]:
+            raise MeasureError(
+                f"{imaginary[0]} is {named[imaginary[0]].dtype}: curvature is that of real weights"
+            )
         if not self.names:
             raise MeasureError(f"{type(model).__name__} has no active trainable parameter")
         ends = list(accumulate(len(where) for where in self._where.values()))
@@ -206,8 +205,8 @@ class Curvature:
         with self._quiet():
             for part, apply in zip(self._chunks, self._replay.products(), strict=True):
                 for j in range(columns.shape[1]):
-                    found = apply(self.state(columns[:, j]))
-                    total[:, j].add_(self.vector(found), alpha=part.share)
+                    rows = apply(self.state(columns[:, j]))
+                    total[:, j].add_(self.vector(rows), alpha=part.share)
         self._check_finite(total)
         return total.reshape(v.shape).to(torch.promote_types(v.dtype, self.dtype))
 
@@ -219,8 +218,8 @@ class Curvature:
         """
         for name, p in self._point.items():
             if name not in state or state[name].shape != p.shape:
-                found = f"shape {tuple(state[name].shape)}" if name in state else "nothing"
-                raise MeasureError(f"{name} should have shape {tuple(p.shape)}; there is {found}")
+                given = f"shape {tuple(state[name].shape)}" if name in state else "nothing"
+                raise MeasureError(f"{name} should have shape {tuple(p.shape)}; there is {given}")
         parts = [state[n].detach().flatten()[w.to(state[n].device)] for n, w in self._where.items()]
         return torch.cat(parts)
 
@@ -278,8 +277,8 @@ class Curvature:
         along = {name: tangents.view(-1, *at.shape)}
         total = torch.zeros(self.shape[0] - first, stop - start, dtype=torch.float64).to(at.device)
         for part in self._chunks:
-            found = each(lambda t, part=part: self._product(part, self._point, t, rows), along)
-            active = [found[n].reshape(stop - start, -1)[:, self._where[n]] for n in rows]
+            columns = each(lambda t, part=part: self._product(part, self._point, t, rows), along)
+            active = [columns[n].reshape(stop - start, -1)[:, self._where[n]] for n in rows]
             total.add_(torch.cat(active, 1).T, alpha=part.share)
         return total
 
@@ -292,8 +291,8 @@ class Curvature:
             plain_attention(),
             warnings.catch_warnings(),
         ):
-            for known in (".*performance drop.*", ".*torch.jit.script.*"):
-                warnings.filterwarnings("ignore", message=known)
+            for message in (".*performance drop.*", ".*torch.jit.script.*"):
+                warnings.filterwarnings("ignore", message=message)
             try:
                 yield
             except NotImplementedError as error:
@@ -301,8 +300,8 @@ class Curvature:
                     f"an operation has no second derivative: {first_line(error)}"
                 ) from error
 
-    def _check_finite(self, found: Tensor) -> None:
-        bad = (~found.isfinite()).flatten(1).any(1)
+    def _check_finite(self, product: Tensor) -> None:
+        bad = (~product.isfinite()).flatten(1).any(1)
         if not bool(bad.any()):
             return
         row = int(bad.nonzero()[0, 0])

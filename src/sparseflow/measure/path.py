@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Float64
 from torch import Tensor, nn
 
+from sparseflow.core.chunks import Chunks, Scores
 from sparseflow.core.errors import MeasureError
-from sparseflow.measure.distance import check_fits
-from sparseflow.measure.landscape import DEFAULT_CHUNK, Landscape, Scores, mix
+from sparseflow.measure.landscape import Landscape, mix
+from sparseflow.measure.states import fitted
 
 Row = Float64[np.ndarray, " points"]
 
@@ -82,12 +83,12 @@ def interpolate(
     *,
     span: tuple[float, float] = (-0.2, 1.2),
     batch_norm_data: Any = None,
-    chunk: int = DEFAULT_CHUNK,
+    chunk: int | Chunks | None = None,
 ) -> Path:
     """Evaluate the loss along the straight line between two solutions.
 
     The paper takes 29 points from -0.2 to 1.2. The network is evaluated in eval
-    mode; batch norm's running statistics are gathered anew at every point, the
+    mode; batch norm's running statistics are gathered again at every point, the
     ends included, so that the curve has no jump. Other floating-point buffers
     are interpolated, integer ones come from the nearer end. Weights that are
     zero in both stay zero. The model keeps its own weights, buffers and mode.
@@ -96,8 +97,10 @@ def interpolate(
     the test data.
 
     Args:
-        model: any module; only its architecture matters.
-        a: the state at α = 0: every parameter by name, buffers where there are.
+        model: any module; only its architecture matters. A truly sparse one is
+            evaluated in its dense form.
+        a: the state at α = 0: every parameter by name, buffers where there are;
+            of a dense or a truly sparse model, compared by position.
         b: the state at α = 1.
         loss: ``loss(model, batch) -> scalar``, or a mapping of named scalars
             with "loss" among them, such as :func:`loss_and_accuracy`; means
@@ -108,7 +111,8 @@ def interpolate(
         span: smallest and largest α.
         batch_norm_data: what batch-norm statistics are gathered on; ``data``
             by default.
-        chunk: examples at a time.
+        chunk: examples at a time, or :class:`Chunks`, as for :func:`gradient_flow`;
+            500 where that suits the loss.
 
     Raises:
         MeasureError: if a state does not fit the model, the span does not
@@ -123,14 +127,15 @@ def interpolate(
         >>> round(interpolate(model, a, b, double_well, torch.ones(4, 1)).barrier, 6)
         1.0
     """
-    check_fits(model, {"a": a, "b": b})
+    model, states = fitted(model, {"a": a, "b": b})
+    a, b = states.values()
     alphas = _grid(points, span)
     landscape = Landscape(model, loss, data, batch_norm_data=batch_norm_data, chunk=chunk)
-    found = [
+    scores = [
         landscape.at(mix((a, b), (1 - alpha, alpha)), f"at α = {alpha:.6g} of the path")
         for alpha in alphas.tolist()
     ]
-    rows = {name: np.array([values[name] for values in found]) for name in found[0]}
+    rows = {name: np.array([values[name] for values in scores]) for name in scores[0]}
     return Path(alphas, rows.pop("loss"), rows)
 
 

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
+from sparseflow.core.chunks import Chunks, Scores
 from sparseflow.core.errors import MeasureError
-from sparseflow.measure.distance import check_fits
-from sparseflow.measure.landscape import DEFAULT_CHUNK, Landscape, Scores, mix
+from sparseflow.measure.landscape import Landscape, mix
+from sparseflow.measure.states import check_finite, fitted, real
 
 Grid = Float64[np.ndarray, "rows columns"]
 
@@ -49,7 +50,7 @@ def plane(
     points: tuple[int, int] = (25, 25),
     margin: float = 0.2,
     batch_norm_data: Any = None,
-    chunk: int = DEFAULT_CHUNK,
+    chunk: int | Chunks | None = None,
 ) -> Plane:
     """Evaluate the loss over the plane through three solutions.
 
@@ -59,7 +60,8 @@ def plane(
     Batch norm and buffers are treated as in :func:`interpolate`.
 
     Args:
-        model: any module; only its architecture matters.
+        model: any module; only its architecture matters. A truly sparse one is
+            evaluated in its dense form.
         a: first solution, the origin.
         b: second solution, on the x axis.
         c: third solution, above it.
@@ -69,7 +71,8 @@ def plane(
         margin: how far the grid goes beyond the three on each side, as a share
             of their extent.
         batch_norm_data: as for :func:`interpolate`.
-        chunk: examples at a time.
+        chunk: examples at a time, or :class:`Chunks`, as for :func:`gradient_flow`;
+            500 where that suits the loss.
 
     Raises:
         MeasureError: if a state does not fit the model, the three lie on one
@@ -80,11 +83,12 @@ def plane(
         >>> def square(net, batch):
         ...     return net(batch).square().sum(1).mean()
         >>> model = nn.Linear(2, 1, bias=False)
-        >>> found = plane(model, a, b, c, square, torch.eye(2), points=(3, 3), margin=0.0)
-        >>> found.positions.tolist(), found.losses[0].tolist()
+        >>> surface = plane(model, a, b, c, square, torch.eye(2), points=(3, 3), margin=0.0)
+        >>> surface.positions.tolist(), surface.losses[0].tolist()
         ([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]], [1.0, 3.625, 8.5])
     """
-    check_fits(model, {"a": a, "b": b, "c": c})
+    model, states = fitted(model, {"a": a, "b": b, "c": c})
+    a, b, c = states.values()
     if min(points) < 2 or margin < 0:
         raise MeasureError(f"points={points} must be 2 or more, margin={margin} not negative")
     positions = _positions(a, b, c, [name for name, _ in model.named_parameters()])
@@ -100,8 +104,8 @@ def plane(
         state = mix((a, b, c), (1 - s - t, s, t))
         return landscape.at(state, f"at x = {px:.6g}, y = {py:.6g} of the plane")
 
-    found = [[at(px, py) for px in x.tolist()] for py in y.tolist()]
-    grids = {n: np.array([[point[n] for point in row] for row in found]) for n in found[0][0]}
+    values = [[at(px, py) for px in x.tolist()] for py in y.tolist()]
+    grids = {n: np.array([[point[n] for point in row] for row in values]) for n in values[0][0]}
     return Plane(x, y, grids.pop("loss"), grids, positions)
 
 
@@ -112,12 +116,9 @@ def _positions(
     """Gram-Schmidt on b - a and c - a, in float64."""
 
     def minus(state: Mapping[str, Tensor]) -> Tensor:
-        return torch.cat([(state[n].double() - a[n].double()).flatten() for n in names])
+        return torch.cat([(real(state[n]) - real(a[n])).flatten() for n in names])
 
-    for label, state in {"a": a, "b": b, "c": c}.items():
-        for name in names:
-            if not state[name].isfinite().all():
-                raise MeasureError(f"{name!r} of {label} holds a weight that is not finite")
+    check_finite({"a": a, "b": b, "c": c}, names)
     first, second = minus(b), minus(c)
     pairs = {"a and b": first, "a and c": second, "b and c": second - first}
     for pair, difference in pairs.items():

@@ -14,10 +14,11 @@ from torch.func import functional_call, grad, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
-from torch.utils import _pytree as pytree
 
+from sparseflow.core.batches import mapped, tensors_of
+from sparseflow.core.chunks import Chunks, parts_of
 from sparseflow.core.errors import MeasureError
-from sparseflow.core.functional import Loss, batch_size, batches, split
+from sparseflow.core.functional import Loss, scalar
 
 State = dict[str, Tensor]
 
@@ -32,9 +33,8 @@ class Chunk:
         frozen: parameters that are not differentiated.
         buffers: buffers; every evaluation works on copies of them.
         tensors: the tensors of the batch.
-        rest: all leaves of the batch, with None where a tensor belongs.
-        spec: how the leaves make the batch.
-        share: examples here over examples in all.
+        frame: the batch with an empty tensor in the place of each.
+        share: how much these examples count, of 1 in all.
     """
 
     model: nn.Module
@@ -42,14 +42,13 @@ class Chunk:
     frozen: State
     buffers: State
     tensors: list[Tensor]
-    rest: list[Any]
-    spec: pytree.TreeSpec
+    frame: Any
     share: float
 
     @property
     def kind(self) -> str:
         """What all chunks that one trace can serve have in common."""
-        return f"{[(t.shape, t.dtype) for t in self.tensors]} {self.rest} {self.spec}"
+        return f"{[(t.shape, t.dtype) for t in self.tensors]} {self.frame}"
 
     def holding(self, tensors: list[Tensor]) -> Chunk:
         """The same with other examples."""
@@ -68,8 +67,8 @@ class Chunk:
         return self.loss(_StandIn(self.model, output), self._batch())
 
     def _batch(self) -> Any:
-        left = iter(self.tensors)
-        return self.spec.unflatten([next(left) if leaf is None else leaf for leaf in self.rest])
+        tensors = iter(self.tensors)
+        return mapped(self.frame, lambda _: next(tensors))
 
     def _call(self, module: nn.Module, parameters: State) -> Any:
         buffers = {name: buffer.clone() for name, buffer in self.buffers.items()}
@@ -94,11 +93,11 @@ class _Output(_Loss):
     def forward(self, batch: Any) -> Tensor:
         stand_in = _StandIn(self.model)
         self.loss(stand_in, batch)
-        if stand_in.seen is None:
+        if stand_in.output is None:
             raise MeasureError(
                 "the loss does not call the model: Gauss-Newton needs the one output it is made of"
             )
-        return stand_in.seen
+        return stand_in.output
 
 
 class _StandIn(nn.Module):
@@ -107,7 +106,7 @@ class _StandIn(nn.Module):
     def __init__(self, model: nn.Module, given: Tensor | None = None) -> None:
         super().__init__()
         self.model, self.given = model, given
-        self.seen: Tensor | None = None
+        self.output: Tensor | None = None
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -116,17 +115,17 @@ class _StandIn(nn.Module):
             return getattr(super().__getattr__("model"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        if self.seen is not None:
+        if self.output is not None:
             raise MeasureError(
                 "the loss calls the model more than once: Gauss-Newton is defined by one output"
             )
-        found = self.model(*args, **kwargs) if self.given is None else self.given
-        if not isinstance(found, Tensor):
+        output = self.model(*args, **kwargs) if self.given is None else self.given
+        if not isinstance(output, Tensor):
             raise MeasureError(
-                f"the model returns {type(found).__name__}: Gauss-Newton needs one tensor"
+                f"the model returns {type(output).__name__}: Gauss-Newton needs one tensor"
             )
-        self.seen = found
-        return found
+        self.output = output
+        return output
 
 
 Product = Callable[[Chunk, State, State, Sequence[str]], State]
@@ -158,8 +157,8 @@ def each(function: Callable[[State], State], tangents: State) -> State:
         return vmap(function)(tangents)
     except (RuntimeError, ValueError):
         count = len(next(iter(tangents.values())))
-        found = [function({n: t[i] for n, t in tangents.items()}) for i in range(count)]
-        return {name: torch.stack([f[name] for f in found]) for name in found[0]}
+        rows = [function({n: t[i] for n, t in tangents.items()}) for i in range(count)]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 @contextmanager
@@ -181,28 +180,20 @@ def chunks_of(
     frozen: State,
     buffers: State,
     dtype: torch.dtype | None,
-    size: int,
+    chunk: int | Chunks | None,
 ) -> list[Chunk]:
-    """Cut the data, in the wanted type, weighted by their numbers of examples."""
-    cut: list[Any] = []
-    try:
-        for batch in batches(data):
-            cut += split(batch, size)
-        sizes = [batch_size(chunk) for chunk in cut]
-    except MeasureError:
-        raise
-    except ValueError as error:
-        raise MeasureError(f"the data do not fit: {error}") from error
-    if not sum(sizes):
-        raise MeasureError("the data hold no example")
-    made = []
-    for chunk, count in zip(cut, sizes, strict=True):
-        leaves, spec = pytree.tree_flatten(chunk)
-        tensors = [cast(leaf, dtype) for leaf in leaves if isinstance(leaf, Tensor)]
-        rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        share = count / sum(sizes)
-        made.append(Chunk(model, loss, frozen, buffers, tensors, rest, spec, share))
-    return made
+    """Cut the data, in the wanted type, weighted by how much each part counts."""
+    parts = parts_of(model, loss, data, chunk)
+    total, empty = sum(weight for _, weight in parts), torch.empty(0)
+    return [
+        Chunk(
+            *(model, loss, frozen, buffers),
+            tensors=[cast(tensor, dtype) for tensor in tensors_of(batch)],
+            frame=mapped(batch, lambda _: empty),
+            share=weight / total,
+        )
+        for batch, weight in parts
+    ]
 
 
 def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -235,12 +226,10 @@ def mean_value(parts: Sequence[Chunk], at: State) -> float:
 
 
 def _finite(value: Any, where: str) -> float:
-    if not isinstance(value, Tensor) or value.ndim:
-        what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise MeasureError(f"the loss returns {what}; it should be a scalar tensor")
-    if not bool(value.isfinite()):
-        raise MeasureError(f"the loss is {float(value)} on {where}: curvature needs a finite loss")
-    return float(value)
+    number = float(scalar(value))
+    if not math.isfinite(number):
+        raise MeasureError(f"the loss is {number} on {where}: curvature needs a finite loss")
+    return number
 
 
 def refuse_noise(model: nn.Module) -> None:

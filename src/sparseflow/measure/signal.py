@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparseflow.core.functional import undisturbed
+from sparseflow.core.functional import arguments, logits_of, undisturbed
 from sparseflow.core.parameters import Layer
 from sparseflow.core.wrappers import bare
 
@@ -27,14 +28,18 @@ class Signal:
 
 
 @torch.no_grad()
-def signal(model: nn.Module, inputs: Tensor, layers: Mapping[str, Layer]) -> Signal:
+def signal(model: nn.Module, inputs: Any, layers: Mapping[str, Layer]) -> Signal:
     """Measure signal propagation on a batch of inputs (Evci et al. 2022, figure 1).
 
     Args:
-        model: a module that maps ``inputs`` to one tensor.
-        inputs: real inputs, or N(0, 1) noise as in the paper's figure.
+        model: a module that gives one tensor, or several with ``logits`` among them.
+        inputs: real inputs, or N(0, 1) noise as in the paper's figure; a tuple of
+            them or a mapping of named ones where the model takes several.
         layers: from :func:`sparseflow.maskable`; a layer whose module is called
             more than once reports its last call.
+
+    Raises:
+        MeasureError: if the model gives neither a tensor nor logits.
     """
     model = bare(model)  # a compiled one ignores hooks that come later
     stds: dict[str, float] = {}
@@ -42,15 +47,20 @@ def signal(model: nn.Module, inputs: Tensor, layers: Mapping[str, Layer]) -> Sig
     def watch(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: object, output: object) -> None:
             if isinstance(output, Tensor):
-                stds[name] = float(output.double().std())
+                stds[name] = _std(output)
 
         return hook
 
     handles = [layer.module.register_forward_hook(watch(n)) for n, layer in layers.items()]
     try:
         with undisturbed(model):
-            output = model(inputs)
+            args, kwargs = arguments(inputs)
+            output = logits_of(model(*args, **kwargs))
     finally:
         for handle in handles:
             handle.remove()
-    return Signal(float(output.double().std()), stds)
+    return Signal(_std(output), stds)
+
+
+def _std(output: Tensor) -> float:
+    return float(output.to(torch.complex128 if output.is_complex() else torch.float64).std())

@@ -95,15 +95,15 @@ def eigenvalues(
         values, vectors = _arpack(operator, k, which, scale, start, tol, maxiter)
     else:
         values, vectors = start.new_zeros(k), torch.eye(n, k).to(start)
-    found = _measured(operator, values, vectors, scale)
-    if not bool((found.residuals <= tol).all()):
-        reached, worst = int((found.residuals <= tol).sum()), float(found.residuals.max())
+    pairs = _measured(operator, values, vectors, scale)
+    if not bool((pairs.residuals <= tol).all()):
+        reached, worst = int((pairs.residuals <= tol).sum()), float(pairs.residuals.max())
         raise MeasureError(
             f"{reached} of {k} eigenvalues have a residual within {tol:g} · max|λ|, the worst "
             f"{worst:.1e}: products in {operator.dtype} are not exact enough; raise tol, or "
             "compute in float64"
         )
-    return found
+    return pairs
 
 
 def _check_request(operator: Operator, k: int, which: str, tol: float) -> None:
@@ -162,8 +162,8 @@ def _arpack(
         ) from error
     except linalg.ArpackError as error:
         raise MeasureError(f"Lanczos failed after {products} products: {error}") from error
-    found = torch.from_numpy(values) * (scale / _FLOOR)
-    return found.to(operator.device), torch.from_numpy(vectors).to(operator.device)
+    unscaled = torch.from_numpy(values) * (scale / _FLOOR)
+    return unscaled.to(operator.device), torch.from_numpy(vectors).to(operator.device)
 
 
 def _measured(operator: Operator, values: Tensor, vectors: Tensor, scale: float) -> Eigenvalues:

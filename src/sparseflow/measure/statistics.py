@@ -56,8 +56,8 @@ def mean_interval(values: Iterable[float | int], *, level: float = LEVEL) -> Est
         MeasureError: if there is no value, or one is not finite.
 
     Example:
-        >>> found = mean_interval([1.0, 2.0, 3.0])
-        >>> found.value, round(found.low, 3), round(found.high, 3)
+        >>> estimate = mean_interval([1.0, 2.0, 3.0])
+        >>> estimate.value, round(estimate.low, 3), round(estimate.high, 3)
         (2.0, -0.484, 4.484)
     """
     x = finite_values(values, "values")
@@ -97,15 +97,15 @@ def proportion_interval(k: int, n: int, *, level: float = LEVEL) -> Estimate:
         MeasureError: unless 0 ≤ k ≤ n and n ≥ 1.
 
     Example:
-        >>> found = proportion_interval(2, 5)
-        >>> found.value, round(found.low, 3), round(found.high, 3)
+        >>> estimate = proportion_interval(2, 5)
+        >>> estimate.value, round(estimate.low, 3), round(estimate.high, 3)
         (0.4, 0.053, 0.853)
     """
     if not 0 <= k <= n or n < 1:
-        raise MeasureError(f"{k} of {n} is no proportion: 0 ≤ k ≤ n and n ≥ 1")
+        raise MeasureError(f"{k} of {n} is not a proportion: it takes 0 ≤ k ≤ n and n ≥ 1")
     test = need("scipy.stats", extra="measure").binomtest(k, n)
-    found = test.proportion_ci(confidence_level=_level(level), method="exact")
-    return Estimate(k / n, float(found.low), float(found.high), n, level)
+    interval = test.proportion_ci(confidence_level=_level(level), method="exact")
+    return Estimate(k / n, float(interval.low), float(interval.high), n, level)
 
 
 def pair_interval(matrix: Matrix, *, level: float = LEVEL) -> Estimate:
@@ -130,8 +130,8 @@ def pair_interval(matrix: Matrix, *, level: float = LEVEL) -> Estimate:
             runs or more.
 
     Example:
-        >>> found = pair_interval([[0, 1, 2], [1, 0, 3], [2, 3, 0]])
-        >>> found.value, round(found.high - found.value, 3)
+        >>> estimate = pair_interval([[0, 1, 2], [1, 0, 3], [2, 3, 0]])
+        >>> estimate.value, round(estimate.high - estimate.value, 3)
         (2.0, 4.968)
     """
     value, error, n = _jackknife(matrix, "matrix")

@@ -8,13 +8,12 @@ from dataclasses import asdict
 from typing import Any
 
 import msgspec
-import torch
 from torch import Tensor
 
 from sparseflow.core.parameters import named_weights, sparse_weights
-from sparseflow.core.select import find
 from sparseflow.data import in_batches
 from sparseflow.masks import churn
+from sparseflow.masks.positions import at_union
 from sparseflow.masks.state import NonZeros, State
 from sparseflow.measure import Distance, Flow, distance, gradient_flow, step_decrease
 from sparseflow.runs.build import Assembly
@@ -136,18 +135,10 @@ def _moved(before: Weights, after: Weights) -> Distance:
     for name, was in before.items():
         now = after[name]
         if isinstance(was, NonZeros) and isinstance(now, NonZeros):
-            places = torch.cat([was.indices, now.indices]).unique()
-            a[name], b[name] = _at(places, was), _at(places, now)
+            a[name], b[name] = at_union([was, now])
         else:
             a[name], b[name] = was, now
     return distance(a, b)
-
-
-def _at(places: Tensor, weight: NonZeros) -> Tensor:
-    """Values at these places, of which the active ones are some."""
-    values = weight.values.new_zeros(len(places))
-    values[find(weight.indices, places)[0]] = weight.values
-    return values
 
 
 def _brief(flow: Flow) -> dict[str, float]:

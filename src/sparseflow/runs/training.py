@@ -17,11 +17,10 @@ import torch
 from sparseflow.core.documents import save_document
 from sparseflow.core.errors import DivergedError, SparseUnavailable, SpecError, StoreError
 from sparseflow.core.files import cannot_write
-from sparseflow.core.functional import split
 from sparseflow.core.parallel import Ranks
 from sparseflow.core.parameters import named_weights
 from sparseflow.data import in_batches
-from sparseflow.measure.flow import DEFAULT_CHUNK, mean_loss
+from sparseflow.measure.flow import mean_loss
 from sparseflow.runs.build import assemble
 from sparseflow.runs.execution import Resolved, check_execution
 from sparseflow.runs.jobs.interrupt import Stop, stoppable
@@ -203,7 +202,7 @@ class Training:
         times = (measure.every, measure.evaluate, train.keep, train.resume)
         if step == train.steps or any(step % n == 0 for n in times):
             parts = self._parts
-            value = mean_loss(parts.model, parts.loss, split(parts.probe, DEFAULT_CHUNK))
+            value = mean_loss(parts.model, parts.loss, parts.probe)
             if not math.isfinite(value):
                 raise DivergedError(f"the loss is {value} at step {step}: training stopped")
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sparseflow.core.errors import KernelError, MaskError
-from sparseflow.core.parameters import SparseWeight, replace_data
+from sparseflow.core.parameters import SPARSE_STATE, SparseWeight, replace_data
 from sparseflow.sparse.chain import BLOCK, UNBLOCK, Apply, Record, run
 
 _ALONE = (BLOCK, Apply(), UNBLOCK)
@@ -136,8 +136,7 @@ class SparseLayer(nn.Module, SparseWeight):
         error_msgs: list[str],
     ) -> None:
         """Take over another number of non-zeros, after checking all that is given."""
-        names = ("values", "row_pointers", "columns")
-        found = [state_dict[prefix + name] for name in names if prefix + name in state_dict]
+        found = [state_dict[prefix + name] for name in SPARSE_STATE if prefix + name in state_dict]
         if found:
             try:
                 self._take(found, state_dict.get(prefix + "bias"))

@@ -15,14 +15,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from sparseflow.core.chunks import Chunks, parts_of
 from sparseflow.core.errors import TopologyError
-from sparseflow.core.functional import Loss, RowGradient, dense_gradient, split
+from sparseflow.core.functional import Loss, RowGradient, dense_gradient
 from sparseflow.core.parameters import Layer
 from sparseflow.core.registry import Registry
 from sparseflow.core.schedules import (
@@ -405,7 +407,9 @@ class GradualPruning(Method):
             )
 
 
-def probe_gradient(model: nn.Module, loss: Loss, probe: object, chunk: int = 250) -> Source:
+def probe_gradient(
+    model: nn.Module, loss: Loss, probe: object, chunk: int | Chunks | None = None
+) -> Source:
     """Grow from a fixed probe batch: the paper's MNIST runs use 1,000 training examples.
 
     In a data-parallel job growth follows the mean over ranks: the probes may be
@@ -415,10 +419,11 @@ def probe_gradient(model: nn.Module, loss: Loss, probe: object, chunk: int = 250
         model: the model being trained.
         loss: ``loss(model, batch) -> scalar``, without weight decay.
         probe: one batch.
-        chunk: examples at a time.
+        chunk: examples at a time, or :class:`Chunks`, as for :func:`gradient_flow`.
     """
-    chunks, inside = split(probe, chunk), bare(model)
-    return lambda: dense_gradient(inside, loss, chunks)
+    inside = bare(model)
+    parts = cache(lambda: parts_of(inside, loss, probe, chunk))
+    return lambda: dense_gradient(inside, loss, parts())
 
 
 def _fitting(what: str, score: Tensor, view: View) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sparseflow.core.errors import DivergedError
-from sparseflow.core.functional import Loss
+from sparseflow.core.functional import Loss, logits_of
 
 Observer = Callable[[int], None]
 
@@ -30,11 +30,13 @@ def cross_entropy(
 ) -> Tensor:
     """Mean cross-entropy of a classifier on (inputs, classes).
 
-    ``label_smoothing`` is the share of each target that is spread evenly over
-    all classes (Szegedy et al. 2016).
+    Of a model that gives several tensors the logits count. ``label_smoothing``
+    is the share of each target that is spread evenly over all classes (Szegedy
+    et al. 2016).
     """
     inputs, classes = batch
-    return functional.cross_entropy(model(inputs), classes, label_smoothing=label_smoothing)
+    logits = logits_of(model(inputs))
+    return functional.cross_entropy(logits, classes, label_smoothing=label_smoothing)
 
 
 def fit(
@@ -89,7 +91,7 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tupl
     model.eval()
     correct, total, count = 0, 0.0, 0
     for inputs, classes in batches:
-        logits = model(inputs)
+        logits = logits_of(model(inputs))
         correct += int((logits.argmax(1) == classes).sum())
         total += float(functional.cross_entropy(logits, classes, reduction="sum"))
         count += len(classes)
