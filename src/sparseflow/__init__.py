@@ -6,7 +6,7 @@ Win" (Evci, Ioannou, Keskin, Dauphin, AAAI 2022) as a library on PyTorch.
 
 from sparseflow.core.errors import SparseflowError
 from sparseflow.core.functional import Loss
-from sparseflow.core.kinds import register_layout
+from sparseflow.core.layouts import register_layout
 from sparseflow.core.parameters import Layer, maskable
 from sparseflow.core.schedules import Moment, constant, cosine, every, lr_proportional
 from sparseflow.init import Init, initialise, sparsify

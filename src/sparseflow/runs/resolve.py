@@ -9,7 +9,7 @@ import torch
 from sparseflow.core.errors import SparseUnavailable, SpecError, first_line
 from sparseflow.masks import Masks
 from sparseflow.runs.spec import Execution, RunSpec
-from sparseflow.sparse.library import core
+from sparseflow.sparse.kernels.library import core
 
 Resolved = Literal["dense", "sparse"]
 
