@@ -6,11 +6,10 @@ model may hold it, and with which arguments its modules are built again. Alignin
 tracing, the blocked layout and files all ask it. Layers that have a truly sparse form
 declare that, and what a file holds of them, in :mod:`sparseflow.sparse.layers`.
 
-What is done to hidden units is said in a word: ``linear``, ``conv`` and ``norm`` have
-weights of their own; ``keep`` acts on every entry alone, ``slope`` too, with a weight for
-each unit; ``pool`` acts on positions alone; ``flatten`` joins all dimensions from the first
-on; ``merge`` combines tensors entry by entry; ``number`` gives a size. Everything else is
-``unknown``.
+What is done to hidden units is one word: ``linear``, ``conv`` and ``norm`` have weights;
+``keep`` is elementwise, and ``slope`` too, with a weight for each unit; ``pool`` acts on
+each channel alone; ``flatten`` joins all dimensions after the batch; ``merge`` combines
+tensors elementwise; ``number`` returns a size. Everything else is ``unknown``.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class Operation:
             where nobody tells them apart. Those that end in ``_``, and Python's own such
             as ``iadd``, write into their first argument. A capitalised name stands for
             modules alone.
-        action: what it does to hidden units, in a word.
+        action: the word for what it does to hidden units.
         modules: module types that do it, each with the names of the arguments that build
             it again, or None if a file cannot hold it.
         stored: whether a file may hold calls of its functions and methods.
@@ -76,7 +75,7 @@ _TABLE = (
     ),
     Operation("PReLU", "slope", {nn.PReLU: None}),
     Operation("Identity", "keep", {nn.Identity: ""}),
-    # Element by element.
+    # Elementwise.
     Operation("relu relu_", "keep", {nn.ReLU: "inplace"}, stored=True),
     Operation("relu6", "keep", {nn.ReLU6: "inplace"}, stored=True),
     Operation("leaky_relu", "keep", {nn.LeakyReLU: "negative_slope inplace"}, stored=True),
@@ -103,7 +102,7 @@ _TABLE = (
     Operation("pow", "keep", divides=True),
     Operation("contiguous", "keep", stored=True, view=True),
     Operation("detach", "keep", view=True),
-    # Position by position.
+    # Each channel alone.
     Operation("max_pool2d", "pool", {nn.MaxPool2d: f"{_WINDOW} dilation ceil_mode"}, stored=True),
     Operation("avg_pool2d", "pool", {nn.AvgPool2d: _AVERAGE}, stored=True),
     Operation("adaptive_avg_pool2d", "pool", {nn.AdaptiveAvgPool2d: "output_size"}, stored=True),
@@ -203,7 +202,7 @@ def operation(node: fx.Node, module: nn.Module | None) -> Operation:
 
 
 def action(node: fx.Node, module: nn.Module | None) -> str:
-    """Say in one word what a node does to hidden units, given its arguments."""
+    """Return the word for what a node does to hidden units, given its arguments."""
     if isinstance(module, nn.Flatten):
         return "flatten" if (module.start_dim, module.end_dim) == (1, -1) else "unknown"
     if module is None and _flattens(node):
@@ -230,14 +229,14 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def title(node: fx.Node, module: nn.Module | None) -> str:
-    """Name a node as its user would."""
+    """Name a node as the model's author would."""
     if module is not None:
         return f"{type(module).__name__} {str(node.target)!r}"
     return getattr(node.target, "__name__", str(node.target))
 
 
 def _flattens(node: fx.Node) -> bool:
-    """Whether a call joins all dimensions from the first on."""
+    """Whether a call joins all dimensions after the batch."""
     given = list(node.args[1:])
     name = operation(node, None).name
     if name == "flatten":

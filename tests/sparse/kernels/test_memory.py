@@ -14,7 +14,7 @@ SHAPE = (4, LARGE // 64, 16)  # four times as large as is needed
 
 @pytest.fixture
 def pool():
-    return Pool(kept=10 * LARGE)
+    return Pool(capacity=10 * LARGE)
 
 
 def test_a_buffer_is_used_again_once_nothing_shares_it(pool):
@@ -41,7 +41,7 @@ def test_unused_memory_is_bounded_and_the_oldest_goes_first(pool):
 
 
 def test_a_buffer_larger_than_the_bound_is_not_kept():
-    pool = Pool(kept=LARGE)
+    pool = Pool(capacity=LARGE)
     del (tensor := [pool.empty(SHAPE)])[0]
     assert not tensor
     assert pool.unused == 0

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from sparseflow.core.errors import brief
 from sparseflow.core.operations import OUT_OF_PLACE, has_hooks, operation
+from sparseflow.sparse.layers.registry import SPARSE_FORMS
 
 # Examples that stand for a single one: sizes of 1 broadcast, which would hide differences.
 _FEW = 3
@@ -44,8 +45,16 @@ for _function in OUT_OF_PLACE:
     setattr(_Value, f"__{_function.__name__}__", _writing(_function))
 
 
-class _Tracer(fx.Tracer):
-    """The tracer of torch, with values of our own."""
+class Tracer(fx.Tracer):
+    """The tracer of torch, which does not enter layers that have a sparse form either."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module is traced as one call."""
+        return type(m) in SPARSE_FORMS or super().is_leaf_module(m, module_qualified_name)
+
+
+class _Tracer(Tracer):
+    """One that sees where a value is written into."""
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Value(node, self)

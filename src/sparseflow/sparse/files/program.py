@@ -22,16 +22,13 @@ from sparseflow.core.operations import (
     STORED_MODULES,
     arguments_of,
 )
-from sparseflow.sparse.convert.trace import training_flags
+from sparseflow.sparse.convert.trace import Tracer, training_flags
 from sparseflow.sparse.layers.registry import SPARSE_FORMS
 
-LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
-    **{dense: form.arguments for dense, form in SPARSE_FORMS.items()},
-    **STORED_MODULES,
-}
-"""Layers that a file may hold, and the names of the arguments that build them."""
 
-_BY_NAME = {layer.__name__: layer for layer in LAYERS}
+def stored_layers() -> dict[type[nn.Module], tuple[str, ...]]:
+    """List the layers that a file may hold, and the names of the arguments that build them."""
+    return {dense: form.arguments for dense, form in SPARSE_FORMS.items()} | STORED_MODULES
 
 
 _INDEX = "operator.getitem"
@@ -165,7 +162,7 @@ def build(program: Any) -> Program:
 def _trace(model: nn.Module) -> fx.Graph:
     try:
         with training_flags(model):
-            return fx.Tracer().trace(model.eval())
+            return Tracer().trace(model.eval())
     except Exception as error:  # a model may raise anything under tracing
         raise StoreError(
             f"{type(model).__name__} cannot be stored: its forward cannot be traced "
@@ -177,10 +174,10 @@ def _target(node: fx.Node, model: nn.Module) -> tuple[str, str]:
     target = node.target
     if node.op == "call_module":
         module = model.get_submodule(str(target))
-        if type(module) not in LAYERS:
+        if type(module) not in stored_layers():
             raise StoreError(
                 f"{type(module).__name__} {str(target)!r} is not a layer that a file can "
-                f"hold: {', '.join(_BY_NAME)}"
+                f"hold: {', '.join(layer.__name__ for layer in stored_layers())}"
             )
         if module._forward_hooks or module._forward_pre_hooks:
             raise StoreError(f"{str(target)!r} has forward hooks, which a file cannot hold")
@@ -200,7 +197,7 @@ def _target(node: fx.Node, model: nn.Module) -> tuple[str, str]:
 def _layer(path: str, module: nn.Module) -> list[Any]:
     if not _PATH.fullmatch(path):
         raise StoreError(f"the name {path!r} of a layer must consist of letters, digits and _")
-    return [type(module).__name__, arguments_of(module, LAYERS[type(module)])]
+    return [type(module).__name__, arguments_of(module, stored_layers()[type(module)])]
 
 
 def _plain(argument: Any, places: Mapping[fx.Node, int], node: fx.Node) -> Any:
@@ -220,10 +217,11 @@ def _plain(argument: Any, places: Mapping[fx.Node, int], node: fx.Node) -> Any:
 def _build_layer(path: str, kind: str, arguments: dict[str, Any]) -> nn.Module:
     if not _PATH.fullmatch(path):
         raise StoreError(f"it names a layer {path!r}")
-    if kind not in _BY_NAME:
-        raise StoreError(unknown("layer", str(kind), _BY_NAME))
-    layer = _BY_NAME[kind]
-    if set(arguments) != set(LAYERS[layer]):
+    named = {layer.__name__: layer for layer in stored_layers()}
+    if kind not in named:
+        raise StoreError(unknown("layer", str(kind), named))
+    layer = named[kind]
+    if set(arguments) != set(stored_layers()[layer]):
         raise StoreError(f"{path!r} is a {kind} of {', '.join(sorted(arguments)) or 'nothing'}")
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of a size of 0: its weight will not fit

@@ -113,9 +113,9 @@ def load(path: Path | str, *, execution: str = "auto") -> nn.Module:
     if execution == "sparse" and not names:
         raise StoreError(f"{path} holds no masked weight that has a sparse form: load it dense")
     named = dict(program.named_parameters())
-    for name, kept in state.masked.items():
+    for name, weight in state.masked.items():
         if name not in names:
-            named[name].data = _dense(name, kept)
+            named[name].data = _dense(name, weight)
     if conversion is None or not names:
         return program
     parts = {name: (state.masked[name].indices, state.masked[name].values) for name in names}
@@ -137,12 +137,11 @@ def write(path: Path, structure: nn.Module, state: State, example: Tensor) -> No
             run on the example, or the file cannot be written.
     """
     program = describe(structure)
-    held = {n for path_ in program["layers"] for n in _names(structure, path_)}
-    kept = State(
-        {n: k for n, k in state.masked.items() if n in held},
-        {n: t for n, t in state.others.items() if n in held},
-    )
-    tensors, shapes = kept.tensors()
+    used = {n for layer in program["layers"] for n in _names(structure, layer)}
+    tensors, shapes = State(
+        {n: weight for n, weight in state.masked.items() if n in used},
+        {n: tensor for n, tensor in state.others.items() if n in used},
+    ).tensors()
     described = {"shape": list(example.shape), "dtype": str(example.dtype)}
     meta = {"format": FORMAT, "program": program, "input": described, "shapes": shapes}
     _program(meta)
@@ -182,10 +181,11 @@ def _program(meta: Mapping[str, Any]) -> tuple[Program, Tensor]:
 def _fill(program: Program, state: State) -> None:
     """Give the module its numbers; masked weights have no memory of their own until realised."""
     named = dict(program.named_parameters())
-    for name, kept in state.masked.items():
-        if name not in named or named[name].shape != kept.shape:
-            raise StoreError(f"{name!r} of shape {tuple(kept.shape)} is not a weight of its layers")
-    empty = {n: k.values.new_zeros(()).expand(k.shape) for n, k in state.masked.items()}
+    for name, weight in state.masked.items():
+        if name not in named or named[name].shape != weight.shape:
+            shape = tuple(weight.shape)
+            raise StoreError(f"{name!r} of shape {shape} is not a weight of its layers")
+    empty = {n: w.values.new_zeros(()).expand(w.shape) for n, w in state.masked.items()}
     try:
         program.load_state_dict({**state.others, **empty}, assign=True)
     except RuntimeError as error:
@@ -217,11 +217,11 @@ def _chosen(conversion: Conversion, execution: str) -> list[str]:
         return []
 
 
-def _dense(name: str, kept: NonZeros) -> Tensor:
+def _dense(name: str, weight: NonZeros) -> Tensor:
     try:
-        return kept.dense()
+        return weight.dense()
     except RuntimeError as error:  # out of memory
-        shape = tuple(kept.shape)
+        shape = tuple(weight.shape)
         raise StoreError(
             f"{name!r} of shape {shape} cannot be made dense ({brief(error)})"
         ) from error

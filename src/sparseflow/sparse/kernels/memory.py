@@ -17,7 +17,7 @@ from torch import Tensor
 
 LARGE = 1 << 20
 """Bytes from which a result comes from the pool."""
-KEPT = 256 << 20
+CAPACITY = 256 << 20
 """Most bytes that the pool holds for later results."""
 
 
@@ -28,9 +28,9 @@ class Pool:
     returns when the last tensor that shares the storage is gone.
 
     Args:
-        kept: most bytes of unused buffers to hold; those unused for longest go first.
+        capacity: most bytes of unused buffers to hold; those unused for longest go first.
 
-    >>> pool = Pool(kept=64 << 20)
+    >>> pool = Pool(capacity=64 << 20)
     >>> first = pool.empty((1024, 1024))
     >>> at = first.data_ptr()
     >>> del first
@@ -38,9 +38,9 @@ class Pool:
     (4194304, True)
     """
 
-    def __init__(self, kept: int = KEPT) -> None:
+    def __init__(self, capacity: int = CAPACITY) -> None:
         """Start empty."""
-        self.kept = kept
+        self.capacity = capacity
         # In order of return. A finalizer may run, and return a buffer, while this very
         # thread holds the lock, so the lock must be re-entrant.
         self._unused: list[Tensor] = []
@@ -73,7 +73,7 @@ class Pool:
     def _give_back(self, buffer: Tensor) -> None:
         with self._lock:
             self._unused.append(buffer)
-            while self.unused > self.kept:
+            while self.unused > self.capacity:
                 self._unused.pop(0)
 
 

@@ -186,18 +186,28 @@ class SparseLayer(nn.Module, SparseWeight):
         size = "×".join(map(str, self.shape))
         return f"{size}, nnz={self.nnz}, density={self.density:.4f}, bias={self.bias is not None}"
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         """Accept another number of non-zeros, after checking all that is given."""
         names = ("values", "row_pointers", "columns")
         parts = [state_dict[prefix + name] for name in names if prefix + name in state_dict]
-        try:
-            if parts:
+        if parts:
+            try:
                 self._take(parts, state_dict.get(prefix + "bias"))
-        except KernelError as error:
-            messages: list[str] = rest[-1]  # torch passes error_msgs last
-            messages.append(f"{prefix.rstrip('.') or type(self).__name__}: {error}")
-        else:
-            super()._load_from_state_dict(state_dict, prefix, *rest)
+            except KernelError as error:
+                error_msgs.append(f"{prefix.rstrip('.') or type(self).__name__}: {error}")
+                return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def _take(self, parts: list[Any], bias: Any) -> None:
         """Make room for what a state dict holds of values and topology."""

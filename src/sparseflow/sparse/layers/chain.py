@@ -8,7 +8,7 @@ for all layers, so its bookkeeping does not dominate small networks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -35,12 +35,13 @@ class Weighted(Protocol):
     pattern: Pattern
 
 
+@dataclass
 class Tape:
     """One pass through a chain, and what it keeps for the backward pass.
 
     Attributes:
-        n: number of examples.
         layers: sparse layers, in order.
+        n: number of examples.
         parameters: values and bias of each, flat.
         saved: stack of tensors.
         shapes: stack of shapes.
@@ -52,17 +53,16 @@ class Tape:
         done: whether nothing earlier needs a gradient.
     """
 
-    def __init__(self, layers: tuple[Weighted, ...], n: int, parameters: tuple[Any, ...]) -> None:
-        """Start before the first stage."""
-        self.n: int = n
-        self.layers: tuple[Weighted, ...] = layers
-        self.parameters: tuple[Any, ...] = parameters
-        self.saved: list[Tensor] = []
-        self.shapes: list[torch.Size] = []
-        self.gradients: list[Tensor | None] = [None] * len(parameters)
-        self.wanted: tuple[bool, ...] = ()
-        self.at = 0
-        self.owned = self.done = False
+    layers: tuple[Weighted, ...]
+    n: int
+    parameters: tuple[Any, ...]
+    saved: list[Tensor] = field(default_factory=list)
+    shapes: list[torch.Size] = field(default_factory=list)
+    gradients: list[Tensor | None] = field(default_factory=list)
+    wanted: tuple[bool, ...] = ()
+    at: int = 0
+    owned: bool = False
+    done: bool = False
 
 
 @runtime_checkable
@@ -305,13 +305,19 @@ class _Run(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, gradient: Tensor
     ) -> tuple[Any, ...]:
-        tape = Tape(ctx.tape.layers, ctx.tape.n, ())
-        count = 2 * len(tape.layers)
-        saved = ctx.saved_tensors
-        tape.parameters, tape.saved = saved[:count], list(saved[count:])
-        tape.shapes, tape.at = list(ctx.tape.shapes), len(tape.layers)
-        tape.gradients = [None] * count
-        tape.wanted = ctx.needs_input_grad[3:]
+        # A tape of its own: the graph may be kept, and walked again.
+        layers, saved = ctx.tape.layers, ctx.saved_tensors
+        count = 2 * len(layers)
+        tape = Tape(
+            layers,
+            ctx.tape.n,
+            parameters=saved[:count],
+            saved=list(saved[count:]),
+            shapes=list(ctx.tape.shapes),
+            gradients=[None] * count,
+            wanted=ctx.needs_input_grad[3:],
+            at=len(layers),
+        )
         gradient = gradient.contiguous()
         for stage in reversed(ctx.stages):
             gradient = stage.backward(gradient, tape)

@@ -126,21 +126,20 @@ def _places(layer: nn.Module, one: torch.Size) -> int:
 
 
 def fit(works: Sequence[Work], seconds: Sequence[float]) -> Line:
-    """Fit the non-negative coefficients of least squared relative error.
+    """Find the non-negative coefficients of least squared relative error.
 
     >>> works = [Work(1, 0, 0), Work(3, 0, 0), Work(0, 2, 0), Work(0, 0, 1)]
     >>> line = fit(works, [3.0, 7.0, 1.0, 5.0])
     >>> [round(c, 6) for c in (line.overhead, line.product, line.output, line.weight)]
     [1.0, 2.0, 0.0, 4.0]
     """
-    from scipy.optimize import nnls  # noqa: PLC0415  (importing it takes long, and few calls need it)
+    from scipy.optimize import nnls  # noqa: PLC0415  (slow to import, and used once a process)
 
     rows = np.array([(1, w.products, w.outputs, w.weights) for w in works], dtype=np.float64)
     rows /= np.array(seconds)[:, None]
-    # Columns differ by many orders of magnitude: scaled to one length, they fit alike.
-    scale = np.maximum(np.linalg.norm(rows, axis=0), 1e-300)
-    best, _ = nnls(rows / scale, np.ones(len(rows)))
-    return Line(*map(float, best / scale))
+    scale = np.maximum(np.linalg.norm(rows, axis=0), 1e-300)  # columns differ by powers of ten
+    overhead, product, output, weight = nnls(rows / scale, np.ones(len(rows)))[0] / scale
+    return Line(float(overhead), float(product), float(output), float(weight))
 
 
 _LAYOUT = (512, 8192, 131072)
