@@ -8,7 +8,7 @@ and ``files`` (models that are stored and read back).
 from sparseflow.sparse.convert.model import SparseModel, to_dense
 from sparseflow.sparse.files.onnx import export_onnx
 from sparseflow.sparse.files.storage import load, save
-from sparseflow.sparse.layers import SparseConv2d, SparseLayer, SparseLinear
+from sparseflow.sparse.layers import SparseConv1d, SparseConv2d, SparseLayer, SparseLinear
 from sparseflow.sparse.plan.plan import Plan, plan
 from sparseflow.sparse.plan.predict import LayerPlan
 from sparseflow.sparse.to_sparse import to_sparse
@@ -16,6 +16,7 @@ from sparseflow.sparse.to_sparse import to_sparse
 __all__ = [
     "LayerPlan",
     "Plan",
+    "SparseConv1d",
     "SparseConv2d",
     "SparseLayer",
     "SparseLinear",

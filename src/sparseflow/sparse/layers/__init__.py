@@ -2,6 +2,7 @@
 
 from sparseflow.sparse.layers.base import SparseLayer
 from sparseflow.sparse.layers.conv import SparseConv2d
+from sparseflow.sparse.layers.conv1d import SparseConv1d
 from sparseflow.sparse.layers.linear import SparseLinear
 
-__all__ = ["SparseConv2d", "SparseLayer", "SparseLinear"]
+__all__ = ["SparseConv1d", "SparseConv2d", "SparseLayer", "SparseLinear"]
