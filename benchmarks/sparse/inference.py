@@ -12,8 +12,8 @@ from benchmarks.progress import progress
 from benchmarks.sparse.shapes import Shape
 from benchmarks.timing import Record, interleave
 from sparseflow.sparse import SparseLinear, to_sparse
-from sparseflow.sparse.kernels import block, linear_forward, linear_single
-from sparseflow.sparse.pattern import LinearPattern
+from sparseflow.sparse.kernels.blocked import block
+from sparseflow.sparse.kernels.linear import LinearPattern
 
 SPARSITY = 0.95
 ROUNDS, TURN, BUDGET = 200, 0.002, 10.0
@@ -70,9 +70,9 @@ def _linear(shape: Shape, batch: int, share: float, floor: float | None) -> list
         "by rows": lambda: dense(x),
         "by columns": lambda: dense.weight @ turned,
         kernel: (
-            (lambda: linear_forward(pattern, values, None, blocked))
+            (lambda: pattern.forward(values, None, blocked))
             if batch > 1
-            else (lambda: linear_single(pattern, values, None, one))
+            else (lambda: pattern.single(values, None, one))
         ),
         "module": lambda: layer(x),
     }

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.progress import progress, skipped
 from benchmarks.timing import Record, reduce
-from sparseflow.sparse.library import core
+from sparseflow.sparse.kernels.library import core
 
 SOURCE = Path(__file__).with_name("roofline.cpp")
 LEVELS = {

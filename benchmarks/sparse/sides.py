@@ -16,20 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.sparse.shapes import Shape
-from sparseflow.sparse.conv import (
-    ConvPattern,
-    conv_forward,
-    conv_input_gradient,
-    conv_weight_gradient,
-)
-from sparseflow.sparse.kernels import (
-    block,
-    linear_forward,
-    linear_input_gradient,
-    linear_weight_gradient,
-    unblock,
-)
-from sparseflow.sparse.pattern import LinearPattern
+from sparseflow.sparse.kernels.blocked import block, unblock
+from sparseflow.sparse.kernels.conv import ConvPattern
+from sparseflow.sparse.kernels.linear import LinearPattern
 
 Results = tuple[Tensor, Tensor, Tensor]
 """Output, gradient with respect to the input, gradient with respect to the weight."""
@@ -107,9 +96,9 @@ def _ours_linear(layer: Layer) -> Callable[[], Results]:
     pattern = LinearPattern(layer.pointers, layer.columns, layer.shape.before)
 
     def run() -> Results:
-        y = linear_forward(pattern, values, None, x)
-        dx = linear_input_gradient(pattern, values, dy)
-        return y, dx, linear_weight_gradient(pattern, x, dy, False)[0]
+        y = pattern.forward(values, None, x)
+        dx = pattern.input_gradient(values, dy)
+        return y, dx, pattern.weight_gradient(x, dy, False)[0]
 
     return run
 
@@ -121,9 +110,9 @@ def _ours_conv(layer: Layer) -> Callable[[], Results]:
     pattern = ConvPattern(layer.pointers, layer.columns, sizes, (1, 1), padding, (1, 1), 1)
 
     def run() -> Results:
-        y = conv_forward(pattern, values, None, x)
-        dx = conv_input_gradient(pattern, values, dy, (shape.size, shape.size))
-        return y, dx, conv_weight_gradient(pattern, x, dy, False)[0]
+        y = pattern.forward(values, None, x)
+        dx = pattern.input_gradient(values, dy, (shape.size, shape.size))
+        return y, dx, pattern.weight_gradient(x, dy, False)[0]
 
     return run
 

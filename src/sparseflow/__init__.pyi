@@ -19,7 +19,7 @@ from . import (
 from .core.code import use as use
 from .core.errors import SparseflowError as SparseflowError
 from .core.functional import Loss as Loss
-from .core.kinds import register_layout as register_layout
+from .core.layouts import register_layout as register_layout
 from .core.parameters import (
     Layer as Layer,
     maskable as maskable,
@@ -114,6 +114,7 @@ from .recipes import (
 from .sparse import (
     LayerPlan as LayerPlan,
     Plan as Plan,
+    SparseConv1d as SparseConv1d,
     SparseConv2d as SparseConv2d,
     SparseLinear as SparseLinear,
     SparseModel as SparseModel,

@@ -4,21 +4,21 @@ from contextlib import contextmanager
 
 import torch
 
-from sparseflow.sparse import kernels
+from sparseflow.sparse.kernels import blocked
 
 EPSILON = 2.0**-24
 
 
 @contextmanager
 def threads(count):
-    """Use so many threads for however little work."""
-    worth, before = kernels._WORTH_THREADS, torch.get_num_threads()
-    kernels._WORTH_THREADS = 0
+    """Use this many threads for however little work."""
+    worth, before = blocked._WORTH_THREADS, torch.get_num_threads()
+    blocked._WORTH_THREADS = 0
     torch.set_num_threads(count)
     try:
         yield
     finally:
-        kernels._WORTH_THREADS = worth
+        blocked._WORTH_THREADS = worth
         torch.set_num_threads(before)
 
 
@@ -28,7 +28,7 @@ def csr(mask):
 
 
 def assert_within(actual, exact, magnitude, terms):
-    """Hold a float32 sum of so many terms to its error bound; magnitude: of their absolutes."""
+    """Hold a float32 sum of that many terms to its error bound; magnitude: of their absolutes."""
     bound = (terms + 4) * EPSILON * magnitude + 1e-37
     assert actual.shape == exact.shape
     assert ((actual.double() - exact).abs() <= bound).all()

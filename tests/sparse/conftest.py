@@ -4,7 +4,7 @@ import jaxtyping
 import pytest
 
 from sparseflow.core.errors import SparseUnavailable
-from sparseflow.sparse.library import core
+from sparseflow.sparse.kernels.library import core
 
 
 @pytest.fixture(params=["v4", "v3", "portable"])

@@ -289,9 +289,9 @@ class Experts(nn.Module):
 @pytest.fixture
 def kinds(monkeypatch):
     """Whatever a test registers is forgotten afterwards."""
-    from sparseflow.core import kinds as room  # noqa: PLC0415
+    from sparseflow.core import layouts as room  # noqa: PLC0415
 
-    monkeypatch.setattr(room, "_KINDS", dict(room._KINDS))
+    monkeypatch.setattr(room, "_LAYOUTS", dict(room._LAYOUTS))
 
 
 @pytest.mark.parametrize("by_name", [False, True])
@@ -318,7 +318,7 @@ def test_a_layout_on_request(kinds):
     ("layout", "weights", "message"),
     [
         ("out-in", "up", "unknown layout 'out-in'; did you mean 'out_in'"),
-        ("in_out", "(up", r"weights='\(up' is no regular expression"),
+        ("in_out", "(up", r"weights='\(up' must be a regular expression"),
     ],
 )
 def test_layouts_that_cannot_be(kinds, layout, weights, message):

@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from sparseflow.core.errors import MaskError
-from sparseflow.core.kinds import Kind, Layout, default_names, kind_of
+from sparseflow.core.layouts import Layout, WeightLayout, default_names, layout_of
 from sparseflow.core.parallel import is_sharded
 from sparseflow.core.parametrised import check_zeros_stay, computed, originals
 from sparseflow.core.wrappers import bare
@@ -250,12 +250,12 @@ def maskable(
     model, passes = bare(model), _filter(include, exclude, where)
     names = {id(p): name for name, p in model.named_parameters()}
     layers: dict[str, Layer] = {}
-    for path, module, kind in _modules(model, types):
-        for layer in _layers_of(module, kind, names):
+    for path, module, layout in _modules(model, types):
+        for layer in _layers_of(module, layout, names):
             trained = layer.parameter.requires_grad and not _is_empty(layer.parameter)
             if trained and passes(layer.name, module):
                 layers.setdefault(layer.name, layer)
-        for local in computed(module, kind.weights):
+        for local in computed(module, layout.weights):
             if passes(name := f"{path}.{local}".lstrip("."), module):
                 raise MaskError(
                     f"{name} is no parameter: a forward hook computes it from others (the older "
@@ -292,27 +292,27 @@ def _filter(
 
 def _modules(
     model: nn.Module, types: Collection[type[nn.Module]] | None
-) -> Iterator[tuple[str, nn.Module, Kind]]:
+) -> Iterator[tuple[str, nn.Module, WeightLayout]]:
     """Modules of these types, or of those taken by default, with what is known of them."""
-    unknown = [t.__name__ for t in types or () if kind_of(t) is None]
+    unknown = [t.__name__ for t in types or () if layout_of(t) is None]
     if unknown:
         raise MaskError(
             f"no sparse weights are known for module type {', '.join(unknown)}: make them known "
             "with sf.register_layout"
         )
     for path, module in model.named_modules():
-        kind = kind_of(type(module))
-        if kind and (kind.default if types is None else isinstance(module, tuple(types))):
-            yield path, module, kind
+        layout = layout_of(type(module))
+        if layout and (layout.default if types is None else isinstance(module, tuple(types))):
+            yield path, module, layout
 
 
-def _layers_of(module: nn.Module, kind: Kind, names: dict[int, str]) -> Iterator[Layer]:
+def _layers_of(module: nn.Module, layout: WeightLayout, names: dict[int, str]) -> Iterator[Layer]:
     own = module.named_parameters(recurse=False)
-    found = [parameter for local, parameter in own if re.fullmatch(kind.weights, local)]
+    found = [parameter for local, parameter in own if re.fullmatch(layout.weights, local)]
     groups = getattr(module, "groups", 1)
-    padding = getattr(module, "padding_idx", None) if kind.layout == "lookup" else None
-    for parameter in (*found, *originals(module, kind.weights)):
-        yield Layer(names[id(parameter)], parameter, module, kind.layout, groups, padding)
+    padding = getattr(module, "padding_idx", None) if layout.layout == "lookup" else None
+    for parameter in (*found, *originals(module, layout.weights)):
+        yield Layer(names[id(parameter)], parameter, module, layout.layout, groups, padding)
 
 
 def _is_empty(parameter: nn.Parameter) -> bool:

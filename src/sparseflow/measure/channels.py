@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from sparseflow.core.errors import MeasureError
-from sparseflow.core.graph import SUPPORTED, call_action, module_action, title
+from sparseflow.core.operations import SUPPORTED, action, of_module, title
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def channels(model: nn.Module) -> Channels:
         >>> groups.sizes, groups.axes["2.weight"]
         ({'0': 4}, (Axis(dim=1, group='0', positions=9),))
     """
-    if module_action(model) in {"linear", "conv", "norm"}:
+    if of_module(model).action in {"linear", "conv", "norm"}:
         return Channels({}, dict.fromkeys(model.state_dict(), ()))
     try:
         graph = fx.Tracer().trace(model)
@@ -178,7 +178,7 @@ class _Walk:
             self._pinned |= {value.group for value in inputs if value.moves}
             return _FIXED
         module = self._module_of(node)
-        what = module_action(module) if module is not None else call_action(node)
+        what = action(node, module)
         tensors = [value for value in inputs if value.kind != "number"]
         arithmetic = getattr(node.target, "__module__", "") == "_operator"
         if what == "number" or (not tensors and arithmetic):

@@ -31,7 +31,7 @@ from sparseflow.runs.spec import (
     generation,
 )
 from sparseflow.runs.store import Store
-from sparseflow.sparse.convert import to_sparse
+from sparseflow.sparse import to_sparse
 from sparseflow.topology import Method, Task
 from sparseflow.train import (
     constant_rate,

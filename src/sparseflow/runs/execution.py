@@ -10,7 +10,7 @@ from sparseflow.core.choices import Execution
 from sparseflow.core.errors import SparseUnavailable, SpecError, first_line
 from sparseflow.masks import Masks
 from sparseflow.runs.spec import RunSpec
-from sparseflow.sparse.library import core
+from sparseflow.sparse.kernels.library import core
 from sparseflow.topology import served
 
 Resolved = Literal["dense", "sparse"]

@@ -10,8 +10,8 @@ from torch import nn
 from sparseflow.core.choices import Format
 from sparseflow.runs.build import load_data, make_model
 from sparseflow.runs.store import Run
-from sparseflow.sparse.onnx import export_onnx
-from sparseflow.sparse.storage import write
+from sparseflow.sparse.files.onnx import export_onnx
+from sparseflow.sparse.files.storage import write
 
 
 def export(run: Run, step: int, path: Path, kind: Format = "sparse") -> None:

@@ -1,15 +1,22 @@
-"""Truly sparse execution: layers, conversion and storage that cost what the non-zeros cost."""
+"""Truly sparse execution: layers, conversion and storage that cost what the non-zeros cost.
 
-from sparseflow.sparse.base import SparseLayer
-from sparseflow.sparse.convert import SparseModel, to_dense, to_sparse
-from sparseflow.sparse.layers import SparseConv2d, SparseLinear
-from sparseflow.sparse.onnx import export_onnx
-from sparseflow.sparse.plan import LayerPlan, Plan, plan
-from sparseflow.sparse.storage import load, save
+From the ground up: ``kernels`` (the C++ core), ``layers`` (a file a type, and the registry
+of types), ``convert`` (a traced model in the blocked layout), ``plan`` (what that gains)
+and ``files`` (models that are stored and read back).
+"""
+
+from sparseflow.sparse.convert.model import SparseModel, to_dense
+from sparseflow.sparse.files.onnx import export_onnx
+from sparseflow.sparse.files.storage import load, save
+from sparseflow.sparse.layers import SparseConv1d, SparseConv2d, SparseLayer, SparseLinear
+from sparseflow.sparse.plan.plan import Plan, plan
+from sparseflow.sparse.plan.predict import LayerPlan
+from sparseflow.sparse.to_sparse import to_sparse
 
 __all__ = [
     "LayerPlan",
     "Plan",
+    "SparseConv1d",
     "SparseConv2d",
     "SparseLayer",
     "SparseLinear",

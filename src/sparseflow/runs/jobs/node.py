@@ -15,7 +15,7 @@ import torch
 from sparseflow.core.errors import SparseUnavailable
 from sparseflow.runs.jobs.executor import Ended, Lost, Task, attempt
 from sparseflow.runs.spec import NUMERICS
-from sparseflow.sparse.library import core
+from sparseflow.sparse.kernels.library import core
 
 TELL_EVERY = 5.0
 """Seconds between two reports of a task: 1,000 under way make 200 messages a second."""

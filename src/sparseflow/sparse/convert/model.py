@@ -1,0 +1,112 @@
+"""The converted model, and the way from it to a dense one."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from sparseflow.core.errors import KernelError, MaskError
+from sparseflow.sparse.layers import SparseLayer
+
+
+class SparseModel(nn.Module):
+    """A model whose activations stay blocked between sparse layers.
+
+    It has the submodules and attributes of the model it was made from under
+    their names, the sparse layers in place of the dense ones, and takes the
+    inputs that the example gave.
+    """
+
+    def __init__(
+        self, root: nn.Module, graph: fx.Graph, original: nn.Module, ranks: tuple[int | None, ...]
+    ) -> None:
+        """Take over the parts of ``root``; ``original`` is the dense skeleton."""
+        super().__init__()
+        own = set(self.__dict__)
+        self.__dict__.update({k: v for k, v in root.__dict__.items() if k not in own})
+        for name, parameter in root.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name, buffer in root.named_buffers(recurse=False):
+            self.register_buffer(name, buffer, name not in root._non_persistent_buffers_set)
+        for name, child in root.named_children():
+            self.add_module(name, child)
+        self.training = root.training
+        run = type(fx.GraphModule(root, graph, type(original).__name__)).forward
+        # In a tuple: as an attribute, the skeleton would become a submodule.
+        self._converted = (original, run, ranks)
+
+    @property
+    def dense_skeleton(self) -> nn.Module:
+        """The dense model it was made from, without its numbers."""
+        return self._converted[0]
+
+    def forward(self, *args: Any) -> Any:
+        """Run the converted graph.
+
+        Raises:
+            KernelError: for an input with another number of axes than the example's.
+        """
+        _, run, ranks = self._converted
+        for at, (given, rank) in enumerate(zip(args, ranks, strict=False)):
+            if rank is not None and isinstance(given, Tensor) and given.ndim != rank:
+                raise KernelError(
+                    f"input {at} has {given.ndim} axes; this model was converted for {rank}: "
+                    "convert it with an example like the inputs"
+                )
+        return run(self, *args)
+
+
+def to_dense(model: nn.Module) -> nn.Module:
+    """Convert a model with sparse layers back to the dense one it was made from.
+
+    Inactive weights are zero. The model given is left alone.
+
+    Raises:
+        MaskError: if it has no sparse layer.
+
+    Example:
+        >>> import torch, sparseflow as sf
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> masks = sf.sparsify(net, density=0.2)
+        >>> back = to_dense(sf.to_sparse(net, masks, torch.randn(1, 64), force=True))
+        >>> type(back).__name__, bool(torch.equal(back[0].weight, net[0].weight))
+        ('Sequential', True)
+    """
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
+    if not layers:
+        raise MaskError(f"{type(model).__name__} has no sparse layer")
+    if isinstance(model, SparseModel):
+        return _refilled(model, layers)
+    root = copy.deepcopy(model)
+    for path, layer in layers.items():
+        root = replaced(root, path, layer.to_dense())
+    return root
+
+
+def _refilled(model: SparseModel, layers: dict[str, SparseLayer]) -> nn.Module:
+    """Copy the skeleton of a converted model with the numbers that this one has."""
+    state = dict(model.named_parameters()) | dict(model.named_buffers())
+    skeleton = model.dense_skeleton
+    memo: dict[int, Any] = {}
+    for name, empty in (*skeleton.named_parameters(), *skeleton.named_buffers()):
+        layer = layers.get(name.rpartition(".")[0]) if name.endswith("weight") else None
+        source = state[name] if layer is None else layer.values
+        filled = source.detach().clone() if layer is None else layer.dense_weight()
+        if isinstance(empty, nn.Parameter):
+            filled = nn.Parameter(filled, source.requires_grad)
+        memo[id(empty)] = filled
+    dense = copy.deepcopy(skeleton, memo)
+    flags = {name: module.training for name, module in model.named_modules()}
+    for name, module in dense.named_modules():
+        module.training = flags.get(name, model.training)
+    return dense
+
+
+def replaced(root: nn.Module, path: str, module: nn.Module) -> nn.Module:
+    """Put a module in another's place; return the root, which is that module itself at ``""``."""
+    if not path:
+        return module
+    root.set_submodule(path, module)
+    return root

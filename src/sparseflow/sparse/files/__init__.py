@@ -1,0 +1,1 @@
+"""Models in one file: architecture as data, weights by their non-zeros; and ONNX."""

@@ -1,0 +1,1 @@
+"""The C++ core, and its kernels as functions on tensors and patterns."""
