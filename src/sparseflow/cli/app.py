@@ -23,9 +23,9 @@ from sparseflow.cli.options import (
     StorePath,
     Threads,
 )
-from sparseflow.cli.probes import Probe, check_count, make_study, places, tables
+from sparseflow.cli.probes import Probe, check_count, make_study, places
 from sparseflow.cli.ranks import joined
-from sparseflow.cli.show import print_json, run_progress, stdout, table
+from sparseflow.cli.show import print_json, rich_table, run_progress, stdout, table
 from sparseflow.cli.tensorboard import tensorboard
 from sparseflow.cli.work import (
     check_store,
@@ -221,8 +221,8 @@ def measure(
     if as_json:
         print_json(msgspec.to_builtins(seen))
         return
-    for shown in tables(seen):
-        stdout.print(shown)
+    for shown in seen.tables():
+        stdout.print(rich_table(shown))
 
 
 app.command()(reproduce)

@@ -33,7 +33,8 @@ from sparseflow.cli.work import (
     runs_table,
     show_costs,
 )
-from sparseflow.recipes import demo_specs, expand, make_spec, reproduction
+from sparseflow.paper import reproduction
+from sparseflow.recipes import demo_specs, expand, make_spec
 from sparseflow.runs import Store
 from sparseflow.runs.spec import Execution
 

@@ -11,7 +11,7 @@ from sparseflow import studies
 from sparseflow.cli.show import SweepView, plain, print_json, stderr, stdout, study_progress, table
 from sparseflow.core.errors import SparseflowError, SpecError, StoreError
 from sparseflow.runs import Executor, Graph, Run, RunSpec, Store, audit, identity, plan, sweep
-from sparseflow.studies import Figures, Study, carry_out_all, seconds
+from sparseflow.studies import Record, Study, carry_out_all, seconds
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -43,7 +43,7 @@ def run_sweep(specs: list[RunSpec], store: Store, executor: Executor, device: st
     return planned
 
 
-def run_studies(wanted: Sequence[Study], store: Store, executor: Executor) -> list[Figures]:
+def run_studies(wanted: Sequence[Study], store: Store, executor: Executor) -> list[Record]:
     """Carry out studies, with a bar where someone watches."""
     with study_progress(len(wanted)) as changed:
         return carry_out_all(wanted, store, executor, changed=changed)
@@ -98,7 +98,7 @@ def report_on(
     out: Path,
     as_json: bool,
     published: bool = False,
-    evidence: Sequence[Figures] = (),
+    evidence: Sequence[Record] = (),
 ) -> None:
     """Collect runs and write their report."""
     if not runs:
@@ -111,25 +111,32 @@ def report_on(
 
 def write_out(results: Any, out: Path, as_json: bool) -> None:
     """Write a report and print its tables, or what they hold as JSON."""
-    reports = report_room()
-    files = reports.write_report(results, out)
-    judged = reports.claims(results) if results.evidence else []
+    papers, results = paper_room(), paper_room().with_references(results)
+    files = papers.write_report(results, out)
+    judged = papers.claims(results) if results.evidence else []
     if as_json:
-        found = {"rows": reports.summary_rows(results)}
+        found = {"rows": report_room().summary_rows(results)}
         if judged:
             found |= {
-                "claims": reports.claims_rows(judged),
-                "published": reports.published_data(results),
+                "claims": papers.claims_rows(judged),
+                "published": papers.published_data(results),
             }
         print_json(found | {"files": [str(f) for f in files]})
         return
-    tables = [reports.markdown_table(results)]
+    tables = [report_room().markdown_table(results)]
     if judged:
-        tables += [reports.published_markdown(results), reports.claims_markdown(judged)]
+        tables += [papers.published_markdown(results), papers.claims_markdown(judged)]
     for text in tables:
         harmless = "\n".join(map(plain, text.split("\n")))
         stdout.print(harmless, highlight=False, markup=False, soft_wrap=True)
     stderr.print(f"wrote {len(files)} files; open {out / 'index.html'}", highlight=False)
+
+
+def paper_room() -> Any:
+    """Import the paper's room late, as the report's."""
+    from sparseflow import paper  # noqa: PLC0415
+
+    return paper
 
 
 def report_room() -> Any:

@@ -10,11 +10,9 @@ from sparseflow.recipes.make import (
     makers,
     recipe_names,
 )
-from sparseflow.recipes.paper import Reproduction, reproduction
 
 __all__ = [
     "FAMILIES",
-    "Reproduction",
     "demo_specs",
     "expand",
     "find_family",
@@ -22,5 +20,4 @@ __all__ = [
     "make_spec",
     "makers",
     "recipe_names",
-    "reproduction",
 ]

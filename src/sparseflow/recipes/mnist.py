@@ -13,6 +13,7 @@ LENET5 = Family(
     SetMethod(every=100),
     small=(3, 3, 27, 20),
     sparsities=SPARSITIES,
+    headline="Gradient flow in a sparse LeNet5 on MNIST",
 )
 MLP = Family(
     "mlp-mnist",
@@ -22,4 +23,5 @@ MLP = Family(
     SetMethod(every=500),
     small=(8, 8),
     sparsities=SPARSITIES,
+    headline="Gradient flow in a sparse perceptron on MNIST",
 )
