@@ -14,7 +14,7 @@ from helpers.evidence import reproduction
 from scipy import stats
 
 from sparseflow.measure.statistics import Estimate
-from sparseflow.paper import CLAIMS, Judged, Judgement, claims, claims_markdown, claims_rows
+from sparseflow.paper import CLAIMS, Claim, Judgement, claims, claims_markdown, claims_rows
 from sparseflow.paper.claims.flow import equal_loss
 from sparseflow.paper.claims.forms import claims_values
 from sparseflow.paper.claims.functions import with_reference, within
@@ -325,7 +325,7 @@ WORLDS: dict[str, Callable[[Effects], Results]] = {
 BY_COUNTS = {"init-trains", "init-accuracy"}
 
 
-def claim(name: str, of: Results) -> Judged:
+def claim(name: str, of: Results) -> Claim:
     return next(c for c in CLAIMS if c.name == name).judge(of)
 
 
@@ -666,7 +666,7 @@ def test_csv_has_a_line_a_judgement() -> None:
 
 
 def test_markdown_says_every_claim_and_judgement() -> None:
-    found = [*claims(of_rigl_updates(EFFECTS["holds"])), Judged("x", "a|b.", "", (), "", "")]
+    found = [*claims(of_rigl_updates(EFFECTS["holds"])), Claim("x", "a|b.", "", (), "", "")]
     text = claims_markdown(found)
     table = [row for row in text.splitlines() if row.startswith("|")]
     assert len(table) == 2 + sum(max(1, len(c.judgements)) for c in found)
@@ -683,7 +683,7 @@ REAL = Path(__file__).parents[2] / "results" / "lenet5-mnist.json"
 
 
 @pytest.fixture(scope="module")
-def real() -> dict[str, Judged]:
+def real() -> dict[str, Claim]:
     return {c.name: c for c in claims(load_results(REAL))}
 
 
@@ -695,14 +695,14 @@ def real() -> dict[str, Judged]:
         "ticket-accuracy",
     ],
 )  # fmt: skip
-def test_real_runs_give_finite_judgements(real: dict[str, Judged], name: str) -> None:
+def test_real_runs_give_finite_judgements(real: dict[str, Claim], name: str) -> None:
     assert real[name].judgements
     for j in real[name].judgements:
         assert math.isfinite(j.estimate.value)
         assert j.estimate.low <= j.estimate.value <= j.estimate.high
 
 
-def test_real_runs_give_the_verdicts_that_their_table_shows(real: dict[str, Judged]) -> None:
+def test_real_runs_give_the_verdicts_that_their_table_shows(real: dict[str, Claim]) -> None:
     held = ("signal-start", "gradient-start", "init-trains", "rigl-flow", "ticket-accuracy")
     assert [real[name].verdict for name in held] == ["holds"] * len(held)
     kernels = next(j for j in real["ticket-flow"].judgements if "kernels" in j.window)

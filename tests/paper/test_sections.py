@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from sparseflow.measure.statistics import Verdict, mean_interval
 from sparseflow.paper import (
-    Judged,
+    Claim,
     Judgement,
     claims,
     published_data,
@@ -59,7 +59,7 @@ def whole() -> Results:
 
 
 @pytest.fixture(scope="module")
-def judged(whole: Results) -> list[Judged]:
+def judged(whole: Results) -> list[Claim]:
     return claims(whole)
 
 
@@ -125,7 +125,7 @@ def test_everything_is_written_and_the_page_stands_alone(
     assert load_results(folder / "results.json") == whole
 
 
-def test_the_page_opens_with_every_claim_and_its_verdict(page: str, judged: list[Judged]) -> None:
+def test_the_page_opens_with_every_claim_and_its_verdict(page: str, judged: list[Claim]) -> None:
     text = Text(page).text
     order = [page.index(f'id="{part}"') for part in ("claims", "published", "accuracy")]
     assert order == sorted(order)
@@ -155,7 +155,7 @@ def test_each_verdict_has_its_word_and_sign(whole: Results, verdict: Verdict) ->
     page = render(
         whole,
         {},
-        [claims_section([Judged("one", "So it is.", "Figure 9.", (one,), "flow", "")])],
+        [claims_section([Claim("one", "So it is.", "Figure 9.", (), "flow", "", (one,))])],
     )
     look, sign = VERDICTS[verdict]
     card = page[page.index('id="claim-one"') : page.index("</article>")]
@@ -168,14 +168,14 @@ def test_each_verdict_has_its_word_and_sign(whole: Results, verdict: Verdict) ->
 
 
 def test_a_claim_without_data_says_so(whole: Results) -> None:
-    empty = Judged("nothing", "Nothing <b>is</b> so.", "Figure 9.", (), "", "")
+    empty = Claim("nothing", "Nothing <b>is</b> so.", "Figure 9.", (), "", "")
     page = render(whole, {}, [claims_section([empty])])
     assert "Nothing &lt;b&gt;is&lt;/b&gt; so." in page
     assert "Nothing measured yet." in page
     assert 'class="badge open"' in page
 
 
-def test_claims_as_files(folder: Path, judged: list[Judged]) -> None:
+def test_claims_as_files(folder: Path, judged: list[Claim]) -> None:
     rows = json.loads((folder / "claims.json").read_text(encoding="utf-8"))
     assert [row["name"] for row in rows] == [claim.name for claim in judged]
     assert [row["verdict"] for row in rows] == [claim.verdict for claim in judged]

@@ -53,7 +53,7 @@ def places(
 def check_count(probe: Probe, found: Sequence[Place]) -> None:
     """Raise a SpecError unless a probe takes this number of checkpoints."""
     kind = PROBES.get(probe)
-    low, high = (kind.fewest, kind.most) if kind else (1, 1)
+    low, high = kind.takes if kind else (1, 1)
     if low <= len(found) <= (high or len(found)):
         return
     need = f"{low}" if high else f"at least {low}"

@@ -7,7 +7,7 @@ it says of the paper.
 
 from sparseflow.paper.claims import CLAIMS, claims
 from sparseflow.paper.claims.forms import claims_markdown, claims_rows
-from sparseflow.paper.judging import Claim, Judged, Judgement
+from sparseflow.paper.judging import Claim, Judgement
 from sparseflow.paper.plan import Reproduction, reproduction
 from sparseflow.paper.sections import sections, write_report
 from sparseflow.paper.table import published_data, published_markdown
@@ -16,7 +16,6 @@ from sparseflow.paper.values import with_references
 __all__ = [
     "CLAIMS",
     "Claim",
-    "Judged",
     "Judgement",
     "Reproduction",
     "claims",

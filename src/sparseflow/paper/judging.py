@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sparseflow.measure.comparison import Comparison, paired, unpaired
 from sparseflow.measure.statistics import LEVEL, Estimate, Verdict, mean_interval, verdict
@@ -234,43 +234,17 @@ class Alone:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A claim held against the results.
-
-    Attributes:
-        name: for links.
-        sentence: what is claimed.
-        paper: the paper's figure or number, or the authors' code's.
-        judgements: one a window; none where there are no data.
-        figure: that shows it; empty if none does.
-        note: margin, dead runs and what else to know; may be empty.
-    """
-
-    name: str
-    sentence: str
-    paper: str
-    judgements: tuple[Judgement, ...]
-    figure: str
-    note: str
-
-    @property
-    def verdict(self) -> Verdict:
-        """The verdict that all judgements share; else it is not settled."""
-        verdicts: set[Verdict] = {judgement.verdict for judgement in self.judgements}
-        return next(iter(verdicts)) if len(verdicts) == 1 else "not settled"
-
-
-@dataclass(frozen=True)
 class Claim:
-    """A claim, and what would settle it.
+    """A claim, what would settle it, and how it was judged.
 
     Attributes:
         name: for links.
         sentence: what is claimed.
         paper: the paper's figure or number, or the authors' code's.
         tests: one a window, or several; each with its threshold and direction.
-        figure: that shows it.
-        note: margin, dead runs and what else to know.
+        figure: that shows it; empty if none does.
+        note: margin, dead runs and what else to know; may be empty.
+        judgements: one a window, once it is judged; none where there are no data.
     """
 
     name: str
@@ -279,11 +253,18 @@ class Claim:
     tests: tuple[Test, ...]
     figure: str
     note: str
+    judgements: tuple[Judgement, ...] = ()
 
-    def judge(self, results: Results) -> Judged:
+    def judge(self, results: Results) -> Claim:
         """Hold it against the results."""
         judgements = tuple(judgement for test in self.tests for judgement in test(results))
-        return Judged(self.name, self.sentence, self.paper, judgements, self.figure, self.note)
+        return replace(self, judgements=judgements)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict that all judgements share; else it is not settled."""
+        verdicts: set[Verdict] = {judgement.verdict for judgement in self.judgements}
+        return next(iter(verdicts)) if len(verdicts) == 1 else "not settled"
 
 
 def minus_each(a: Sample, b: Sample) -> Sample:

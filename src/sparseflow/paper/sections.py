@@ -11,16 +11,11 @@ from typing import Any
 from sparseflow.measure.statistics import Verdict
 from sparseflow.paper.claims import claims
 from sparseflow.paper.claims.forms import NOTE, claims_rows, claims_table, claims_values
-from sparseflow.paper.judging import Judged
-from sparseflow.paper.table import (
-    HEADS,
-    published_lines,
-    published_notes,
-    published_table,
-    published_values,
-)
+from sparseflow.paper.judging import Claim
+from sparseflow.paper.table import HEADS, published_data, published_rows, published_table
 from sparseflow.paper.values import with_references
 from sparseflow.plotting.palette import VARIABLES, color_of
+from sparseflow.plotting.table import Table
 from sparseflow.report import write_report as write_general
 from sparseflow.report.page import Section
 from sparseflow.report.results import Results
@@ -47,7 +42,7 @@ def sections(results: Results) -> list[Section]:
     return [*opening, *([table] if table else []), literature_section(results)]
 
 
-def claims_section(judged: list[Judged]) -> Section:
+def claims_section(judged: list[Claim]) -> Section:
     """Every claim with its verdict, and the same as JSON, Markdown and CSV."""
     counts = Counter(claim.verdict for claim in judged)
     rows = json.dumps(claims_rows(judged), indent=1, ensure_ascii=False, allow_nan=False)
@@ -72,20 +67,20 @@ def claims_section(judged: list[Judged]) -> Section:
 
 def published_section(results: Results) -> Section | None:
     """The published table with ours, and the same as Markdown and CSV; None without predictions."""
-    lines = published_lines(results)
-    if not lines:
+    rows = published_rows(results)
+    if not rows:
         return None
     table = published_table(results)
     return Section(
         template=_template("published.html.j2"),
         values={
-            "lines": [(line, VARIABLES[color_of(line.group or "prune")]) for line in lines],
-            "heads": list(HEADS.values()),
-            "notes": published_notes(results),
+            "rows": [(row, VARIABLES[color_of(row.group or "prune")]) for row in rows],
+            "heads": HEADS,
+            "notes": table.notes,
         },
         files={
             "published.md": table.markdown(),
-            "published.csv": published_values(results).csv(),
+            "published.csv": Table.of("", published_data(results)).csv(),
             "published.tex": table.latex(),
         },
     )

@@ -1,4 +1,4 @@
-"""The paper's table for MNIST beside ours: accuracy, ensembles, disagreement."""
+"""The paper's table for MNIST with ours: accuracy, ensembles, disagreement."""
 
 from __future__ import annotations
 
@@ -20,6 +20,35 @@ from sparseflow.studies import Agreement
 from sparseflow.studies.agreement import Ensemble, GroupRecord, blocks
 from sparseflow.studies.evidence import first
 
+HEADS = {
+    "accuracy": "test accuracy %",
+    "ensemble": "ensemble %",
+    "disagreement": "disagreement",
+    "pruned": "disagreement with pruned",
+    "loss": "ensemble's loss",
+    "ece": "ensemble's ECE",
+}
+"""Columns of the table and what to call them."""
+
+IN_PAPER = tuple(HEADS)[:4]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One value as text; parts are empty where there is none.
+
+    Attributes:
+        paper: the paper's.
+        ours: ours.
+        interval: of ours.
+        more: what else to know about ours.
+    """
+
+    paper: str = ""
+    ours: str = ""
+    interval: str = ""
+    more: str = ""
+
 
 @dataclass(frozen=True)
 class Ours:
@@ -38,10 +67,29 @@ class Ours:
     runs: int
     dead: int
     accuracy: Estimate | None
-    median: float | None
-    ensemble: Ensemble | None
-    disagreement: Estimate | None
-    pruned: Estimate | None
+    median: float | None = None
+    ensemble: Ensemble | None = None
+    disagreement: Estimate | None = None
+    pruned: Estimate | None = None
+
+    def texts(self) -> dict[str, tuple[str, ...]]:
+        """Value, interval and what else to know, of each column that there is."""
+        texts: dict[str, tuple[str, ...]] = {}
+        if self.accuracy is not None:
+            middle = "" if self.median is None else f"median {accuracy(self.median)}"
+            texts["accuracy"] = (*_apart(self.accuracy, accuracy), middle)
+        for name in ("disagreement", "pruned"):
+            value: Estimate | None = getattr(self, name)
+            if value is not None:
+                texts[name] = _apart(value, _share)
+        if self.ensemble is not None:
+            e = self.ensemble
+            gain = "" if e.gain is None else f"{e.gain:+.2f} ± {e.error or 0:.2f}"
+            alone = NONE if e.accuracy is None else accuracy(e.accuracy)
+            texts["ensemble"] = (alone, "", gain.replace("-", "−"))
+            for name, number in (("loss", e.loss), ("ece", e.ece)):
+                texts[name] = (NONE if number is None else _share(number),)
+        return texts
 
 
 @dataclass(frozen=True)
@@ -53,45 +101,52 @@ class PublishedRow:
     paper: PublishedLine | None
     ours: Ours | None
 
+    @property
+    def runs(self) -> str:
+        """How many runs of ours there are."""
+        if self.ours is None:
+            return ""
+        return f"{self.ours.runs}" + f", {self.ours.dead} dead" * bool(self.ours.dead)
+
+    @property
+    def cells(self) -> dict[str, Cell]:
+        """The text of every column."""
+        theirs = _paper_texts(self.paper) if self.paper else {}
+        own = self.ours.texts() if self.ours else {}
+        return {name: Cell(theirs.get(name, ""), *own.get(name, ())) for name in HEADS}
+
 
 def published_rows(results: Results) -> list[PublishedRow]:
     """Lines of the paper's table, then groups that it lacks.
 
-    The paper's figures hold for its own settings: where the runs have others
+    The paper's values hold for its own settings: where the runs have others
     they are left out.
 
     Returns:
         Nothing if no predictions were compared.
     """
-    found = first(results, Agreement)
-    if found is None:
+    agreement = first(results, Agreement)
+    if agreement is None:
         return []
+    groups = {group.name: _summary(agreement, group, alive) for group, alive in blocks(agreement)}
     lines = PUBLISHED_TABLE.get(results.family, ())
     theirs = bool(results.main) and all(run.published for run in results.main)
     rows = [
-        PublishedRow(line.start, line.group, line if theirs else None, _ours(found, line.group))
+        PublishedRow(
+            line.start,
+            line.group,
+            line if theirs else None,
+            _reference(agreement) if line.group == PRUNED else groups.get(line.group),
+        )
         for line in lines
     ]
-    known = {line.group for line in lines}
+    listed = {line.group for line in lines}
     rows += [
-        PublishedRow(GROUPS.get(group.name, group.name), group.name, None, _ours(found, group.name))
-        for group in found.groups
-        if group.name not in known
+        PublishedRow(GROUPS.get(name, name), name, None, ours)
+        for name, ours in groups.items()
+        if name not in listed
     ]
     return [row for row in rows if row.paper or row.ours]
-
-
-def _ours(agreement: Agreement, name: str) -> Ours | None:
-    if name == PRUNED:
-        return _reference(agreement)
-    return next(
-        (
-            _summary(agreement, group, alive)
-            for group, alive in blocks(agreement)
-            if group.name == name
-        ),
-        None,
-    )
 
 
 def _summary(agreement: Agreement, group: GroupRecord, alive: list[int]) -> Ours:
@@ -118,105 +173,25 @@ def _reference(agreement: Agreement) -> Ours | None:
         return None
     for member in members:
         if member.label == agreement.labels[-1] and member.accuracy is not None:
-            one = mean_interval([member.accuracy])
-            return Ours(1, int(member.dead), one, None, None, None, None)
+            return Ours(1, int(member.dead), mean_interval([member.accuracy]))
     return None
 
 
-COLUMNS = ("accuracy", "ensemble", "disagreement", "pruned", "loss", "ece")
-HEADS = {
-    "accuracy": "test accuracy %",
-    "ensemble": "ensemble %",
-    "disagreement": "disagreement",
-    "pruned": "disagreement with pruned",
-    "loss": "ensemble's loss",
-    "ece": "ensemble's ECE",
-}
-"""Columns of the table and what to call them; the paper has the first four."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One value as text; empty where there is none.
-
-    Attributes:
-        head: of the column.
-        paper: the paper's.
-        ours: ours.
-        interval: of ours.
-        more: what else to know about ours.
-    """
-
-    head: str
-    paper: str
-    ours: str
-    interval: str = ""
-    more: str = ""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the table as text."""
-
-    start: str
-    group: str
-    runs: str
-    dead: bool
-    cells: tuple[Cell, ...]
-
-
-def published_lines(results: Results) -> list[Line]:
-    """Format the table."""
-    return [_line(row) for row in published_rows(results)]
-
-
-def _line(row: PublishedRow) -> Line:
-    ours, own = row.ours, _our_texts(row.ours)
-    runs = ""
-    if ours is not None:
-        runs = f"{ours.runs}, {ours.dead} dead" if ours.dead else f"{ours.runs}"
-    theirs = _paper_texts(row.paper)
-    cells = tuple(Cell(HEADS[c], theirs.get(c, ""), *own.get(c, ("",))) for c in COLUMNS)
-    return Line(row.start, row.group, runs, bool(ours and ours.dead), cells)
-
-
-def _our_texts(ours: Ours | None) -> dict[str, tuple[str, ...]]:
-    if ours is None:
-        return {}
-    found: dict[str, tuple[str, ...]] = {}
-    if ours.accuracy is not None:
-        middle = "" if ours.median is None else f"median {accuracy(ours.median)}"
-        found["accuracy"] = (*_apart(ours.accuracy, accuracy), middle)
-    for name in ("disagreement", "pruned"):
-        value: Estimate | None = getattr(ours, name)
-        if value is not None:
-            found[name] = _apart(value, _share)
-    if ours.ensemble is not None:
-        e = ours.ensemble
-        gain = "" if e.gain is None else f"{e.gain:+.2f} ± {e.error or 0:.2f}".replace("-", "−")
-        found["ensemble"] = (NONE if e.accuracy is None else accuracy(e.accuracy), "", gain)
-        for name, number in (("loss", e.loss), ("ece", e.ece)):
-            found[name] = (NONE if number is None else _share(number),)
-    return found
-
-
-def _paper_texts(line: PublishedLine | None) -> dict[str, str]:
-    if line is None:
-        return {}
+def _paper_texts(line: PublishedLine) -> dict[str, str]:
     mean, deviation = line.accuracy
-    found = {"accuracy": accuracy(mean) + (f" ± {accuracy(deviation)}" if deviation else "")}
+    texts = {"accuracy": accuracy(mean) + (f" ± {accuracy(deviation)}" if deviation else "")}
     if line.ensemble is not None:
-        found["ensemble"] = accuracy(line.ensemble)
+        texts["ensemble"] = accuracy(line.ensemble)
     for name in ("disagreement", "pruned"):
         pair = getattr(line, name)
         if pair is not None:
-            found[name] = f"{_share(pair[0])} ± {_share(pair[1])}"
-    return found
+            texts[name] = f"{_share(pair[0])} ± {_share(pair[1])}"
+    return texts
 
 
-def _apart(found: Estimate, shown: Callable[[float], str]) -> tuple[str, str]:
-    value, _, interval = estimate(found, shown).partition(" ")
-    return value, interval
+def _apart(value: Estimate, shown: Callable[[float], str]) -> tuple[str, str]:
+    text, _, interval = estimate(value, shown).partition(" ")
+    return text, interval
 
 
 def _share(value: float) -> str:
@@ -242,15 +217,15 @@ def published_notes(results: Results) -> str:
 def published_table(results: Results) -> Table:
     """The table for people: two columns for what the paper gives, its value and ours."""
     heads = ["start", "our runs"]
-    for name in COLUMNS:
-        heads += [f"{HEADS[name]}: paper", "ours"] if name in COLUMNS[:4] else [HEADS[name]]
+    for name, head in HEADS.items():
+        heads += [f"{head}: paper", "ours"] if name in IN_PAPER else [head]
     rows = []
-    for line in published_lines(results):
+    for line in published_rows(results):
         row = [line.start, line.runs or NONE]
-        for name, cell in zip(COLUMNS, line.cells, strict=True):
+        for name, cell in line.cells.items():
             parts = (cell.ours, cell.interval, f"({cell.more})" if cell.more else "")
             own = " ".join(part for part in parts if part) or NONE
-            row += [cell.paper or NONE, own] if name in COLUMNS[:4] else [own]
+            row += [cell.paper or NONE, own] if name in IN_PAPER else [own]
         rows.append(tuple(row))
     return Table(PUBLISHED, tuple(map(Column, heads)), tuple(rows), published_notes(results))
 
@@ -258,11 +233,6 @@ def published_table(results: Results) -> Table:
 def published_markdown(results: Results) -> str:
     """The table as Markdown."""
     return published_table(results).markdown()
-
-
-def published_values(results: Results) -> Table:
-    """The table unformatted: for CSV."""
-    return Table.of(PUBLISHED, published_data(results))
 
 
 def published_data(results: Results) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -24,7 +24,16 @@ from sparseflow.plotting.vocabulary import GROUPS
 from sparseflow.runs import Store
 from sparseflow.studies.evidence import Evidence, first
 from sparseflow.studies.load import load_all
-from sparseflow.studies.study import Place, Point, Record, Study, Tagged, points_at, register_study
+from sparseflow.studies.study import (
+    Kind,
+    Place,
+    Point,
+    Record,
+    Study,
+    Tagged,
+    points_at,
+    register_study,
+)
 from sparseflow.studies.values import Matrix, Number, dead_below, matrix, rounded
 
 if TYPE_CHECKING:
@@ -33,9 +42,6 @@ if TYPE_CHECKING:
 heatmap = late("sparseflow.plotting.heatmap", extra="report")
 mpl = late("matplotlib", extra="report")
 style = late("sparseflow.plotting.style", extra="report")
-
-LEFT = 1.45
-"""Inches for the names of the groups."""
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -172,7 +178,9 @@ class AgreementStudy(Study, Tagged, frozen=True, tag="agreement"):
     reference: Point | None = None
 
     @classmethod
-    def of(cls, places: Sequence[Place], reference: Place | None = None, **_: Any) -> Self:
+    def of(
+        cls, places: Sequence[Place], reference: Place | None = None, **_: Any
+    ) -> AgreementStudy:
         """Make a group of the runs of each recipe."""
         recipes = [place.run.spec.recipe for place in places]
         named = sorted(zip(recipes, points_at(places), strict=True), key=lambda pair: pair[0])
@@ -292,8 +300,7 @@ def _draw(results: Evidence) -> Drawing | None:
     table = 100 * np.array(record.disagreement, dtype=float)[np.ix_(order, order)]
     step = heatmap.round_step(float(np.nanmax(table)) / len(SCALE))
     with style.styled():
-        width = style.WIDTH
-        figure = mpl.figure.Figure(figsize=(width, width - LEFT + 1.45))
+        figure = mpl.figure.Figure(figsize=(style.WIDTH, style.WIDTH))
         axes = figure.subplots()
         heatmap.draw_shades(axes, np.clip(np.floor(table / step), 0, len(SCALE) - 1))
         ends = [0, *itertools.accumulate(len(alive) for _, alive in groups)]
@@ -323,26 +330,28 @@ def _data(results: Evidence) -> Table:
     return record.pairs() if record else Table.of("pairs", [])
 
 
+DISAGREEMENT = Figure(
+    "disagreement",
+    "Who disagrees with whom",
+    "A cell is a pair of networks: the share of test images that they classify "
+    "differently. The number in a block is its mean in %, a network and itself left out. "
+    "Lottery, scratch and prune restart all come from one pruned network.",
+    "predictions of several groups",
+    _draw,
+    _data,
+    within_groups,
+    evidence=True,
+)
+
 register_study(
-    AgreementStudy,
-    Agreement,
-    probe="agreement",
-    checkpoints=(2, None),
-    options=("reference",),
-    version=2,
-    order=6,
-    figures=(
-        Figure(
-            "disagreement",
-            "Who disagrees with whom",
-            "A cell is a pair of networks: the share of test images that they classify "
-            "differently. The number in a block is its mean in %, a network and itself left out. "
-            "Lottery, scratch and prune restart all come from one pruned network.",
-            "predictions of several groups",
-            _draw,
-            _data,
-            within_groups,
-            evidence=True,
-        ),
-    ),
+    Kind(
+        study=AgreementStudy,
+        record=Agreement,
+        probe="agreement",
+        takes=(2, None),
+        options=("reference",),
+        version=2,
+        order=6,
+        figures=(DISAGREEMENT,),
+    )
 )

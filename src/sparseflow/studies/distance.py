@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from sparseflow.runs import Store
 from sparseflow.studies.agreement import dead_labels
 from sparseflow.studies.evidence import Evidence, first
 from sparseflow.studies.load import load_all
-from sparseflow.studies.study import Place, Point, Record, Study, Tagged, points_at, register_study
+from sparseflow.studies.study import Kind, Point, Record, Study, Tagged, register_study
 from sparseflow.studies.values import Matrix, Number, matrix, rounded
 
 if TYPE_CHECKING:
@@ -89,11 +88,6 @@ class DistanceStudy(Study, Tagged, frozen=True, tag="distance"):
     """Distances between all checkpoints, and their map."""
 
     points: tuple[Point, ...]
-
-    @classmethod
-    def of(cls, places: Sequence[Place], **options: Any) -> Self:
-        """Take all places."""
-        return cls(points_at(places), **options)
 
     @property
     def checkpoints(self) -> tuple[Point, ...]:
@@ -226,25 +220,27 @@ def _data(results: Evidence) -> Table:
     return record.map() if record and record.places else Table.of("map", [])
 
 
+MAP = Figure(
+    "map",
+    "A map of starts and ends",
+    "All are children of one pruned network (star). Hollow: starts; filled: ends; an arrow "
+    "is a run. Multidimensional scaling places them so that distances on the map are as "
+    "near to the L2 distances between weights as two dimensions allow; the stress says how "
+    "near (0 is perfect). Its directions mean nothing.",
+    "distances between starts and ends",
+    _draw,
+    _data,
+    nearness,
+    evidence=True,
+)
+
 register_study(
-    DistanceStudy,
-    Distances,
-    probe="distance",
-    checkpoints=(2, None),
-    order=3,
-    figures=(
-        Figure(
-            "map",
-            "A map of starts and ends",
-            "All are children of one pruned network (star). Hollow: starts; filled: ends; an arrow "
-            "is a run. Multidimensional scaling places them so that distances on the map are as "
-            "near to the L2 distances between weights as two dimensions allow; the stress says how "
-            "near (0 is perfect). Its directions mean nothing.",
-            "distances between starts and ends",
-            _draw,
-            _data,
-            nearness,
-            evidence=True,
-        ),
-    ),
+    Kind(
+        study=DistanceStudy,
+        record=Distances,
+        probe="distance",
+        takes=(2, None),
+        order=3,
+        figures=(MAP,),
+    )
 )

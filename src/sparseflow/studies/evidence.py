@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
@@ -62,6 +62,7 @@ class References(msgspec.Struct, frozen=True):
     absent: str = ""
 
 
+@runtime_checkable
 class Evidence(Protocol):
     """Records of studies, with what is needed to draw them; the report's results are one."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,16 @@ from sparseflow.plotting.vocabulary import place_of
 from sparseflow.runs import Store
 from sparseflow.studies.evidence import Evidence, of
 from sparseflow.studies.load import examples, load_all
-from sparseflow.studies.study import Point, Record, Study, Tagged, register_study
+from sparseflow.studies.study import (
+    Kind,
+    Place,
+    Point,
+    Record,
+    Study,
+    Tagged,
+    points_at,
+    register_study,
+)
 from sparseflow.studies.values import Number, Row, rounded, row
 
 if TYPE_CHECKING:
@@ -108,6 +118,11 @@ class LineStudy(Study, Tagged, frozen=True, tag="line"):
     aligned: bool = False
     points: int = 29
     examples: int = 60_000
+
+    @classmethod
+    def of(cls, places: Sequence[Place], **options: Any) -> LineStudy:
+        """Take two places as start and end."""
+        return cls(*points_at(places), **options)
 
     @property
     def checkpoints(self) -> tuple[Point, ...]:
@@ -292,26 +307,28 @@ def _data(results: Evidence) -> Table:
     )
 
 
+PATHS = Figure(
+    "paths",
+    "Along the straight line to the pruned solution",
+    "Training loss on the way from a network to the pruned network of its seed, and a "
+    "little beyond either. Thin lines: seeds; thick: their median over the living; dotted: "
+    "dead runs. Aligned: hidden units first permuted to match the pruned network's, so "
+    "that equal functions with other names of units do not count as far apart.",
+    "lines to the pruned solution",
+    _draw,
+    _data,
+    highest_on_lines,
+    evidence=True,
+)
+
 register_study(
-    LineStudy,
-    Line,
-    probe="interpolate",
-    checkpoints=(2, 2),
-    options=("examples", "aligned"),
-    order=4,
-    figures=(
-        Figure(
-            "paths",
-            "Along the straight line to the pruned solution",
-            "Training loss on the way from a network to the pruned network of its seed, and a "
-            "little beyond either. Thin lines: seeds; thick: their median over the living; dotted: "
-            "dead runs. Aligned: hidden units first permuted to match the pruned network's, so "
-            "that equal functions with other names of units do not count as far apart.",
-            "lines to the pruned solution",
-            _draw,
-            _data,
-            highest_on_lines,
-            evidence=True,
-        ),
-    ),
+    Kind(
+        study=LineStudy,
+        record=Line,
+        probe="interpolate",
+        takes=(2, 2),
+        options=("examples", "aligned"),
+        order=4,
+        figures=(PATHS,),
+    )
 )

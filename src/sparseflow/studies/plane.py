@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from sparseflow.plotting.vocabulary import place_of
 from sparseflow.runs import Store
 from sparseflow.studies.evidence import Evidence, first
 from sparseflow.studies.load import examples, load_all
-from sparseflow.studies.study import Place, Point, Record, Study, Tagged, points_at, register_study
+from sparseflow.studies.study import Kind, Point, Record, Study, Tagged, register_study
 from sparseflow.studies.values import Matrix, Row, matrix, row
 
 if TYPE_CHECKING:
@@ -71,12 +70,6 @@ class PlaneStudy(Study, Tagged, frozen=True, tag="plane"):
     corners: tuple[Point, Point, Point]
     points: int = 21
     examples: int = 5000
-
-    @classmethod
-    def of(cls, places: Sequence[Place], **options: Any) -> Self:
-        """Take three places as the corners."""
-        a, b, c = points_at(places)
-        return cls((a, b, c), **options)
 
     @property
     def checkpoints(self) -> tuple[Point, ...]:
@@ -181,25 +174,27 @@ def _data(results: Evidence) -> Table:
     return Table.of("training loss over the plane", rows)
 
 
+SURFACE = Figure(
+    "plane",
+    "The loss over the plane through three solutions",
+    "Every point is a network: a mixture of the pruned one, a ticket and one trained from "
+    "scratch on the ticket's mask. Shades run from low to high training loss as on the "
+    "bar, each a step of the same factor.",
+    "the plane through three solutions",
+    _draw,
+    _data,
+    over_plane,
+    evidence=True,
+)
+
 register_study(
-    PlaneStudy,
-    Plane,
-    probe="plane",
-    checkpoints=(3, 3),
-    options=("examples",),
-    order=5,
-    figures=(
-        Figure(
-            "plane",
-            "The loss over the plane through three solutions",
-            "Every point is a network: a mixture of the pruned one, a ticket and one trained from "
-            "scratch on the ticket's mask. Shades run from low to high training loss as on the "
-            "bar, each a step of the same factor.",
-            "the plane through three solutions",
-            _draw,
-            _data,
-            over_plane,
-            evidence=True,
-        ),
-    ),
+    Kind(
+        study=PlaneStudy,
+        record=Plane,
+        probe="plane",
+        takes=(3, 3),
+        options=("examples",),
+        order=5,
+        figures=(SURFACE,),
+    )
 )

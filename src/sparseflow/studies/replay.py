@@ -21,7 +21,7 @@ from sparseflow.runs.spec import RigLInvertedMethod, RigLMethod, SetMethod
 from sparseflow.topology import SET, Method, Topology, View, attach
 from sparseflow.train import fit
 
-RULES = ("rigl", "set", "rigl-inverted", "random")
+TRIED = ("rigl", "set", "rigl-inverted", "random")
 """Rules that an update is tried by: ``random`` drops and grows at random, a control."""
 
 _METHODS = {"rigl": RigLMethod, "rigl-inverted": RigLInvertedMethod, "set": SetMethod}

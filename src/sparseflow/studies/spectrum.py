@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from sparseflow.plotting.vocabulary import kind_of, place_of
 from sparseflow.runs import Store
 from sparseflow.studies.evidence import Evidence, of
 from sparseflow.studies.load import examples, load_all
-from sparseflow.studies.study import Point, Record, Study, Tagged, points_at, register_study
+from sparseflow.studies.study import Kind, Point, Record, Study, Tagged, points_at, register_study
 from sparseflow.studies.values import Number, Row, rounded, row
 from sparseflow.train import cross_entropy
 
@@ -119,7 +119,7 @@ class SpectrumStudy(Study, Tagged, frozen=True, tag="spectrum"):
     probes: int = 4
 
     @classmethod
-    def of(cls, places: Any, *, exact: bool = False, **options: Any) -> Self:
+    def of(cls, places: Any, *, exact: bool = False, **options: Any) -> SpectrumStudy:
         """Take one place; its spectral density unless ``exact``."""
         return cls(*points_at(places), exact=exact, **options)
 
@@ -312,37 +312,40 @@ def _data_trained(results: Evidence) -> Table:
     return Table.of("spectrum of a trained network", rows)
 
 
+AT_START = Figure(
+    "curvature-start",
+    "Curvature at initialisation",
+    "Largest and smallest eigenvalue of the Hessian over the active parameters, on the "
+    "first training images, before any training. Dots: seeds. Triangles: what "
+    "others measured. Both scales are logarithmic.",
+    "spectra at initialisation",
+    _draw_start,
+    _data_start,
+    curvature_at_start,
+    evidence=True,
+)
+
+TRAINED = Figure(
+    "spectrum",
+    "The whole spectrum of a trained sparse network",
+    "Every eigenvalue computed (grey) beside Lanczos quadrature (lines), which takes a "
+    "fraction of the time. The shaded side is negative; the bins are logarithmic away "
+    "from zero, and so are the counts.",
+    "spectra of a trained network",
+    _draw_trained,
+    _data_trained,
+    trained_spectra,
+    evidence=True,
+)
+
 register_study(
-    SpectrumStudy,
-    Spectrum,
-    probe="hessian",
-    checkpoints=(1, 1),
-    options=("examples", "exact"),
-    order=1,
-    figures=(
-        Figure(
-            "curvature-start",
-            "Curvature at initialisation",
-            "Largest and smallest eigenvalue of the Hessian over the active parameters, on the "
-            "first training images, before any training. Dots: seeds. Triangles: what "
-            "others measured. Both scales are logarithmic.",
-            "spectra at initialisation",
-            _draw_start,
-            _data_start,
-            curvature_at_start,
-            evidence=True,
-        ),
-        Figure(
-            "spectrum",
-            "The whole spectrum of a trained sparse network",
-            "Every eigenvalue computed (grey) beside Lanczos quadrature (lines), which takes a "
-            "fraction of the time. The shaded side is negative; the bins are logarithmic away "
-            "from zero, and so are the counts.",
-            "spectra of a trained network",
-            _draw_trained,
-            _data_trained,
-            trained_spectra,
-            evidence=True,
-        ),
-    ),
+    Kind(
+        study=SpectrumStudy,
+        record=Spectrum,
+        probe="hessian",
+        takes=(1, 1),
+        options=("examples", "exact"),
+        order=1,
+        figures=(AT_START, TRAINED),
+    )
 )

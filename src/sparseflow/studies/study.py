@@ -12,7 +12,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self, Union
+from typing import Any, NamedTuple, Union
 
 import msgspec
 from msgspec.structs import replace
@@ -102,9 +102,9 @@ class Study:
     __slots__ = ()
 
     @classmethod
-    def of(cls, places: Sequence[Place], **options: Any) -> Self:
+    def of(cls, places: Sequence[Place], **options: Any) -> Study:
         """Make the study of a probe; the options are those that it was registered with."""
-        return cls(*points_at(places), **options)
+        return cls(points_at(places), **options)  # type: ignore[call-arg]
 
     @property
     def checkpoints(self) -> tuple[Point, ...]:
@@ -122,63 +122,38 @@ class Study:
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Kind:
     """A kind of study.
 
     Attributes:
-        study: its type.
-        record: type of what it measures.
+        study: its type, a :class:`Tagged` struct.
+        record: type of what ``study.measure`` returns, another with the same tag.
         probe: its name for ``measure --probe``.
-        fewest: checkpoints of the probe.
-        most: the same; None for any number.
-        options: of the probe.
+        takes: fewest and most checkpoints of the probe; None for any number.
+        options: of ``measure`` that the probe takes, handed to ``study.of``.
         figures: drawn from its records.
-        order: of its figures on the page.
-        version: of how it measures.
+        order: where its figures stand on the page, the lowest first.
+        version: of how it measures; raise it when that changes.
     """
 
     study: type[Study]
     record: type[Record]
     probe: str
-    fewest: int
-    most: int | None
-    options: tuple[str, ...]
-    figures: tuple[Figure[Evidence], ...]
-    order: int
-    version: int
+    takes: tuple[int, int | None]
+    options: tuple[str, ...] = ()
+    figures: tuple[Figure[Evidence], ...] = ()
+    order: int = 100
+    version: int = 1
 
 
 KINDS: dict[str, Kind] = {}
 """Every kind of study, by the tag that it has in JSON."""
 
 
-def register_study(
-    study: type[Study],
-    record: type[Record],
-    *,
-    probe: str,
-    checkpoints: tuple[int, int | None],
-    options: tuple[str, ...] = (),
-    figures: tuple[Figure[Evidence], ...] = (),
-    order: int = 100,
-    version: int = 1,
-) -> None:
-    """Make a kind of study known to the store, to ``measure --probe`` and to the report.
-
-    Args:
-        study: a :class:`Study` that is a :class:`Tagged` struct.
-        record: a :class:`Record` that is one, too; what ``study.measure`` returns.
-        probe: its name for ``measure --probe``.
-        checkpoints: fewest and most that the probe takes; None for any number.
-        options: of ``measure`` that the probe takes, handed to ``study.of``.
-        figures: to draw from its records.
-        order: where its figures stand on the page, the lowest first.
-        version: of how it measures; raise it when that changes.
-    """
-    KINDS[tag_of(study)] = Kind(
-        study, record, probe, *checkpoints, options, figures, order, version
-    )
+def register_study(kind: Kind) -> None:
+    """Make a kind of study known to the store, to ``measure --probe`` and to the report."""
+    KINDS[tag_of(kind.study)] = kind
 
 
 def tag_of(study: type[Study]) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -17,17 +17,17 @@ from sparseflow.measure.spectrum import NEGATIVE
 from sparseflow.measure.statistics import Estimate, mean_interval
 from sparseflow.plotting.figure import Figure
 from sparseflow.plotting.formats import change, count, estimate, finite, minus, signed
-from sparseflow.plotting.palette import INK, METHODS, MUTED, OTHER
+from sparseflow.plotting.palette import INK, MUTED, color_of
 from sparseflow.plotting.table import Table
 from sparseflow.plotting.vocabulary import RULES, place_of
 from sparseflow.runs import Store
 from sparseflow.runs.build import probe_batch
 from sparseflow.studies.evidence import Evidence, of
 from sparseflow.studies.load import examples
-from sparseflow.studies.replay import RULES as TRIED
-from sparseflow.studies.replay import just_before, rule_of
+from sparseflow.studies.replay import TRIED, just_before, rule_of
 from sparseflow.studies.spectrum import Spectrum, measured_exactly
 from sparseflow.studies.study import (
+    Kind,
     Place,
     Point,
     Record,
@@ -55,7 +55,7 @@ class Trial(msgspec.Struct, frozen=True):
     """One network after one mask update.
 
     Attributes:
-        rule: that made it, one of :data:`sparseflow.studies.replay.RULES`.
+        rule: that made it, one of :data:`sparseflow.studies.replay.TRIED`.
         draw: number of the draw; 0 for rules that draw nothing.
         churn: share of the active weights that changed.
         negative: number of eigenvalues below -10⁻³ times the largest one *before* the
@@ -120,7 +120,7 @@ class UpdateStudy(Study, Tagged, frozen=True, tag="update"):
     examples: int = 1000
 
     @classmethod
-    def of(cls, places: Sequence[Place], **options: Any) -> Self:
+    def of(cls, places: Sequence[Place], **options: Any) -> UpdateStudy:
         """Take one place; its step is one of an update, kept or not."""
         ((run, step),) = places
         short = run.spec.recipe.rpartition("/")[2]
@@ -272,14 +272,14 @@ def _draw_rule(axes: Axes, shown: Updates, rule: str) -> None:
     eigenvalues.fill(axes, shown.before.histogram)
     for number, trial in enumerate(trials):
         width, alpha = (0.6, 0.6) if number else (1.3, 1.0)
-        look = {"color": _color(rule), "linewidth": width, "alpha": alpha}
+        look = {"color": color_of(rule), "linewidth": width, "alpha": alpha}
         eigenvalues.outline(axes, trial.spectrum.histogram, **look)
     text = RULES[rule]
     if trials and shown.before.negative is not None:
         had = shown.before.negative * shown.before.parameters
         mean = statistics.fmean(trial.negative for trial in trials)
         text += f": {had:,.0f} → {mean:,.0f} negative"
-    axes.set_title(text, color=_color(rule))
+    axes.set_title(text, color=color_of(rule))
 
 
 def _draw_changes(axes: Axes, table: dict[str, list[Effect]], rules: list[str], field: str) -> None:
@@ -289,9 +289,9 @@ def _draw_changes(axes: Axes, table: dict[str, list[Effect]], rules: list[str], 
         every += values
         offsets = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else np.zeros(1)
         axes.scatter(
-            values, place + offsets, s=13, color=_color(rule), alpha=0.6, linewidths=0, zorder=3
+            values, place + offsets, s=13, color=color_of(rule), alpha=0.6, linewidths=0, zorder=3
         )
-        _draw_mean(axes, over_seeds(table[rule], field), place, _color(rule))
+        _draw_mean(axes, over_seeds(table[rule], field), place, color_of(rule))
     axes.set_yticks(range(len(rules)), [RULES[rule] for rule in rules])
     axes.set_ylim(len(rules) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
@@ -315,42 +315,40 @@ def _draw_mean(axes: Axes, mean: Estimate, place: int, color: str) -> None:
     axes.plot([mean.value] * 2, [place - 0.36, place + 0.36], color=color, linewidth=2, zorder=4)
 
 
-def _color(rule: str) -> str:
-    return METHODS.get(rule, OTHER)
-
-
 def _data(results: Evidence) -> Table:
     rows = [
-        {"rule": rule, **{name: getattr(effect, name) for name in Effect.__dataclass_fields__}}
+        {"rule": rule, **asdict(effect)}
         for rule, each in effects(results).items()
         for effect in each
     ]
     return Table.of("effects of one mask update", rows)
 
 
+SPECTRA = Figure(
+    "spectra",
+    "The Hessian's spectrum around one mask update",
+    "One and the same network is updated by each rule. Grey: eigenvalues before the "
+    "update; line: after it (thin: more draws of a random rule). The shaded side is "
+    "negative; the bins are logarithmic away from zero, and so are the counts. Below, over "
+    "all networks: a dot is a network (draws averaged), the bar the mean over seeds, the "
+    "band its 95 % interval. Negative: under −10⁻³ times the largest eigenvalue before the "
+    "update.",
+    "mask updates tried by several rules",
+    _draw,
+    _data,
+    update_effects,
+    evidence=True,
+)
+
 register_study(
-    UpdateStudy,
-    Updates,
-    probe="update",
-    checkpoints=(1, 1),
-    options=("examples",),
-    order=2,
-    version=2,
-    figures=(
-        Figure(
-            "spectra",
-            "The Hessian's spectrum around one mask update",
-            "One and the same network is updated by each rule. Grey: eigenvalues before the "
-            "update; line: after it (thin: more draws of a random rule). The shaded side is "
-            "negative; the bins are logarithmic away from zero, and so are the counts. Below, over "
-            "all networks: a dot is a network (draws averaged), the bar the mean over seeds, the "
-            "band its 95 % interval. Negative: under −10⁻³ times the largest eigenvalue before the "
-            "update.",
-            "mask updates tried by several rules",
-            _draw,
-            _data,
-            update_effects,
-            evidence=True,
-        ),
-    ),
+    Kind(
+        study=UpdateStudy,
+        record=Updates,
+        probe="update",
+        takes=(1, 1),
+        options=("examples",),
+        order=2,
+        version=2,
+        figures=(SPECTRA,),
+    )
 )

@@ -8,14 +8,14 @@ out of means. Claims about gradient flow are judged in each window apart.
 from __future__ import annotations
 
 from sparseflow.paper.claims import flow, functions, solutions, start, updates
-from sparseflow.paper.judging import Judged
+from sparseflow.paper.judging import Claim
 from sparseflow.report.results import Results
 
 CLAIMS = (*start.CLAIMS, *flow.CLAIMS, *updates.CLAIMS, *solutions.CLAIMS, *functions.CLAIMS)
 """Claims by subject, in the order of the page."""
 
 
-def claims(results: Results) -> list[Judged]:
+def claims(results: Results) -> list[Claim]:
     """Judge every claim; one without data is listed without a judgement.
 
     Args:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sparseflow.paper.judging import Judged, Judgement
+from sparseflow.paper.judging import Claim, Judgement
 from sparseflow.plotting.formats import NONE
 from sparseflow.plotting.table import Column, Table
 
@@ -18,7 +18,7 @@ NOTE = (
 )
 
 
-def claims_table(claims: Sequence[Judged]) -> Table:
+def claims_table(claims: Sequence[Claim]) -> Table:
     """One row a judgement; the claim stands in its first."""
     rows = []
     for claim in claims:
@@ -33,12 +33,12 @@ def claims_table(claims: Sequence[Judged]) -> Table:
     return Table("claims", tuple(map(Column, heads)), tuple(rows), f"{NOTE}\n\n{notes}")
 
 
-def claims_markdown(claims: Sequence[Judged]) -> str:
+def claims_markdown(claims: Sequence[Claim]) -> str:
     """The table of claims as Markdown."""
     return claims_table(claims).markdown()
 
 
-def claims_rows(claims: Sequence[Judged]) -> list[dict[str, Any]]:
+def claims_rows(claims: Sequence[Claim]) -> list[dict[str, Any]]:
     """Claims as plain data, for JSON: what is not finite is None."""
     return [
         {
@@ -54,7 +54,7 @@ def claims_rows(claims: Sequence[Judged]) -> list[dict[str, Any]]:
     ]
 
 
-def claims_values(claims: Sequence[Judged]) -> Table:
+def claims_values(claims: Sequence[Claim]) -> Table:
     """One line a judgement, unformatted; a claim without one has a line too: for CSV."""
     rows = []
     for claim in claims:
