@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
+from sparseflow.plotting.drawing import Drawing
 from sparseflow.plotting.table import Table
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Drawing
 
 R = TypeVar("R")
 

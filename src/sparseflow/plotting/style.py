@@ -178,7 +178,7 @@ def scale_bar(
     return bar
 
 
-def fixed_ticks(axis: Axis, ticks: Sequence[float], show: Callable[[float], str]) -> None:
+def fixed_ticks(axis: Axis, ticks: Sequence[float | int], show: Callable[[float], str]) -> None:
     """Place ticks where they are asked for, and nowhere else."""
     axis.set_major_locator(FixedLocator(list(ticks)))
     axis.set_minor_locator(NullLocator())

@@ -70,7 +70,7 @@ def render(results: Results, drawings: dict[str, str], sections: Sequence[Sectio
         findings=findings(results),
         rows=[(row, VARIABLES[color_of(row.recipe)]) for row in shown],
         referred=any(row.reference for row in shown),
-        show=table,
+        table=table,
         variants=sum(bool(run.variant) for run in results.runs),
         figures=[
             (figure, figure.finding(results), safe(inline(drawings[figure.name], figure.name)))

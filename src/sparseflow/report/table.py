@@ -17,6 +17,7 @@ MARK = "✕"
 """Stands beside the accuracy of a dead run."""
 
 _NOBODY = Reference()
+_START = "‖∇L‖ at step 0 (kernels alone)"
 
 
 def window(results: Results) -> int:
@@ -24,58 +25,27 @@ def window(results: Results) -> int:
     return results.main[0].window if results.main else 0
 
 
-def summary_table(results: Results) -> Table:
-    """The table for people, with its notes: one line a recipe."""
-    shown = rows(results)
-    columns: list[tuple[str, Callable[[Row], str]]] = [
-        ("recipe", lambda row: f"`{row.name}`"),
-        ("seeds", seeds_of),
-        ("dead", dead),
-        ("accuracy %, median of the living [range]", _median),
-        ("each seed", lambda row: ", ".join(each(row))),
-        ("‖∇L‖ at step 0 (kernels alone)", _start),
-        (f"mean ‖∇L‖, steps 0–{window(results):,}", early),
-    ]
-    if any(row.reference for row in shown):
-        columns += [
-            (head, lambda row, show=show: show(row.reference or _NOBODY) or NONE)
-            for head, show in (
-                (f"{results.references.name}: accuracy", code_accuracy),
-                ("‖∇L‖ at step 0 (kernels alone)", _code_start),
-                ("mean ‖∇L‖", lambda other: given(other.early)),
-                ("published accuracy", lambda other: "; ".join(filter(None, published(other)))),
-            )
-        ]
-    heads = tuple(Column(head) for head, _ in columns)
-    lines = tuple(tuple(show(row) for _, show in columns) for row in shown)
-    return Table(results.title, heads, lines, notes(results))
+TEXTS: dict[str, Callable[[Row], str]] = {
+    "recipe": lambda row: row.name,
+    "seeds": lambda row: seeds([run.seed for run in row.runs]),
+    "dead": lambda row: f"{row.dead} of {len(row.runs)}" if row.dead else "0",
+    "median": lambda row: NONE if row.median is None else accuracy(row.median),
+    "interval": lambda row: "–".join(map(accuracy, row.interval)) if row.interval else "",
+    "start": lambda row: spread(run.start.total for run in row.runs),
+    "kernels": lambda row: spread(run.start.kernels for run in row.runs),
+    "early": lambda row: spread(run.early.total for run in row.runs),
+}
+"""What the table says of a recipe."""
 
-
-def markdown_table(results: Results) -> str:
-    """The table for README and terminal."""
-    return (
-        summary_table(results).markdown() if results.runs else "No training run has finished yet.\n"
-    )
-
-
-def seeds_of(row: Row) -> str:
-    """Seeds of its runs."""
-    return seeds([run.seed for run in row.runs])
-
-
-def dead(row: Row) -> str:
-    """How many runs are dead."""
-    return f"{row.dead} of {len(row.runs)}" if row.dead else "0"
-
-
-def median(row: Row) -> str:
-    """Median accuracy of the living."""
-    return NONE if row.median is None else accuracy(row.median)
-
-
-def interval(row: Row) -> str:
-    """Range of the living; empty for fewer than three."""
-    return "–".join(map(accuracy, row.interval)) if row.interval else ""
+REFERENCE_TEXTS: dict[str, Callable[[Reference], str]] = {
+    "accuracy": lambda other: ", ".join(map(accuracy, other.accuracy)),
+    "start": lambda other: given(other.start),
+    "kernels": lambda other: given(other.kernels),
+    "early": lambda other: given(other.early),
+    "published": lambda other: _published(other.published),
+    "note": lambda other: other.note,
+}
+"""What others measured of it."""
 
 
 def each(row: Row) -> list[str]:
@@ -83,47 +53,64 @@ def each(row: Row) -> list[str]:
     return [accuracy(run.test_accuracy) + f" {MARK}" * run.dead for run in row.runs]
 
 
-def start(row: Row) -> str:
-    """Gradient norm at step 0."""
-    return spread(run.start.total for run in row.runs)
+def texts_of(row: Row) -> tuple[dict[str, str], dict[str, str]]:
+    """All texts of a row, and of what others measured; the latter are empty without."""
+    other = row.reference or _NOBODY
+    return (
+        {name: show(row) for name, show in TEXTS.items()},
+        {name: show(other) for name, show in REFERENCE_TEXTS.items()},
+    )
 
 
-def kernels(row: Row) -> str:
-    """The same over kernels alone."""
-    return spread(run.start.kernels for run in row.runs)
+def summary_table(results: Results) -> Table:
+    """The table for people, with its notes: one line a recipe."""
+    shown = rows(results)
+    heads = [
+        "recipe",
+        "seeds",
+        "dead",
+        "accuracy %, median of the living [range]",
+        "each seed",
+        _START,
+        f"mean ‖∇L‖, steps 0–{window(results):,}",
+    ]
+    referred = any(row.reference for row in shown)
+    if referred:
+        name = results.references.name
+        heads += [f"{name}: accuracy", _START, "mean ‖∇L‖", "published accuracy"]
+    lines = tuple(_line(row)[: len(heads)] for row in shown)
+    return Table(results.title, tuple(map(Column, heads)), lines, notes(results))
 
 
-def early(row: Row) -> str:
-    """Mean gradient norm in the early window."""
-    return spread(run.early.total for run in row.runs)
+def _line(row: Row) -> tuple[str, ...]:
+    own, other = texts_of(row)
+    alone = f" ({other['kernels']})" if other["kernels"] else ""
+    published = "; ".join(filter(None, (other["published"], other["note"])))
+    theirs = (other["accuracy"], other["start"] + alone, other["early"], published)
+    return (
+        f"`{own['recipe']}`",
+        own["seeds"],
+        own["dead"],
+        f"**{own['median']}**" + f" [{own['interval']}]" * bool(row.interval),
+        ", ".join(each(row)),
+        f"{own['start']} ({own['kernels']})",
+        own["early"],
+        *(text or NONE for text in theirs),
+    )
 
 
-def code_accuracy(other: Reference) -> str:
-    """Accuracies that others measured."""
-    return ", ".join(map(accuracy, other.accuracy))
+def _published(value: tuple[float, float | None] | None) -> str:
+    if value is None:
+        return ""
+    mean, deviation = value
+    return accuracy(mean) + (f" ± {accuracy(deviation)}" if deviation is not None else "")
 
 
-def published(other: Reference) -> tuple[str, str]:
-    """Accuracy that others published, and what to know about it."""
-    if other.published is None:
-        return "", other.note
-    mean, deviation = other.published
-    return accuracy(mean) + (
-        f" ± {accuracy(deviation)}" if deviation is not None else ""
-    ), other.note
-
-
-def _median(row: Row) -> str:
-    return f"**{median(row)}**" + f" [{interval(row)}]" * bool(row.interval)
-
-
-def _start(row: Row) -> str:
-    return f"{start(row)} ({kernels(row)})"
-
-
-def _code_start(other: Reference) -> str:
-    alone = given(other.kernels)
-    return f"{given(other.start)} ({alone})" if alone else given(other.start)
+def markdown_table(results: Results) -> str:
+    """The table for README and terminal."""
+    if not results.runs:
+        return "No training run has finished yet.\n"
+    return summary_table(results).markdown()
 
 
 def notes(results: Results) -> str:

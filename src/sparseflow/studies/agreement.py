@@ -6,7 +6,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sparseflow.core.errors import MeasureError
-from sparseflow.core.extra import late
 from sparseflow.measure.agreement import ensemble, pairwise, predict, score
+from sparseflow.plotting.drawing import Drawing, heatmap, mpl, style
 from sparseflow.plotting.figure import Figure
 from sparseflow.plotting.formats import count, finite, listing
 from sparseflow.plotting.palette import CARD, INK, ON_SCALE, SCALE
@@ -35,13 +35,6 @@ from sparseflow.studies.study import (
     register_study,
 )
 from sparseflow.studies.values import Matrix, Number, dead_below, matrix, rounded
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Drawing
-
-heatmap = late("sparseflow.plotting.heatmap", extra="report")
-mpl = late("matplotlib", extra="report")
-style = late("sparseflow.plotting.style", extra="report")
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -87,13 +80,7 @@ class Ensemble(msgspec.Struct, frozen=True):
 
 
 class GroupRecord(msgspec.Struct, frozen=True):
-    """One group.
-
-    Attributes:
-        name: of the group.
-        members: all runs.
-        ensemble: of the living ones; None for fewer than two.
-    """
+    """All runs of a group, and the ensemble of the living ones; None for fewer than two."""
 
     name: str
     members: tuple[Member, ...]
@@ -206,7 +193,7 @@ class AgreementStudy(Study, Tagged, frozen=True, tag="agreement"):
         images, classes = data.test[:]
         logits = [predict(network.model, images) for network in networks]
         pairs, points = pairwise(logits), self.checkpoints
-        apart = matrix(pairs.disagreement), matrix(pairs.divergence)
+        apart = matrix(pairs.disagreement.tolist()), matrix(pairs.divergence.tolist())
         labels = tuple(network.label for network in networks)
         groups, place = [], 0
         for group in self.groups:
@@ -233,8 +220,15 @@ def _member(
     label: str, logits: Tensor, truth: Tensor, from_reference: tuple[Number, Number]
 ) -> Member:
     result = score(logits.double().softmax(1), truth)
-    values = (rounded(v) for v in (result.accuracy, result.loss, result.ece))
-    return Member(label, *values, result.accuracy < dead_below(logits.shape[1]), *from_reference)
+    return Member(
+        label=label,
+        accuracy=rounded(result.accuracy),
+        loss=rounded(result.loss),
+        ece=rounded(result.ece),
+        dead=result.accuracy < dead_below(logits.shape[1]),
+        reference=from_reference[0],
+        divergence=from_reference[1],
+    )
 
 
 def _ensemble(logits: list[Tensor], truth: Tensor) -> Ensemble:
@@ -317,8 +311,7 @@ def _draw(results: Evidence) -> Drawing | None:
                     fontsize=9, color=CARD if high else INK, zorder=3,
                 )  # fmt: skip
         middles = [(a + b) / 2 for a, b, _ in spans]
-        names = [GROUPS.get(name, name) for name, _ in groups]
-        heatmap.name_blocks(axes, len(order), middles, names)
+        heatmap.name_blocks(axes, len(order), middles, [GROUPS.get(n, n) for n, _ in groups])
         bounds = step * np.arange(len(SCALE) + 1)
         bar = style.scale_bar(figure, axes, bounds, [f"{b:.3g}" for b in bounds], aspect=36)
         bar.set_label("disagreement, % of test images")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from sparseflow.core.errors import MeasureError
-from sparseflow.core.extra import late
 from sparseflow.measure.distance import distances
 from sparseflow.measure.mds import mds
+from sparseflow.plotting.drawing import Axes, Drawing, mpl, style
 from sparseflow.plotting.figure import Figure
 from sparseflow.plotting.formats import count, finite, short
 from sparseflow.plotting.palette import CARD, MUTED, color_of
@@ -23,14 +23,6 @@ from sparseflow.studies.evidence import Evidence, first
 from sparseflow.studies.load import load_all
 from sparseflow.studies.study import Kind, Point, Record, Study, Tagged, register_study
 from sparseflow.studies.values import Matrix, Number, matrix, rounded
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Drawing
-    from matplotlib.lines import Line2D
-
-mpl = late("matplotlib", extra="report")
-style = late("sparseflow.plotting.style", extra="report")
 
 CENTRE = "prune 0 end"
 """The pruned network whose children the map shows."""
@@ -204,7 +196,7 @@ def _draw_runs(axes: Axes, record: Distances, recipe: str, gone: set[str]) -> No
         axes.scatter(*point, facecolors=color, zorder=5 if recipe == "prune" else 4, **look)
 
 
-def _mark(color: str, shape: str, *, hollow: bool = False) -> Line2D:
+def _mark(color: str, shape: str, *, hollow: bool = False) -> Any:
     return mpl.lines.Line2D(
         [], [], linestyle="", marker=shape, color=color, markersize=10 if shape == "*" else 5.5,
         markeredgewidth=1.1, markerfacecolor=CARD if hollow else color,

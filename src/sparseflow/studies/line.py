@@ -6,15 +6,15 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from sparseflow.core.extra import late
 from sparseflow.measure.align import align
 from sparseflow.measure.distance import distance
 from sparseflow.measure.landscape import loss_and_accuracy
 from sparseflow.measure.path import interpolate
+from sparseflow.plotting.drawing import Axes, Drawing, mpl, style
 from sparseflow.plotting.figure import Figure
 from sparseflow.plotting.formats import count, finite, listing, short
 from sparseflow.plotting.palette import MUTED, color_of
@@ -34,13 +34,6 @@ from sparseflow.studies.study import (
     register_study,
 )
 from sparseflow.studies.values import Number, Row, rounded, row
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Drawing
-
-mpl = late("matplotlib", extra="report")
-style = late("sparseflow.plotting.style", extra="report")
 
 PARENT = ("prune", "end")
 """Recipe and moment of the network at the far end of the lines that are drawn."""
@@ -122,7 +115,8 @@ class LineStudy(Study, Tagged, frozen=True, tag="line"):
     @classmethod
     def of(cls, places: Sequence[Place], **options: Any) -> LineStudy:
         """Take two places as start and end."""
-        return cls(*points_at(places), **options)
+        start, end = points_at(places)
+        return cls(start, end, **options)
 
     @property
     def checkpoints(self) -> tuple[Point, ...]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparseflow.core.extra import late
 from sparseflow.measure.landscape import loss_and_accuracy
 from sparseflow.measure.plane import plane
+from sparseflow.plotting.drawing import Axes, Drawing, mpl, style
 from sparseflow.plotting.figure import Figure
 from sparseflow.plotting.formats import listing, short
 from sparseflow.plotting.palette import CARD, INK, SCALE, color_of
@@ -21,13 +20,6 @@ from sparseflow.studies.evidence import Evidence, first
 from sparseflow.studies.load import examples, load_all
 from sparseflow.studies.study import Kind, Point, Record, Study, Tagged, register_study
 from sparseflow.studies.values import Matrix, Row, matrix, row
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Drawing
-
-mpl = late("matplotlib", extra="report")
-style = late("sparseflow.plotting.style", extra="report")
 
 
 class Plane(Record, Tagged, frozen=True, tag="plane"):
@@ -79,9 +71,9 @@ class PlaneStudy(Study, Tagged, frozen=True, tag="plane"):
     def measure(self, store: Store) -> Plane:
         """Evaluate every network of the grid."""
         corners, data = load_all(self, store)
-        states = (network.state for network in corners)
+        a, b, c = (network.state for network in corners)
         batch, grid = examples(data, self.examples), (self.points, self.points)
-        surface = plane(corners[0].model, *states, loss_and_accuracy, batch, points=grid)
+        surface = plane(corners[0].model, a, b, c, loss_and_accuracy, batch, points=grid)
         return Plane(
             labels=(corners[0].label, corners[1].label, corners[2].label),
             positions=matrix(surface.positions),

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 import statistics
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from msgspec.structs import replace
 from torch import Tensor, nn
 
-from sparseflow.core.extra import late
 from sparseflow.data import Batch
 from sparseflow.masks import Masks
 from sparseflow.measure.density import spectral_density
 from sparseflow.measure.flow import gradient_flow
 from sparseflow.measure.operators import Curvature, hessian
 from sparseflow.measure.spectrum import spectrum
+from sparseflow.plotting.drawing import Drawing, eigenvalues, mpl, style
 from sparseflow.plotting.figure import Figure
 from sparseflow.plotting.formats import count, finite, minus, percent, short
 from sparseflow.plotting.palette import INK, METHODS, MUTED
@@ -29,13 +29,6 @@ from sparseflow.studies.load import examples, load_all
 from sparseflow.studies.study import Kind, Point, Record, Study, Tagged, points_at, register_study
 from sparseflow.studies.values import Number, Row, rounded, row
 from sparseflow.train import cross_entropy
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Drawing
-
-eigenvalues = late("sparseflow.plotting.eigenvalues", extra="report")
-mpl = late("matplotlib", extra="report")
-style = late("sparseflow.plotting.style", extra="report")
 
 EDGES = 1e-3 * np.sinh(np.linspace(-14, 14, 113))
 """Bins of the histograms: fine around zero, from -600 to 600."""
@@ -121,7 +114,8 @@ class SpectrumStudy(Study, Tagged, frozen=True, tag="spectrum"):
     @classmethod
     def of(cls, places: Any, *, exact: bool = False, **options: Any) -> SpectrumStudy:
         """Take one place; its spectral density unless ``exact``."""
-        return cls(*points_at(places), exact=exact, **options)
+        (at,) = points_at(places)
+        return cls(at, exact=exact, **options)
 
     @property
     def checkpoints(self) -> tuple[Point, ...]:

@@ -6,15 +6,15 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import numpy as np
 
-from sparseflow.core.extra import late
 from sparseflow.masks import churn
 from sparseflow.measure.spectrum import NEGATIVE
 from sparseflow.measure.statistics import Estimate, mean_interval
+from sparseflow.plotting.drawing import Axes, Drawing, eigenvalues, mpl, style
 from sparseflow.plotting.figure import Figure
 from sparseflow.plotting.formats import change, count, estimate, finite, minus, signed
 from sparseflow.plotting.palette import INK, MUTED, color_of
@@ -38,14 +38,6 @@ from sparseflow.studies.study import (
 )
 from sparseflow.studies.values import Number, rounded
 from sparseflow.topology import propose
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Drawing
-
-eigenvalues = late("sparseflow.plotting.eigenvalues", extra="report")
-mpl = late("matplotlib", extra="report")
-style = late("sparseflow.plotting.style", extra="report")
 
 DRAWS = 1000
 """Room for the draws of one run's streams: those of two runs never meet."""
@@ -124,7 +116,8 @@ class UpdateStudy(Study, Tagged, frozen=True, tag="update"):
         """Take one place; its step is one of an update, kept or not."""
         ((run, step),) = places
         short = run.spec.recipe.rpartition("/")[2]
-        return cls(Point(run.id, step, label_of(short, run.spec.seeds.data, str(step))), **options)
+        name = label_of(short, run.spec.seeds.data, str(step))
+        return cls(Point(run.id, step, name), **options)
 
     @property
     def checkpoints(self) -> tuple[Point, ...]:

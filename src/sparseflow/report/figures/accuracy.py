@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
-from sparseflow.core.extra import late
+from sparseflow.plotting.drawing import Axes, Drawing, mpl, style
 from sparseflow.plotting.figure import Figure
 from sparseflow.plotting.palette import CARD, INK, MUTED
 from sparseflow.plotting.table import Table
@@ -14,14 +14,6 @@ from sparseflow.plotting.vocabulary import kind_of
 from sparseflow.report import findings
 from sparseflow.report.results import Results
 from sparseflow.report.summary import Row, rows
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Drawing
-    from matplotlib.lines import Line2D
-
-mpl = late("matplotlib", extra="report")
-style = late("sparseflow.plotting.style", extra="report")
 
 FLOOR = 0.1
 """Least error in % that the scale shows."""
@@ -110,8 +102,8 @@ def _accuracies(axes: Axes, best: float) -> None:
     axes.set_xlabel("test accuracy in % (logarithmic in the error)")
 
 
-def _legend(shown: list[Row], others: str) -> tuple[list[Line2D], list[str]]:
-    def mark(marker: str, **options: object) -> Line2D:
+def _legend(shown: list[Row], others: str) -> tuple[list[Any], list[str]]:
+    def mark(marker: str, **options: object) -> Any:
         look = {"linestyle": "", "marker": marker, "color": MUTED, "markersize": 5, **options}
         return mpl.lines.Line2D([], [], **look)
 

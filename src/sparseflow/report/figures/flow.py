@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
-from sparseflow.core.extra import late
+from sparseflow.plotting.drawing import Axes, Drawing, mpl, style
 from sparseflow.plotting.figure import Figure
 from sparseflow.plotting.palette import GRID
 from sparseflow.plotting.table import Table
@@ -16,13 +16,6 @@ from sparseflow.plotting.vocabulary import OTHER, PANELS, kind_of
 from sparseflow.report import findings
 from sparseflow.report.results import Results, RunFigures
 from sparseflow.report.summary import by_recipe, legend_name
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Drawing
-
-mpl = late("matplotlib", extra="report")
-style = late("sparseflow.plotting.style", extra="report")
 
 Part = Literal["total", "kernels"]
 

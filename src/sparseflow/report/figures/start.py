@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparseflow.core.extra import late
+from sparseflow.plotting.drawing import Axes, Drawing, mpl, style
 from sparseflow.plotting.figure import Figure
 from sparseflow.plotting.palette import INITS
 from sparseflow.plotting.table import Table
@@ -16,13 +15,6 @@ from sparseflow.plotting.vocabulary import INITS as NAMES
 from sparseflow.report import findings
 from sparseflow.report.results import Results, StartFigures
 from sparseflow.studies.values import Number
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Drawing
-
-mpl = late("matplotlib", extra="report")
-style = late("sparseflow.plotting.style", extra="report")
 
 Value = Callable[[StartFigures], Number]
 _TICKS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from sparseflow.core.extra import late
+from sparseflow.plotting.drawing import Axes, Drawing, mpl, style
 from sparseflow.plotting.figure import Figure
 from sparseflow.plotting.palette import MUTED
 from sparseflow.plotting.table import Table
@@ -14,13 +12,6 @@ from sparseflow.plotting.vocabulary import kind_of
 from sparseflow.report import findings
 from sparseflow.report.results import Results, RunFigures
 from sparseflow.report.summary import by_recipe, changes, legend_name
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Drawing
-
-mpl = late("matplotlib", extra="report")
-style = late("sparseflow.plotting.style", extra="report")
 
 BINS = 12
 _PANELS = {
