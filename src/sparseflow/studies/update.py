@@ -237,7 +237,7 @@ def _draw(results: Evidence) -> Drawing | None:
         for axes, rule in zip(panels, rules, strict=True):
             _draw_rule(axes, shown, rule)
         spectra = [shown.before, *(trial.spectrum for trial in shown.after)]
-        eigenvalues.scale(panels, [spectrum.histogram for spectrum in spectra])
+        eigenvalues.scale(list(panels), [spectrum.histogram for spectrum in spectra])
         upper.supylabel("eigenvalues in a bin", fontsize=9.5)
         panels[-1].set_xlabel("eigenvalue (logarithmic away from 0)")
         place = place_of(shown.label)
