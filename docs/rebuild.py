@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from sparseflow.measure.statistics import mean_interval
-from sparseflow.report import (
+from sparseflow.paper import (
     claims,
     claims_markdown,
-    load_results,
-    markdown_table,
     published_markdown,
+    with_references,
     write_report,
 )
-from sparseflow.studies.figures import dead_below
+from sparseflow.report import load_results, markdown_table
+from sparseflow.studies import dead_below
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (
@@ -54,15 +54,16 @@ PICTURES = {
 
 def blocks() -> dict[str, str]:
     """Text of every generated block, by its mark."""
-    lenet5 = load_results(ROOT / "results" / "lenet5-mnist.json")
+    families = {
+        family: with_references(load_results(ROOT / "results" / f"{family}.json"))
+        for family in ("lenet5-mnist", "mlp-mnist", "resnet20-cifar10")
+    }
+    lenet5 = families["lenet5-mnist"]
     found = {
         "published": published_markdown(lenet5),
         "claims": claims_markdown(claims(lenet5)),
     }
-    found |= {
-        f"table {family}": markdown_table(load_results(ROOT / "results" / f"{family}.json"))
-        for family in ("lenet5-mnist", "mlp-mnist", "resnet20-cifar10")
-    }
+    found |= {f"table {family}": markdown_table(results) for family, results in families.items()}
     measured = json.loads((ROOT / "results" / "benchmarks.json").read_text())
     found["benchmarks"] = f"{benchmark_table(measured['records'])}\n\n{conditions(measured)}"
     found["both ways"] = both_ways(json.loads((ROOT / "results/sweep-both-ways.json").read_text()))

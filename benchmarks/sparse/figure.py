@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparseflow.core.files import write_atomic
-from sparseflow.report.palette import INK, METHODS, MUTED
+from sparseflow.plotting.palette import INK, METHODS, MUTED
 
 BATCH = 128
 SIDES = {
@@ -45,7 +45,7 @@ def write_layers_figure(records: Records, path: Path) -> bool:
     if not shown:
         return False
     try:
-        from sparseflow.report.figures.style import png, svg  # noqa: PLC0415
+        from sparseflow.plotting.style import png, svg  # noqa: PLC0415
     except ImportError:
         return False
     figure = layers_figure(shown)
@@ -59,7 +59,7 @@ def layers_figure(records: Records) -> Any:
     """One panel for each layer, both axes logarithmic; the legend takes the last panel."""
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    from sparseflow.report.figures.style import WIDTH, styled  # noqa: PLC0415
+    from sparseflow.plotting.style import WIDTH, styled  # noqa: PLC0415
 
     names = list(dict.fromkeys(r["settings"]["layer"] for r in records))
     rows = (len(names) + 2) // 2

@@ -8,6 +8,8 @@ from . import (
     masks as masks,
     measure as measure,
     models as models,
+    paper as paper,
+    plotting as plotting,
     recipes as recipes,
     report as report,
     runs as runs,

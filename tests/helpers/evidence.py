@@ -12,23 +12,12 @@ from pathlib import Path
 import numpy as np
 from msgspec.structs import replace
 
+from sparseflow.plotting.vocabulary import kind_of
 from sparseflow.report import Results, RunFigures, load_results
-from sparseflow.report.vocabulary import kind_of
-from sparseflow.studies.figures import (
-    Agreement,
-    Distances,
-    Ensemble,
-    Figures,
-    GroupFigures,
-    Line,
-    Matrix,
-    Member,
-    Plane,
-    Spectrum,
-    Trial,
-    Updates,
-    rounded,
-)
+from sparseflow.studies import Agreement, Distances, Line, Plane, Record, Spectrum, Updates
+from sparseflow.studies.agreement import Ensemble, GroupRecord, Member
+from sparseflow.studies.update import Trial
+from sparseflow.studies.values import Matrix, rounded
 
 RESULTS = Path(__file__).parents[2] / "results" / "lenet5-mnist.json"
 EDGES = 1e-3 * np.sinh(np.linspace(-14, 14, 113))
@@ -49,10 +38,10 @@ GROUPS = {
 _DEAD_MEMBERS = {("scratch:inits", 3)}
 
 
-def evidence(*, seed: int = 0) -> tuple[Figures, ...]:
+def evidence(*, seed: int = 0) -> tuple[Record, ...]:
     """What the studies of a reproduction would find."""
     stream = np.random.default_rng(seed)
-    found: list[Figures] = [*spectra(stream), *updates(stream), *lines(stream)]
+    found: list[Record] = [*spectra(stream), *updates(stream), *lines(stream)]
     return (*found, plane(), distances(stream), agreement(stream))
 
 
@@ -334,7 +323,7 @@ def agreement(stream: np.random.Generator) -> Agreement:
     return Agreement(made, labels, labels, _matrix(matrix), _matrix(3 * matrix))
 
 
-def _group(stream: np.random.Generator, name: str, answers: dict[str, np.ndarray]) -> GroupFigures:
+def _group(stream: np.random.Generator, name: str, answers: dict[str, np.ndarray]) -> GroupRecord:
     members = []
     for s in SEEDS:
         wrong = answers[f"{name} {s} end"]
@@ -365,7 +354,7 @@ def _group(stream: np.random.Generator, name: str, answers: dict[str, np.ndarray
         gain=rounded(float(gains.mean())),
         error=rounded(float(gains.std()) / 100),
     )
-    return GroupFigures(name, tuple(members), ensemble)
+    return GroupRecord(name, tuple(members), ensemble)
 
 
 def _row(values: Sequence[float] | np.ndarray) -> tuple[float | None, ...]:

@@ -22,7 +22,7 @@ torch.set_num_threads(1)
 load_mnist()  # once, in the server that all processes are forked from
 
 forked = multiprocessing.get_context("forkserver")
-forked.set_forkserver_preload(["killable", "sparseflow.report.figures"])
+forked.set_forkserver_preload(["killable", "sparseflow.plotting.style"])
 
 
 def start(function: Callable[..., None], *arguments: Any) -> BaseProcess:

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from sparseflow.core import optional
 from sparseflow.core.documents import save_document
 from sparseflow.core.errors import SparseflowError, StoreError
+from sparseflow.paper import with_references
 from sparseflow.recipes import make_spec
 from sparseflow.report import (
     Results,
@@ -31,7 +32,7 @@ from sparseflow.report.summary import rows
 from sparseflow.runs import Run, RunSpec, Store
 
 FAMILY = "lenet5-mnist"
-PARTS = ["index.html", "table.md", "table.csv", "results.json"]
+PARTS = ["index.html", "table.md", "table.csv", "table.tex", "results.json"]
 NAMES = ("total", "kernels", "biases", "dense")
 
 
@@ -165,7 +166,7 @@ def test_references_stand_only_beside_the_authors_own_settings(
     tmp_path: Path, published: bool
 ) -> None:
     run = put(Store(tmp_path), make_spec(f"{FAMILY}/rigl+"))
-    found = collect([run], family=FAMILY, title="", published=published)
+    found = with_references(collect([run], family=FAMILY, title="", published=published))
     assert (summary_rows(found)[0]["reference"] is not None) == published
     assert ("authors' code: accuracy" in markdown_table(found)) == published
     assert ("so none stand beside" in markdown_table(found)) != published
@@ -173,7 +174,7 @@ def test_references_stand_only_beside_the_authors_own_settings(
 
 def test_other_families_have_no_references(tmp_path: Path) -> None:
     run = put(Store(tmp_path), make_spec("mlp-mnist/rigl+"))
-    found = collect([run], family="mlp-mnist", title="", published=True)
+    found = with_references(collect([run], family="mlp-mnist", title="", published=True))
     assert summary_rows(found)[0]["reference"] is None
     assert "uthors' " not in markdown_table(found)
 

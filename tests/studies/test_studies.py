@@ -24,13 +24,12 @@ from sparseflow.studies import (
     UpdateStudy,
     carry_out,
     carry_out_all,
-    execution,
+    key,
     point_of,
 )
-from sparseflow.studies.curvature import _just_before, _rule
-from sparseflow.studies.figures import rounded
 from sparseflow.studies.load import load
-from sparseflow.studies.spec import key
+from sparseflow.studies.replay import just_before, rule_of
+from sparseflow.studies.values import rounded
 from sparseflow.topology import propose
 
 SMALL = ("density=0.3", "data.limit=600", "data.probe=50", "model.widths=[8,6]")
@@ -122,8 +121,8 @@ def test_agreement_within_groups_and_with_a_reference(store: Store) -> None:
 
 def test_a_network_is_remade_as_it_was_just_before_its_update(store: Store) -> None:
     run = store.run(short("rigl+"))
-    _, model, masks, moment = _just_before(run, store, 12)
-    method = _rule("rigl", run, model, tuple(t[50:100] for t in _train(run)))
+    _, model, masks, moment = just_before(run, store, 12)
+    method = rule_of("rigl", run, model, tuple(t[50:100] for t in _train(run)))
     after = propose(method, model, masks, moment, seed=run.spec.seeds.mask)
     after.apply(model)
     state, kept = run.checkpoint(12)
@@ -174,7 +173,7 @@ def test_a_study_is_made_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> 
     def fail(*_: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(execution, "_measure", fail)
+    monkeypatch.setattr(LineStudy, "measure", fail)
     assert carry_out(study, store) == first
     named = msgspec.structs.replace(study, start=Point(study.start.run, 12, "other"))
     assert key(named) == key(study)

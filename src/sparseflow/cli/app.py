@@ -26,9 +26,9 @@ from sparseflow.cli.options import (
     Threads,
     Use,
 )
-from sparseflow.cli.probes import Probe, check_count, make_study, places, tables
+from sparseflow.cli.probes import check_count, make_study, places
 from sparseflow.cli.ranks import joined
-from sparseflow.cli.show import print_json, run_progress, stdout, table
+from sparseflow.cli.show import print_json, rich_table, run_progress, stdout, table
 from sparseflow.cli.tensorboard import tensorboard
 from sparseflow.cli.work import (
     check_store,
@@ -163,7 +163,7 @@ def measure(
         typer.Argument(metavar="RUN...", help="Ids (or their start) or recipes, each with @STEP."),
     ],
     *,
-    probe: Annotated[Probe, typer.Option(help="What to measure.")] = "flow",
+    probe: Annotated[str, typer.Option(help="What to measure: see above.")] = "flow",
     at: Annotated[str, typer.Option(help="A kept step, 'start' or 'end'.")] = "end",
     seeds: Annotated[
         str, typer.Option("--seeds", "--seed", help="Of recipes, such as 0-4 or 0,2,7.")
@@ -217,8 +217,8 @@ def measure(
 
         print_json(msgspec.to_builtins(seen))
         return
-    for shown in tables(seen):
-        stdout.print(shown)
+    for shown in seen.tables():
+        stdout.print(rich_table(shown))
 
 
 app.command()(reproduce)

@@ -14,10 +14,11 @@ from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 import sparseflow as sf
+from sparseflow.plotting.table import Table
 
 stderr = Console(stderr=True)
 stdout = Console()
@@ -39,16 +40,22 @@ def _clean(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def table(title: str, rows: list[dict[str, Any]]) -> Table:
+def table(title: str, rows: list[dict[str, Any]]) -> RichTable:
     """Make a table from rows that share their keys."""
-    head = Text(plain(title))
-    shown = Table(title=head, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
-    for key, value in (rows[0] if rows else {}).items():
-        side = "right" if isinstance(value, int | float) else "left"
-        shown.add_column(Text(plain(key)), justify=side, no_wrap=key in ("id", "recipe"))
-    for row in rows:
-        shown.add_row(*(Text(plain(_cell(v))) for v in row.values()))
-    return shown
+    return rich_table(Table.of(title, rows))
+
+
+def rich_table(shown: Table) -> RichTable:
+    """Make a table for the terminal."""
+    head = Text(plain(shown.title))
+    made = RichTable(title=head, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
+    for column in shown.columns:
+        side = "right" if column.right else "left"
+        fixed = column.head in ("id", "recipe")
+        made.add_column(Text(plain(column.head)), justify=side, no_wrap=fixed)
+    for cells in shown.cells:
+        made.add_row(*(Text(plain(cell)) for cell in cells))
+    return made
 
 
 def plain(text: str) -> str:
@@ -56,12 +63,6 @@ def plain(text: str) -> str:
     return "".join(
         "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c)[0] == "C" else c for c in text
     )
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.4g}"
-    return "" if value is None else str(value)
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def run_sweep(
 
 def run_studies(
     wanted: Sequence[sf.studies.Study], store: sf.runs.Store, executor: sf.runs.Executor
-) -> list[sf.studies.Figures]:
+) -> list[sf.studies.Record]:
     """Carry out studies, with a bar where someone watches."""
     with study_progress(len(wanted)) as changed:
         return sf.studies.carry_out_all(wanted, store, executor, changed=changed)
@@ -102,7 +102,7 @@ def report_on(
     out: Path,
     as_json: bool,
     published: bool = False,
-    evidence: Sequence[sf.studies.Figures] = (),
+    evidence: Sequence[sf.studies.Record] = (),
 ) -> None:
     """Collect runs and write their report."""
     if not runs:
@@ -115,20 +115,21 @@ def report_on(
 
 def write_out(results: sf.report.Results, out: Path, as_json: bool) -> None:
     """Write a report and print its tables, or what they hold as JSON."""
-    files = sf.report.write_report(results, out)
-    judged = sf.report.claims(results) if results.evidence else []
+    results = sf.paper.with_references(results)
+    files = sf.paper.write_report(results, out)
+    judged = sf.paper.claims(results) if results.evidence else []
     if as_json:
         found = {"rows": sf.report.summary_rows(results)}
         if judged:
             found |= {
-                "claims": sf.report.claims_rows(judged),
-                "published": sf.report.published_data(results),
+                "claims": sf.paper.claims_rows(judged),
+                "published": sf.paper.published_data(results),
             }
         print_json(found | {"files": [str(f) for f in files]})
         return
     tables = [sf.report.markdown_table(results)]
     if judged:
-        tables += [sf.report.published_markdown(results), sf.report.claims_markdown(judged)]
+        tables += [sf.paper.published_markdown(results), sf.paper.claims_markdown(judged)]
     for text in tables:
         harmless = "\n".join(map(plain, text.split("\n")))
         stdout.print(harmless, highlight=False, markup=False, soft_wrap=True)

@@ -11,13 +11,11 @@ from sparseflow.recipes.make import (
     makers,
     recipe_names,
 )
-from sparseflow.recipes.paper import Reproduction, reproduction
 
 __all__ = [
     "FAMILIES",
     "Family",
     "Inits",
-    "Reproduction",
     "demo_specs",
     "expand",
     "find_family",
@@ -26,5 +24,4 @@ __all__ = [
     "makers",
     "recipe_names",
     "register_family",
-    "reproduction",
 ]

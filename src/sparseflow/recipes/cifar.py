@@ -26,6 +26,7 @@ RESNET20 = Family(
     prune=GradualPruning(start=13_000, stop=49_000, interval=1000, allocation="erk"),
     start="erk",
     rewind=2000,
+    headline="Gradient flow in a sparse ResNet-20 on CIFAR-10",
 )
 """Training of He et al. 2016, section 4.2: 64,000 steps of 128 images, learning rate 0.1, a
 tenth of it from step 32,000 and again from 48,000, momentum 0.9, weight decay 1e-4 (here on

@@ -90,6 +90,7 @@ class Family:
             shuffled within each layer, or a random one of that allocation.
         rewind: step of the pruning run whose weights a ticket starts from.
         sparsities: at which networks are measured at initialisation.
+        headline: of a report on it.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Family:
     start: Literal["shuffled", "erk", "uniform"] = "shuffled"
     rewind: int = 0
     sparsities: tuple[float, ...] = ()
+    headline: str = ""
 
 
 Maker = Callable[[Family, float], RunSpec]

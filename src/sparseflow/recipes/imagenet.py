@@ -31,6 +31,7 @@ RESNET50 = Family(
     prune=GradualPruning(start=5000, stop=25_000, interval=1000, allocation="erk"),
     start="erk",
     rewind=5000,
+    headline="Gradient flow in a sparse ResNet-50 on ImageNet",
 )
 """Training of Evci et al. 2020 (RigL, section 4.1) and 2022: 32,000 steps of 4,096 images, learning
 rate 1.6 after five epochs of warm-up, a tenth of it from epochs 30, 70 and 90 (steps of 4,096 out
@@ -45,6 +46,7 @@ VGG16 = replace(
     name="vgg16-imagenet",
     model=Model("vgg16"),
     optimizer=with_fields(RESNET50.optimizer, lr=0.16, weight_decay=5e-4),
+    headline="Gradient flow in a sparse VGG-16 on ImageNet",
 )
 """The schedule of ResNet-50, as the authors' code has it for VGG too. Learning rate and weight
 decay are those of Simonyan & Zisserman 2015: 0.01 for 256 images, 16 times that for 4,096 (Goyal

@@ -15,6 +15,7 @@ LENET5 = Family(
     RigL(every(100), lr_proportional(0.3), "probe"),
     small=(3, 3, 27, 20),
     sparsities=SPARSITIES,
+    headline="Gradient flow in a sparse LeNet5 on MNIST",
 )
 MLP = Family(
     "mlp-mnist",
@@ -24,6 +25,7 @@ MLP = Family(
     RigL(every(500), lr_proportional(0.3), "probe"),
     small=(8, 8),
     sparsities=SPARSITIES,
+    headline="Gradient flow in a sparse perceptron on MNIST",
 )
 for _family in (LENET5, MLP):
     FAMILIES.add(_family.name, _family, Family)

@@ -1,14 +1,13 @@
 """Tables, figures and the page: read from the store, or from the compact results of one.
 
-    store -> collect -> Results (JSON) -> tables, claims, figures, page (write_report)
+    store -> collect -> Results (JSON) -> tables, figures, page (write_report)
 
 Figures, intervals and the page need matplotlib, scipy and jinja2, which come
 with ``pip install 'sparseflow[report]'``; they are imported when first used.
 """
 
-from sparseflow.report.claims import claims, claims_markdown, claims_rows
 from sparseflow.report.collect import collect
-from sparseflow.report.published import published_data, published_markdown
+from sparseflow.report.page import Section
 from sparseflow.report.results import (
     Results,
     RunFigures,
@@ -22,15 +21,11 @@ from sparseflow.report.write import write_report
 __all__ = [
     "Results",
     "RunFigures",
+    "Section",
     "StartFigures",
-    "claims",
-    "claims_markdown",
-    "claims_rows",
     "collect",
     "load_results",
     "markdown_table",
-    "published_data",
-    "published_markdown",
     "save_results",
     "summary_rows",
     "write_report",

@@ -8,6 +8,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from sparseflow.core.errors import StoreError
 from sparseflow.data import DATA
+from sparseflow.plotting.vocabulary import FAN_IN, LIU, MASKED_DENSE, kind_of
 from sparseflow.report.results import (
     EvalCurve,
     FlowCurve,
@@ -19,10 +20,10 @@ from sparseflow.report.results import (
     UpdateCurve,
 )
 from sparseflow.report.variants import shared_settings, short_name, variants
-from sparseflow.report.vocabulary import FAN_IN, LIU, MASKED_DENSE, kind_of
 from sparseflow.runs import Run, identity, with_seeds
 from sparseflow.runs.spec import Train
-from sparseflow.studies.figures import Figures, rounded
+from sparseflow.studies import Record
+from sparseflow.studies.values import rounded
 
 AT_START = "init-"
 """Prefix of recipes that measure a network at initialisation and never train it."""
@@ -47,7 +48,7 @@ def collect(
     family: str,
     title: str,
     published: bool = False,
-    evidence: Sequence[Figures] = (),
+    evidence: Sequence[Record] = (),
 ) -> Results:
     """Reduce finished runs to what the report shows.
 
@@ -60,7 +61,7 @@ def collect(
         title: what was run, in a few words.
         published: whether the settings are the authors' own (the recipes as
             they stand), so that their figures may stand beside these.
-        evidence: what studies of the runs' checkpoints found.
+        evidence: what studies of the runs' checkpoints measured.
 
     Raises:
         StoreError: if there are no runs, or one is unfinished or damaged.

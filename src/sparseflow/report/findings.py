@@ -1,14 +1,14 @@
-"""Sentences that say what the runs at hand show; every word follows from their figures."""
+"""Sentences that say what these runs show; every word follows from their values."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
 
+from sparseflow.plotting.formats import accuracy, change, count, finite, listing, percent, short
+from sparseflow.plotting.vocabulary import FAN_IN, INITS, LIU, MASKED_DENSE
 from sparseflow.report.results import Number, Results, StartFigures
 from sparseflow.report.summary import Row, changes, rows
-from sparseflow.report.text import accuracy, change, count, finite, listing, percent, short
-from sparseflow.report.vocabulary import FAN_IN, INITS, LIU, MASKED_DENSE
 
 Table = dict[str, Row]
 
@@ -16,7 +16,7 @@ Table = dict[str, Row]
 def findings(results: Results) -> list[str]:
     """The few sentences at the head of the page."""
     table = compared(results)
-    found = [
+    sentences = [
         dead_or_alive(table),
         dynamic(table),
         ticket_accuracy(table),
@@ -24,7 +24,7 @@ def findings(results: Results) -> list[str]:
         update_changes(table),
         signal_at_start(results),
     ]
-    return [sentence for sentence in found if sentence]
+    return [sentence for sentence in sentences if sentence]
 
 
 def compared(results: Results) -> Table:
@@ -41,7 +41,7 @@ def dead_or_alive(table: Table) -> str:
         f"With {init} initialisation{where} ({_names(group)}), {_deaths(group)}."
         for init, where, group in (
             ("masked dense", " on a random mask", plain),
-            ("the paper's", "", aware),
+            ("per-neuron fan-in", "", aware),
         )
         if group
     ]
@@ -49,7 +49,7 @@ def dead_or_alive(table: Table) -> str:
 
 
 def dynamic(table: Table) -> str:
-    """Where RigL ends, beside the static mask, SET and the pruned network."""
+    """Where RigL ends, against the static mask, SET and the pruned network."""
     best, pruned = table.get("rigl+"), table.get("prune")
     if best is None or best.median is None:
         return ""
@@ -58,7 +58,7 @@ def dynamic(table: Table) -> str:
         for n in ("shuffled+", "static+", "set+")
         if n in table and table[n].median is not None
     ]
-    text = f"RigL with the paper's initialisation (rigl+) ends at {accuracy(best.median)} %"
+    text = f"RigL with per-neuron fan-in initialisation (rigl+) ends at {accuracy(best.median)} %"
     if others:
         text += f", against {_medians(others)}"
     if pruned is not None and pruned.median is not None:

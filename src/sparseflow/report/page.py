@@ -3,110 +3,100 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any
 
 from sparseflow.core.optional import need
-from sparseflow.measure.statistics import Verdict
-from sparseflow.report import findings as say
-from sparseflow.report import text
-from sparseflow.report.captions import CAPTIONS
-from sparseflow.report.claims import NOTE, Claim
-from sparseflow.report.palette import METHODS, OTHER, VARIABLES, declarations
-from sparseflow.report.published import HEADS, published_lines, published_notes
+from sparseflow.plotting import formats
+from sparseflow.plotting.palette import color_of, declarations, variables
+from sparseflow.plotting.vocabulary import kind_of
+from sparseflow.recipes import FAMILIES
+from sparseflow.report import table
+from sparseflow.report.figures import expected
+from sparseflow.report.findings import findings
 from sparseflow.report.results import Results
 from sparseflow.report.summary import rows
-from sparseflow.report.table import cells, notes, window
-from sparseflow.report.vocabulary import kind_of
-from sparseflow.runs.spec import Train
-
-
-class _Family(NamedTuple):
-    """Headline, density and length of training, to which ``--scale`` refers."""
-
-    headline: str
-    density: float
-    steps: int
-
-
-_FAMILIES = {
-    "lenet5-mnist": _Family("Gradient flow in a sparse LeNet5 on MNIST", 0.05, Train().steps),
-    "mlp-mnist": _Family("Gradient flow in a sparse perceptron on MNIST", 0.02, Train().steps),
-    "resnet20-cifar10": _Family("Gradient flow in a sparse ResNet-20 on CIFAR-10", 0.1, 64_000),
-    "resnet50-imagenet": _Family("Gradient flow in a sparse ResNet-50 on ImageNet", 0.2, 32_000),
-    "vgg16-imagenet": _Family("Gradient flow in a sparse VGG-16 on ImageNet", 0.2, 32_000),
-}
-
-VERDICTS: dict[Verdict, tuple[str, str]] = {
-    "holds": ("holds", "✓"),
-    "does not hold": ("fails", "✕"),
-    "not settled": ("open", "?"),
-}
-"""Class and sign of each verdict."""
 
 FEW = 6
 """Recipes up to which the page names each of them in the commands."""
 
 
-def render(results: Results, figures: dict[str, str], claims: Sequence[Claim] = ()) -> str:
-    """Return the page; with claims it opens with them.
+@dataclass(frozen=True)
+class Section:
+    """A part of the page that is handed in.
+
+    Attributes:
+        template: HTML as Jinja; it also knows ``titles``, those of the figures by
+            name, and the filter ``joined``, which keeps numbers and units together.
+        values: that it shows.
+        style: CSS of its own.
+        files: to be written with the page, by name.
+        last: whether it closes the page; else it opens it.
+    """
+
+    template: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    style: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+    last: bool = False
+
+
+def render(results: Results, drawings: dict[str, str], sections: Sequence[Section] = ()) -> str:
+    """Return the page.
 
     Args:
         results: what was measured.
-        figures: SVG by name, of those that could be drawn.
-        claims: judged by these results.
+        drawings: SVG by name, of the figures that could be drawn.
+        sections: to open and to close it with.
     """
-    environment = need("jinja2", extra="report").Environment(
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=need("jinja2", extra="report").StrictUndefined,
-    )
-    source = files("sparseflow.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    environment = _environment()
     safe = need("markupsafe", extra="report").Markup
-    captions = {n: c for n, c in CAPTIONS.items() if results.evidence or not c.evidence}
-    shown = [
-        (name, caption, text.joined(caption.seen(results)), safe(inline(figures[name], name)))
-        for name, caption in captions.items()
-        if name in figures
-    ]
-    absent = [caption for name, caption in captions.items() if name not in figures]
-    return environment.from_string(source).render(
+    possible = expected(results)
+    drawn = [figure for name, figure in possible.items() if name in drawings]
+    titles = {figure.name: figure.title for figure in drawn}
+
+    def made(section: Section) -> str:
+        template = environment.from_string(section.template)
+        return safe(template.render(section.values, titles=titles))
+
+    shown, colors = rows(results), variables()
+    return environment.from_string(_source("page.html.j2")).render(
         results=results,
-        headline=_family(results).headline,
+        references=results.references,
+        headline=_headline(results),
         facts=_facts(results),
-        findings=[text.joined(sentence) for sentence in say.findings(results)],
-        lines=[(cells(row), _color(row.recipe)) for row in rows(results)],
-        referred=any(row.reference for row in rows(results)),
-        window=window(results),
-        notes=notes(results),
+        findings=findings(results),
+        rows=[(row, colors[color_of(row.recipe)]) for row in shown],
+        referred=any(row.reference for row in shown),
+        table=table,
         variants=sum(bool(run.variant) for run in results.runs),
-        figures=shown,
-        absent=absent,
+        figures=[
+            (figure, figure.finding(results), safe(inline(drawings[figure.name], figure.name)))
+            for figure in drawn
+        ],
+        absent=[figure for name, figure in possible.items() if name not in drawings],
         commands=commands(results),
         light=safe(declarations(dark=False)),
         dark=safe(declarations(dark=True)),
-        **_claimed(results, claims, figures),
+        style=safe("\n".join([_source("page.css"), *(section.style for section in sections)])),
+        opening=[made(section) for section in sections if not section.last],
+        closing=[made(section) for section in sections if section.last],
     )
 
 
-def _claimed(results: Results, claims: Sequence[Claim], figures: dict[str, str]) -> dict[str, Any]:
-    """What the parts that rest on evidence show."""
-    counts = Counter(claim.verdict for claim in claims)
-    published = published_lines(results)
-    return {
-        "claims": claims,
-        "joined": text.joined,
-        "counts": [(verdict, counts[verdict]) for verdict in VERDICTS],
-        "looks": VERDICTS,
-        "titles": {name: CAPTIONS[name].title for name in figures if name in CAPTIONS},
-        "judging": NOTE,
-        "published": [(line, _color(line.group or "prune")) for line in published],
-        "published_heads": list(HEADS.values()),
-        "published_notes": published_notes(results) if published else "",
-    }
+def _environment() -> Any:
+    jinja = need("jinja2", extra="report")
+    made = jinja.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja.StrictUndefined
+    )
+    made.filters["joined"] = formats.joined
+    return made
+
+
+def _source(name: str) -> str:
+    return files("sparseflow.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def inline(svg: str, name: str) -> str:
@@ -122,7 +112,7 @@ def inline(svg: str, name: str) -> str:
     svg = re.sub(r'^<svg ([^>]*?)\bheight="[^"]*"', r'<svg role="img" \1', svg)
     for before in (' id="', "url(#", 'href="#'):
         svg = svg.replace(before, f"{before}{name}-")
-    for color, variable in VARIABLES.items():
+    for color, variable in variables().items():
         svg = svg.replace(color, f"var({variable})")
     return svg.replace("'DejaVu Sans'", "var(--sans)")
 
@@ -148,17 +138,20 @@ def commands(results: Results) -> list[str]:
 
 def _settings(results: Results) -> str:
     """Options that give the density and length of these runs."""
-    said, whole = "", _family(results)
-    if results.steps != whole.steps:
-        scale = float(f"{results.steps / whole.steps:.3g}")
-        exact = round(whole.steps * scale) == results.steps
+    family = FAMILIES.get(results.family)
+    if family is None:
+        return ""
+    said, steps = "", family.train.steps
+    if results.steps != steps:
+        scale = float(f"{results.steps / steps:.3g}")
+        exact = round(steps * scale) == results.steps
         said = f" --scale {scale:g}" if exact else f" --set train.steps={results.steps}"
-    return said + f" --set density={results.density:g}" * (results.density != whole.density)
+    return said + f" --set density={results.density:g}" * (results.density != family.density)
 
 
-def _family(results: Results) -> _Family:
-    other = _Family(f"Gradient flow of {results.family}", results.density, results.steps)
-    return _FAMILIES.get(results.family, other)
+def _headline(results: Results) -> str:
+    family = FAMILIES.get(results.family)
+    return family.headline if family else f"Gradient flow of {results.family}"
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:
@@ -167,19 +160,17 @@ def _facts(results: Results) -> list[tuple[str, str]]:
     names = sorted({run.seed for run in alone}, key=lambda s: (len(s), s))
     facts = [
         ("family", results.family),
-        ("sparsity", text.percent(1 - results.density)),
-        ("training", text.count(results.steps, "step")),
-        ("seeds", text.seeds(names)),
+        ("sparsity", formats.percent(1 - results.density)),
+        ("training", formats.count(results.steps, "step")),
+        ("seeds", formats.seeds(names)),
         ("runs", f"{len(results.runs)}, {dead} of them dead" if dead else f"{len(results.runs)}"),
     ]
     if not results.runs:
         facts = facts[:1]
     if results.at_start:
-        facts.append(("measured at initialisation", text.count(len(results.at_start), "network")))
+        facts.append(
+            ("measured at initialisation", formats.count(len(results.at_start), "network"))
+        )
     if results.evidence:
-        facts.append(("measured at checkpoints", text.count(len(results.evidence), "study")))
+        facts.append(("measured at checkpoints", formats.count(len(results.evidence), "study")))
     return facts
-
-
-def _color(recipe: str) -> str:
-    return VARIABLES[METHODS.get(kind_of(recipe).method, OTHER)]

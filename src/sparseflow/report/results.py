@@ -12,20 +12,11 @@ import msgspec
 
 from sparseflow.core.errors import StoreError
 from sparseflow.core.files import write_atomic
-from sparseflow.studies.figures import (
-    Agreement,
-    Distances,
-    Figures,
-    Line,
-    Number,
-    Plane,
-    Spectrum,
-    Updates,
-    dead_below,
-)
+from sparseflow.studies import Record, References, dead_below, decode
+from sparseflow.studies.values import Number
 
 SCHEMA = 2
-"""Layout of ``results.json``; a file of a newer one is refused."""
+"""Version of ``results.json``; a file of a newer one is refused."""
 
 
 class _Part(msgspec.Struct, frozen=True):
@@ -195,9 +186,10 @@ class Results(_Part, frozen=True):
         steps: that most runs share.
         runs: trained, in the order of the table.
         at_start: measured at initialisation only.
-        evidence: what studies of the kept checkpoints found; empty unless
+        evidence: what studies of the kept checkpoints measured; empty unless
             asked for (``sparseflow reproduce``).
-        schema: layout of the file.
+        schema: version of the file.
+        references: what others measured, to be shown with it; handed in, never stored.
     """
 
     family: str
@@ -206,8 +198,9 @@ class Results(_Part, frozen=True):
     steps: int
     runs: tuple[RunFigures, ...]
     at_start: tuple[StartFigures, ...]
-    evidence: tuple[Figures, ...] = ()
+    evidence: tuple[Record, ...] = ()
     schema: int = SCHEMA
+    references: References = References()
 
     @property
     def main(self) -> tuple[RunFigures, ...]:
@@ -218,36 +211,6 @@ class Results(_Part, frozen=True):
     def dead_below(self) -> float:
         """Test accuracy in % under which its runs count as dead; they share a data set."""
         return self.runs[0].dead_below if self.runs else dead_below(10)
-
-    @property
-    def spectra(self) -> tuple[Spectrum, ...]:
-        """Hessian spectra of single networks."""
-        return tuple(e for e in self.evidence if isinstance(e, Spectrum))
-
-    @property
-    def updates(self) -> tuple[Updates, ...]:
-        """Networks before and after a mask update by each rule."""
-        return tuple(e for e in self.evidence if isinstance(e, Updates))
-
-    @property
-    def lines(self) -> tuple[Line, ...]:
-        """Interpolations between solutions."""
-        return tuple(e for e in self.evidence if isinstance(e, Line))
-
-    @property
-    def plane(self) -> Plane | None:
-        """Loss over a plane through three solutions."""
-        return next((e for e in self.evidence if isinstance(e, Plane)), None)
-
-    @property
-    def distances(self) -> Distances | None:
-        """Distances between starts and ends."""
-        return next((e for e in self.evidence if isinstance(e, Distances)), None)
-
-    @property
-    def agreement(self) -> Agreement | None:
-        """Predictions of the groups of the published table."""
-        return next((e for e in self.evidence if isinstance(e, Agreement)), None)
 
 
 class _Header(msgspec.Struct):
@@ -290,7 +253,7 @@ def load_results(path: Path) -> Results:
                 f"results {path} have schema {schema}; this version reads up to {SCHEMA}: "
                 "install a newer sparseflow"
             )
-        return msgspec.json.decode(content, type=Results)
+        return msgspec.json.decode(content, type=Results, dec_hook=decode)
     except msgspec.DecodeError as error:
         raise StoreError(f"results {path} are damaged: {error}") from error
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from sparseflow.report.paper import Reference, reference
+from sparseflow.plotting.formats import finite
 from sparseflow.report.results import Results, RunFigures
-from sparseflow.report.text import finite
+from sparseflow.studies import Reference
 
 ENOUGH = 3
 """Living runs from which a range is given."""
@@ -62,10 +62,12 @@ class Row:
 def rows(results: Results) -> list[Row]:
     """Rows in the order of the table."""
     grouped = groupby(results.runs, key=lambda run: (run.recipe, run.variant))
-    return [_row(results.family, *key, tuple(group)) for key, group in grouped]
+    return [_row(results.references.runs, *key, tuple(group)) for key, group in grouped]
 
 
-def _row(family: str, recipe: str, variant: str, runs: tuple[RunFigures, ...]) -> Row:
+def _row(
+    references: Mapping[str, Reference], recipe: str, variant: str, runs: tuple[RunFigures, ...]
+) -> Row:
     living = tuple(run.test_accuracy for run in runs if not run.dead)
     return Row(
         recipe=recipe,
@@ -73,7 +75,7 @@ def _row(family: str, recipe: str, variant: str, runs: tuple[RunFigures, ...]) -
         runs=runs,
         median=statistics.median(living) if living else None,
         interval=(min(living), max(living)) if len(living) >= ENOUGH else None,
-        reference=reference(family, recipe) if all(run.published for run in runs) else None,
+        reference=references.get(recipe),
     )
 
 
@@ -88,3 +90,15 @@ def changes(runs: Sequence[RunFigures]) -> list[tuple[int, float]]:
         )
         if before and after is not None
     ]
+
+
+def by_recipe(runs: Sequence[RunFigures]) -> dict[str, list[RunFigures]]:
+    """Runs of each recipe, in the order of the table."""
+    groups = groupby(runs, key=lambda run: run.recipe)
+    return {recipe: list(group) for recipe, group in groups}
+
+
+def legend_name(recipe: str, runs: Sequence[RunFigures]) -> str:
+    """Recipe, and how many of its runs are dead."""
+    dead = sum(run.dead for run in runs)
+    return f"{recipe} {dead}/{len(runs)} ×" if dead else recipe

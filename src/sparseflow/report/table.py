@@ -1,65 +1,23 @@
-"""The table, as Markdown, CSV, cells for the page and plain data."""
+"""The table of all runs: as text, and as values."""
 
 from __future__ import annotations
 
-import csv
-import io
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from typing import Any
 
-from sparseflow.report.paper import AUTHORS_CODE, PUBLISHED, Reference
+import msgspec
+
+from sparseflow.plotting.formats import NONE, accuracy, given, seeds, spread
+from sparseflow.plotting.table import Column, Table
 from sparseflow.report.results import Results
 from sparseflow.report.summary import Row, rows
-from sparseflow.report.text import NONE, accuracy, given, markdown, seeds, spread
+from sparseflow.studies import Reference
 
 MARK = "✕"
 """Stands beside the accuracy of a dead run."""
 
 _NOBODY = Reference()
-
-
-@dataclass(frozen=True)
-class Cells:
-    """One line of the table as text."""
-
-    recipe: str
-    seeds: str
-    dead: str
-    median: str
-    interval: str
-    each: tuple[str, ...]
-    start: str
-    kernels: str
-    early: str
-    code_accuracy: str
-    code_start: str
-    code_kernels: str
-    code_early: str
-    published: str
-    note: str
-
-
-def cells(row: Row) -> Cells:
-    """Format one row."""
-    other = row.reference or _NOBODY
-    median = NONE if row.median is None else accuracy(row.median)
-    return Cells(
-        recipe=row.name,
-        seeds=seeds([run.seed for run in row.runs]),
-        dead=f"{row.dead} of {len(row.runs)}" if row.dead else "0",
-        median=median,
-        interval="–".join(map(accuracy, row.interval)) if row.interval else "",
-        each=tuple(accuracy(r.test_accuracy) + f" {MARK}" * r.dead for r in row.runs),
-        start=spread(run.start.total for run in row.runs),
-        kernels=spread(run.start.kernels for run in row.runs),
-        early=spread(run.early.total for run in row.runs),
-        code_accuracy=", ".join(map(accuracy, other.accuracy)),
-        code_start=given(other.start),
-        code_kernels=given(other.kernels),
-        code_early=given(other.early),
-        published=_published(other),
-        note=other.note,
-    )
+_START = "‖∇L‖ at step 0 (kernels alone)"
 
 
 def window(results: Results) -> int:
@@ -67,32 +25,92 @@ def window(results: Results) -> int:
     return results.main[0].window if results.main else 0
 
 
-def markdown_table(results: Results) -> str:
-    """The table for README and terminal, with its notes."""
-    lines = [cells(row) for row in rows(results)]
-    if not lines:
-        return "No training run has finished yet.\n"
-    referred = any(row.reference for row in rows(results))
-    head = [
+TEXTS: dict[str, Callable[[Row], str]] = {
+    "recipe": lambda row: row.name,
+    "seeds": lambda row: seeds([run.seed for run in row.runs]),
+    "dead": lambda row: f"{row.dead} of {len(row.runs)}" if row.dead else "0",
+    "median": lambda row: NONE if row.median is None else accuracy(row.median),
+    "interval": lambda row: "–".join(map(accuracy, row.interval)) if row.interval else "",
+    "start": lambda row: spread(run.start.total for run in row.runs),
+    "kernels": lambda row: spread(run.start.kernels for run in row.runs),
+    "early": lambda row: spread(run.early.total for run in row.runs),
+}
+"""What the table says of a recipe."""
+
+REFERENCE_TEXTS: dict[str, Callable[[Reference], str]] = {
+    "accuracy": lambda other: ", ".join(map(accuracy, other.accuracy)),
+    "start": lambda other: given(other.start),
+    "kernels": lambda other: given(other.kernels),
+    "early": lambda other: given(other.early),
+    "published": lambda other: _published(other.published),
+    "note": lambda other: other.note,
+}
+"""What others measured of it."""
+
+
+def each(row: Row) -> list[str]:
+    """Accuracy of every run."""
+    return [accuracy(run.test_accuracy) + f" {MARK}" * run.dead for run in row.runs]
+
+
+def texts_of(row: Row) -> tuple[dict[str, str], dict[str, str]]:
+    """All texts of a row, and of what others measured; the latter are empty without."""
+    other = row.reference or _NOBODY
+    return (
+        {name: show(row) for name, show in TEXTS.items()},
+        {name: show(other) for name, show in REFERENCE_TEXTS.items()},
+    )
+
+
+def summary_table(results: Results) -> Table:
+    """The table for people, with its notes: one line a recipe."""
+    shown = rows(results)
+    heads = [
         "recipe",
         "seeds",
         "dead",
         "accuracy %, median of the living [range]",
         "each seed",
-        "‖∇L‖ at step 0 (kernels alone)",
+        _START,
         f"mean ‖∇L‖, steps 0–{window(results):,}",
     ]
-    reference_head = [
-        "authors' code: accuracy",
-        "‖∇L‖ at step 0 (kernels alone)",
-        "mean ‖∇L‖",
-        "published accuracy",
-    ]
-    table = [head + reference_head * referred]
-    table.append(["---"] * len(table[0]))
-    table += [_markdown_line(line, referred) for line in lines]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in table)
-    return f"{text}\n\n{notes(results)}\n"
+    referred = any(row.reference for row in shown)
+    if referred:
+        name = results.references.name
+        heads += [f"{name}: accuracy", _START, "mean ‖∇L‖", "published accuracy"]
+    lines = tuple(_line(row)[: len(heads)] for row in shown)
+    return Table(results.title, tuple(map(Column, heads)), lines, notes(results))
+
+
+def _line(row: Row) -> tuple[str, ...]:
+    own, other = texts_of(row)
+    alone = f" ({other['kernels']})" if other["kernels"] else ""
+    published = "; ".join(filter(None, (other["published"], other["note"])))
+    theirs = (other["accuracy"], other["start"] + alone, other["early"], published)
+    return (
+        f"`{own['recipe']}`",
+        own["seeds"],
+        own["dead"],
+        f"**{own['median']}**" + f" [{own['interval']}]" * bool(row.interval),
+        ", ".join(each(row)),
+        f"{own['start']} ({own['kernels']})",
+        own["early"],
+        *(text or NONE for text in theirs),
+    )
+
+
+def _published(value: tuple[float, float | None] | None) -> str:
+    if value is None:
+        return ""
+    mean, deviation = value
+    return accuracy(mean) + (f" ± {accuracy(deviation)}" if deviation is not None else "")
+
+
+def markdown_table(results: Results) -> str:
+    """The table for README and terminal."""
+    if not results.runs:
+        return "No training run has finished yet.\n"
+    return summary_table(results).markdown()
 
 
 def notes(results: Results) -> str:
@@ -104,12 +122,12 @@ def notes(results: Results) -> str:
         "Gradient norms: range over all seeds."
     )
     if any(row.reference for row in rows(results)):
-        return f"{text} Beside them: {AUTHORS_CODE}; published: {PUBLISHED}."
-    return f"{text} {_why_no_reference(results)}".rstrip()
+        return f"{text} Beside them: {results.references.source}."
+    return f"{text} {results.references.absent}".rstrip()
 
 
 def summary_rows(results: Results) -> list[dict[str, Any]]:
-    """Rows as plain data: figures of each seed, their median, and the reference."""
+    """Rows as plain data: values of each seed, their median, and the reference."""
     return [
         {
             "recipe": row.recipe,
@@ -124,78 +142,33 @@ def summary_rows(results: Results) -> list[dict[str, Any]]:
             "start_kernels": [run.start.kernels for run in row.runs],
             "early_total": [run.early.total for run in row.runs],
             "window": row.runs[0].window,
-            "reference": asdict(row.reference) if row.reference else None,
+            "reference": msgspec.structs.asdict(row.reference) if row.reference else None,
         }
         for row in rows(results)
     ]
 
 
-def csv_table(results: Results) -> str:
-    """One line a recipe, numbers unformatted, several of them joined by spaces."""
-    out = io.StringIO()
+def summary_values(results: Results) -> Table:
+    """One line a recipe, unformatted, several values joined by spaces: for CSV."""
     pairs = zip(rows(results), summary_rows(results), strict=True)
-    lines = [_csv_line(row, data) for row, data in pairs]
-    if lines:
-        writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
-    return out.getvalue()
+    return Table.of(results.title, [_values(row, data) for row, data in pairs])
 
 
-def _csv_line(row: Row, data: dict[str, Any]) -> dict[str, Any]:
+def _values(row: Row, data: dict[str, Any]) -> dict[str, Any]:
     other = row.reference or _NOBODY
-    low, high = row.interval or ("", "")
-    several = {
-        name: " ".join(map(str, data[name]))
-        for name in ("seeds", "accuracy", "start_total", "start_kernels", "early_total")
-    }
+    low, high = row.interval or (None, None)
+    several = ("seeds", "accuracy", "start_total", "start_kernels", "early_total")
+    theirs = ("accuracy", "start", "kernels", "early")
     return {
         "recipe": row.recipe,
         "variant": row.variant,
         "runs": len(row.runs),
         "dead": row.dead,
-        "median": "" if row.median is None else row.median,
+        "median": row.median,
         "low": low,
         "high": high,
-        **several,
+        **{name: " ".join(map(str, data[name])) for name in several},
         "window": data["window"],
-        "authors_accuracy": " ".join(map(str, other.accuracy)),
-        "authors_start": " ".join(map(str, other.start)),
-        "authors_kernels": " ".join(map(str, other.kernels)),
-        "authors_early": " ".join(map(str, other.early)),
-        "published": other.published[0] if other.published else "",
+        **{f"authors_{name}": " ".join(map(str, getattr(other, name))) for name in theirs},
+        "published": other.published[0] if other.published else None,
     }
-
-
-def _markdown_line(line: Cells, referred: bool) -> list[str]:
-    own = [
-        f"`{line.recipe}`",
-        line.seeds,
-        line.dead,
-        f"**{line.median}**" + f" [{line.interval}]" * bool(line.interval),
-        ", ".join(line.each),
-        f"{line.start} ({line.kernels})",
-        line.early,
-    ]
-    code_start = (
-        f"{line.code_start} ({line.code_kernels})" if line.code_kernels else line.code_start
-    )
-    published = f"{line.published}; {line.note}" if line.note else line.published
-    other = [line.code_accuracy, code_start, line.code_early, published]
-    return [markdown(cell) for cell in own + [cell or NONE for cell in other] * referred]
-
-
-def _published(other: Reference) -> str:
-    if other.published is None:
-        return ""
-    mean, deviation = other.published
-    return accuracy(mean) + (f" ± {accuracy(deviation)}" if deviation is not None else "")
-
-
-def _why_no_reference(results: Results) -> str:
-    if results.family != "lenet5-mnist":
-        return ""
-    return (
-        "The authors' figures are for LeNet5 at 95 % sparsity and 11,719 steps, so none "
-        "stand beside these runs."
-    )

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from sparseflow.core.files import write_atomic
 from sparseflow.core.optional import need
-from sparseflow.report.claims import Claim, claims, claims_csv, claims_markdown, claims_rows
-from sparseflow.report.page import render
-from sparseflow.report.published import published_csv, published_markdown
+from sparseflow.report.figures import figures
+from sparseflow.report.page import Section, render
 from sparseflow.report.results import Results, save_results
-from sparseflow.report.table import csv_table, markdown_table
+from sparseflow.report.table import markdown_table, summary_table, summary_values
 
 
-def write_report(results: Results, out: Path) -> list[Path]:
-    """Write ``index.html``, ``table.md``, ``table.csv``, ``results.json`` and the figures.
+def write_report(results: Results, out: Path, sections: Sequence[Section] = ()) -> list[Path]:
+    """Write ``index.html``, the table, ``results.json``, the figures, and files of the sections.
 
-    Where there is evidence, from studies of checkpoints, the claims are judged
-    and written too (``claims.json``, ``.md``, ``.csv``), and the published table
-    beside ours (``published.md``, ``.csv``).
-
-    Each figure is written as SVG and PNG; one that has nothing to show is left
-    out, and the page says so. Equal results give equal bytes.
+    The table is written as Markdown, CSV and LaTeX; each figure as SVG and PNG,
+    with its values as CSV. A figure that has nothing to show is left out, and the
+    page says so. Equal results give equal bytes.
 
     Args:
         results: from :func:`sparseflow.report.collect` or
             :func:`sparseflow.report.load_results`.
         out: folder, made if it does not exist.
+        sections: of the page, besides those that every report has.
 
     Returns:
         The files, the page first.
@@ -36,52 +33,21 @@ def write_report(results: Results, out: Path) -> list[Path]:
         SparseflowError: if the ``report`` extra is not installed.
         StoreError: if the folder cannot be written.
     """
-    draw = need("sparseflow.report.figures", extra="report")
-    drawn = {
-        "accuracy": draw.accuracy_figure(results),
-        "flow": draw.flow_figure(results, "total"),
-        "flow-kernels": draw.flow_figure(results, "kernels"),
-        "updates": draw.updates_figure(results),
-        "start-signal": draw.start_signal_figure(results),
-        "start-norm": draw.start_norm_figure(results),
-        "curvature-start": draw.curvature_start_figure(results),
-        "spectra": draw.spectra_figure(results),
-        "spectrum": draw.spectrum_figure(results),
-        "map": draw.map_figure(results),
-        "paths": draw.paths_figure(results),
-        "plane": draw.plane_figure(results),
-        "disagreement": draw.disagreement_figure(results),
-    }
-    drawn = {name: figure for name, figure in drawn.items() if figure is not None}
-    vectors = {name: draw.svg(figure) for name, figure in drawn.items()}
-    judged = claims(results) if results.evidence else []
+    style = need("sparseflow.plotting.style", extra="report")
+    drawn = {name: figure.draw(results) for name, figure in figures().items()}
+    drawn = {name: drawing for name, drawing in drawn.items() if drawing is not None}
+    vectors = {name: style.svg(drawing) for name, drawing in drawn.items()}
     content: dict[str, str | bytes] = {
-        "index.html": render(results, vectors, judged),
+        "index.html": render(results, vectors, sections),
         "table.md": markdown_table(results),
-        "table.csv": csv_table(results),
-        **_judged(results, judged),
+        "table.csv": summary_values(results).csv(),
+        "table.tex": summary_table(results).latex(),
+        **{name: text for section in sections for name, text in section.files.items()},
         **{f"{name}.svg": text for name, text in vectors.items()},
-        **{f"{name}.png": draw.png(figure) for name, figure in drawn.items()},
+        **{f"{name}.png": style.png(drawing) for name, drawing in drawn.items()},
+        **{f"{name}.csv": figures()[name].data(results).csv() for name in drawn},
     }
     for name, data in content.items():
         write_atomic(out / name, data)
     save_results(results, out / "results.json")
     return [out / name for name in (*content, "results.json")]
-
-
-def _judged(results: Results, judged: list[Claim]) -> dict[str, str | bytes]:
-    """Files that there are only with evidence."""
-    files: dict[str, str | bytes] = {}
-    if judged:
-        rows = json.dumps(claims_rows(judged), indent=1, ensure_ascii=False, allow_nan=False)
-        files |= {
-            "claims.json": f"{rows}\n",
-            "claims.md": claims_markdown(judged),
-            "claims.csv": claims_csv(judged),
-        }
-    if results.agreement is not None:
-        files |= {
-            "published.md": published_markdown(results),
-            "published.csv": published_csv(results),
-        }
-    return files

@@ -1,47 +1,55 @@
 """Studies: measurements that compare kept checkpoints of finished runs.
 
-    points (run, step) -> study -> carry_out -> figures, kept in the store
+    checkpoints (run, step) -> Study.measure -> record, kept in the store
 
-The report reads what they find; ``sparseflow measure --probe`` shows one.
+One file is one kind of study: what to measure, the record of it, its tables for
+``sparseflow measure --probe``, and its figures for the report. A new kind needs
+such a file and its place in the imports below.
 """
 
+from sparseflow.studies.agreement import Agreement, AgreementStudy, Group
 from sparseflow.studies.audit import audit
+from sparseflow.studies.distance import Distances, DistanceStudy
+from sparseflow.studies.evidence import Evidence, Reference, References
 from sparseflow.studies.execution import carry_out, carry_out_all, seconds
-from sparseflow.studies.figures import (
-    Agreement,
-    Distances,
-    Figures,
-    Line,
-    Plane,
-    Spectrum,
-    Updates,
-)
-from sparseflow.studies.load import point_of
-from sparseflow.studies.spec import (
-    AgreementStudy,
-    DistanceStudy,
-    Group,
-    LineStudy,
-    PlaneStudy,
+from sparseflow.studies.line import Line, LineStudy
+from sparseflow.studies.plane import Plane, PlaneStudy
+from sparseflow.studies.spectrum import Spectrum, SpectrumStudy
+from sparseflow.studies.study import (
+    KINDS,
+    Kind,
+    Place,
     Point,
-    SpectrumStudy,
+    Record,
     Study,
-    UpdateStudy,
+    decode,
+    figures,
+    key,
     label_of,
+    point_of,
+    register_study,
 )
+from sparseflow.studies.update import Updates, UpdateStudy
+from sparseflow.studies.values import dead_below
 
 __all__ = [
+    "KINDS",
     "Agreement",
     "AgreementStudy",
     "DistanceStudy",
     "Distances",
-    "Figures",
+    "Evidence",
     "Group",
+    "Kind",
     "Line",
     "LineStudy",
+    "Place",
     "Plane",
     "PlaneStudy",
     "Point",
+    "Record",
+    "Reference",
+    "References",
     "Spectrum",
     "SpectrumStudy",
     "Study",
@@ -50,7 +58,12 @@ __all__ = [
     "audit",
     "carry_out",
     "carry_out_all",
+    "dead_below",
+    "decode",
+    "figures",
+    "key",
     "label_of",
     "point_of",
+    "register_study",
     "seconds",
 ]

@@ -14,21 +14,7 @@ from sparseflow.core.documents import load_document, save_document
 from sparseflow.core.errors import SparseflowError, StoreError
 from sparseflow.runs import Store
 from sparseflow.runs.jobs import Ended, Executor, Task, Tell
-from sparseflow.studies.agreement import agreement
-from sparseflow.studies.curvature import spectrum, updates
-from sparseflow.studies.figures import Figures
-from sparseflow.studies.geometry import all_distances, line, plane_through
-from sparseflow.studies.spec import (
-    AgreementStudy,
-    DistanceStudy,
-    LineStudy,
-    PlaneStudy,
-    SpectrumStudy,
-    Study,
-    UpdateStudy,
-    key,
-    points_of,
-)
+from sparseflow.studies.study import Record, Study, decode, key, tag_of
 
 FOLDER = "studies"
 """Beside the runs in the store."""
@@ -38,11 +24,11 @@ class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the file of a study holds: what was asked, what was found, and how long it took."""
 
     study: Study
-    found: Figures
+    found: Record
     seconds: float
 
 
-def carry_out(study: Study, store: Store) -> Figures:
+def carry_out(study: Study, store: Store) -> Record:
     """Return what a study finds, from the store if it was made before.
 
     Raises:
@@ -65,7 +51,7 @@ def carry_out_all(
     executor: Executor,
     *,
     changed: Callable[[int], None] = lambda done: None,
-) -> list[Figures]:
+) -> list[Record]:
     """Carry out many studies on an executor; those made before are read here.
 
     Args:
@@ -116,8 +102,8 @@ def _made(name: str, study: Study, store: Store) -> Ended:
 
 
 def _named(study: Study) -> str:
-    kind = str(type(study).__struct_config__.tag)
-    return f"{kind} of {', '.join(point.label or point.run for point in points_of(study)[:3])}"
+    points = ", ".join(point.label or point.run for point in study.checkpoints[:3])
+    return f"{tag_of(type(study))} of {points}"
 
 
 def _path(name: str, store: Store) -> Path:
@@ -133,7 +119,7 @@ def _kept(study: Study, store: Store) -> Kept:
             raise StoreError(f"{path} is of study {key(kept.study)}; remove it to make it again")
         return kept
     began = time.monotonic()
-    kept = Kept(study, _measure(study, store), round(time.monotonic() - began, 1))
+    kept = Kept(study, study.measure(store), round(time.monotonic() - began, 1))
     content = {field: getattr(kept, field) for field in Kept.__struct_fields__}
     save_document(path, "study", name, content, indent=-1)
     return kept
@@ -147,15 +133,15 @@ def read(path: Path) -> Kept:
     """
     try:
         content = load_document(path, "study", path.stem)
-        return msgspec.convert(content, Kept)
+        return msgspec.convert(content, Kept, dec_hook=decode)
     except (StoreError, msgspec.ValidationError, RecursionError) as error:
         text = str(error) if isinstance(error, StoreError) else f"{path} is damaged: {error}"
         raise StoreError(f"{text}; remove it to make it again") from error
 
 
-def _relabelled(found: Figures, made: Study, asked: Study) -> Figures:
+def _relabelled(found: Record, made: Study, asked: Study) -> Record:
     """Give what was found the labels asked for: one run may have two names."""
-    pairs = zip(points_of(made), points_of(asked), strict=True)
+    pairs = zip(made.checkpoints, asked.checkpoints, strict=True)
     names = {old.label: new.label for old, new in pairs if old.label != new.label}
 
     def renamed(part: Any, under: str = "") -> Any:
@@ -165,24 +151,8 @@ def _relabelled(found: Figures, made: Study, asked: Study) -> Figures:
             return [renamed(value, under) for value in part]
         return names.get(part, part) if under in ("label", "labels") else part
 
-    return msgspec.convert(renamed(msgspec.to_builtins(found)), Figures) if names else found
+    return decode(Record, renamed(msgspec.to_builtins(found))) if names else found
 
 
-def _work(_: Tell, study: Study, root: str) -> Figures:
+def _work(_: Tell, study: Study, root: str) -> Record:
     return carry_out(study, Store(Path(root)))
-
-
-def _measure(study: Study, store: Store) -> Figures:
-    match study:
-        case SpectrumStudy():
-            return spectrum(study, store)
-        case UpdateStudy():
-            return updates(study, store)
-        case LineStudy():
-            return line(study, store)
-        case PlaneStudy():
-            return plane_through(study, store)
-        case DistanceStudy():
-            return all_distances(study, store)
-        case AgreementStudy():
-            return agreement(study, store)

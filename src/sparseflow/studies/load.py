@@ -12,7 +12,7 @@ from sparseflow.data import Batch, Dataset
 from sparseflow.masks import Masks
 from sparseflow.runs import Run, Store
 from sparseflow.runs.build import load_data, make_model
-from sparseflow.studies.spec import Point, Study, label_of, points_of
+from sparseflow.studies.study import Point, Study
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,24 +32,6 @@ class Network:
     model: nn.Module
     state: dict[str, Tensor]
     masks: Masks
-
-
-def point_of(run: Run, step: int) -> Point:
-    """Refer to a checkpoint of a run.
-
-    Raises:
-        StoreError: if the run does not keep that step, and will not.
-    """
-    spec = run.spec
-    last = spec.train.steps
-    if step != last and (step % spec.train.keep or not 0 <= step < last):
-        raise StoreError(
-            f"{run.label} keeps a checkpoint every {spec.train.keep:,} of its {last:,} steps, "
-            f"none at step {step}"
-        )
-    when = {0: "start", last: "end"}.get(step, str(step))
-    short = spec.recipe.rpartition("/")[2] or run.id[:8]
-    return Point(run.id, step, label_of(short, spec.seeds.data, when))
 
 
 def load(point: Point, store: Store) -> Network:
@@ -72,7 +54,7 @@ def load_all(study: Study, store: Store) -> tuple[list[Network], Dataset]:
         StoreError: if one is missing, or two are of different architectures or
             data sets, which have nothing to be compared by.
     """
-    networks = [load(point, store) for point in points_of(study)]
+    networks = [load(point, store) for point in study.checkpoints]
     _check_same(networks)
     return networks, load_data(networks[0].run.spec)
 

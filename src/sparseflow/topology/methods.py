@@ -147,6 +147,7 @@ def register_method(
     name: str,
     *,
     label: str = "",
+    group: str = "Other",
     color: tuple[str, str] | None = None,
     recipes: bool = True,
     marks: tuple[str, ...] = MARKS,
@@ -158,6 +159,7 @@ def register_method(
         name: such as ``mine``; every family then has the recipes ``mine``,
             ``mine-liu`` and ``mine+``.
         label: what reports call it; by default the class's name.
+        group: methods of one group share a panel in pictures.
         color: in light and in dark pictures; by default one that is free.
         recipes: whether there are recipes of it.
         marks: initialisations that its recipes come with.
@@ -179,8 +181,8 @@ def register_method(
     """
 
     def add(cls: type[M]) -> type[M]:
-        facts = {"label": label or cls.__name__, "color": color, "recipes": recipes}
-        return registering(METHODS, name, **facts, marks=marks, mask=mask)(cls)
+        facts = {"label": label or cls.__name__, "group": group, "color": color, "marks": marks}
+        return registering(METHODS, name, **facts, recipes=recipes, mask=mask)(cls)
 
     return add
 
@@ -204,7 +206,7 @@ class Static(Method):
         return False
 
 
-@register_method("set", color=("#009e73", "#35c99b"))
+@register_method("set", group="SET", color=("#009e73", "#35c99b"))
 @dataclass(frozen=True)
 class SET(Method):
     """Sparse evolutionary training: drop the smallest weights, grow at random.
@@ -278,7 +280,7 @@ class SET(Method):
             raise TopologyError(f"method.when.start={when.start} leaves no step for an update")
 
 
-@register_method("rigl", color=("#d55e00", "#ff8848"))
+@register_method("rigl", group="RigL", color=("#d55e00", "#ff8848"))
 @dataclass(frozen=True)
 class RigL(SET):
     """The rigged lottery: drop the smallest weights, grow the largest gradients.
@@ -314,7 +316,13 @@ class RigL(SET):
         return replace(method, grow_from=source)  # type: ignore[type-var]
 
 
-@register_method("rigl-inverted", label="RigL inverted", color=("#7b4fb5", "#b394ea"), marks=("+",))
+@register_method(
+    "rigl-inverted",
+    label="RigL inverted",
+    group="RigL",
+    color=("#7b4fb5", "#b394ea"),
+    marks=("+",),
+)
 @dataclass(frozen=True)
 class RigLInverted(RigL):
     """RigL that grows the *smallest* gradients: a control (Evci et al. 2022)."""

@@ -1,29 +1,29 @@
-"""Figures. Needs matplotlib, so only :mod:`sparseflow.report.write` imports it, when asked to."""
+"""All figures of the page: those of runs are drawn here, those of studies with each study."""
 
-from sparseflow.report.figures.accuracy import accuracy_figure
-from sparseflow.report.figures.agreement import disagreement_figure
-from sparseflow.report.figures.curvature import curvature_start_figure
-from sparseflow.report.figures.flow import flow_figure
-from sparseflow.report.figures.geometry import map_figure, plane_figure
-from sparseflow.report.figures.paths import paths_figure
-from sparseflow.report.figures.spectra import spectra_figure, spectrum_figure
-from sparseflow.report.figures.start import start_norm_figure, start_signal_figure
-from sparseflow.report.figures.style import png, svg
-from sparseflow.report.figures.updates import updates_figure
+from __future__ import annotations
 
-__all__ = [
-    "accuracy_figure",
-    "curvature_start_figure",
-    "disagreement_figure",
-    "flow_figure",
-    "map_figure",
-    "paths_figure",
-    "plane_figure",
-    "png",
-    "spectra_figure",
-    "spectrum_figure",
-    "start_norm_figure",
-    "start_signal_figure",
-    "svg",
-    "updates_figure",
-]
+from typing import Any
+
+from sparseflow import studies
+from sparseflow.plotting.figure import Figure
+from sparseflow.report.figures.accuracy import ACCURACY
+from sparseflow.report.figures.flow import FLOW, FLOW_KERNELS
+from sparseflow.report.figures.start import START_NORM, START_SIGNAL
+from sparseflow.report.figures.updates import UPDATES
+from sparseflow.report.results import Results
+
+OF_RUNS = (ACCURACY, FLOW, FLOW_KERNELS, UPDATES, START_SIGNAL, START_NORM)
+
+
+def figures() -> dict[str, Figure[Any]]:
+    """Every figure by its name, in the order of the page."""
+    return {figure.name: figure for figure in (*OF_RUNS, *studies.figures())}
+
+
+def expected(results: Results) -> dict[str, Figure[Any]]:
+    """Those that these results could show; without studies none of theirs."""
+    return {
+        name: figure
+        for name, figure in figures().items()
+        if results.evidence or not figure.evidence
+    }

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from typing import Any
 
-from sparseflow.report.figures.style import WIDTH, look, styled
-from sparseflow.report.palette import CARD, INK, MUTED
+import numpy as np
+
+from sparseflow.plotting.drawing import Axes, Drawing, mpl, style
+from sparseflow.plotting.figure import Figure
+from sparseflow.plotting.palette import CARD, INK, MUTED
+from sparseflow.plotting.table import Table
+from sparseflow.plotting.vocabulary import kind_of
+from sparseflow.report import findings
 from sparseflow.report.results import Results
 from sparseflow.report.summary import Row, rows
-from sparseflow.report.vocabulary import kind_of
 
 FLOOR = 0.1
 """Least error in % that the scale shows."""
@@ -20,17 +21,13 @@ FLOOR = 0.1
 _TICKS = (11, 50, 80, 90, 95, 98, 99, 99.5)
 
 
-def accuracy_figure(results: Results) -> Figure | None:
-    """Draw final test accuracies on a scale logarithmic in the error.
-
-    Returns:
-        None if no run was trained.
-    """
+def _draw(results: Results) -> Drawing | None:
+    """Draw final test accuracies on a scale logarithmic in the error."""
     shown = [row for row in rows(results) if not row.variant]
     if not shown:
         return None
-    with styled():
-        figure = Figure(figsize=(WIDTH, 1.05 + 0.25 * len(shown)))
+    with style.styled():
+        figure = mpl.figure.Figure(figsize=(style.WIDTH, 1.05 + 0.25 * len(shown)))
         axes = figure.subplots()
         places = _places(shown)
         for row, place in zip(shown, places, strict=True):
@@ -41,7 +38,7 @@ def accuracy_figure(results: Results) -> Figure | None:
         axes.grid(visible=False, axis="y")
         best = max(run.test_accuracy for row in shown for run in row.runs)
         _accuracies(axes, best)
-        handles, labels = _legend(shown)
+        handles, labels = _legend(shown, results.references.name)
         figure.legend(handles, labels, loc="outside upper left", ncols=3, columnspacing=1.4)
         return figure
 
@@ -58,27 +55,27 @@ def _places(shown: list[Row]) -> list[float]:
 
 
 def _draw_row(axes: Axes, row: Row, place: float) -> None:
-    style = look(row.recipe)
+    looks = style.look(row.recipe)
     axes.axhline(place, color=MUTED, linewidth=0.4, alpha=0.35, zorder=0)
     living = [_error(run.test_accuracy) for run in row.living]
     spread = np.linspace(-0.16, 0.16, len(living)) if len(living) > 1 else np.zeros(len(living))
     if row.interval:
         ends = [_error(end) for end in row.interval]
-        axes.plot(ends, [place] * 2, color=style.color, linewidth=5, alpha=0.25, zorder=1)
+        axes.plot(ends, [place] * 2, color=looks.color, linewidth=5, alpha=0.25, zorder=1)
     axes.scatter(
-        living, place + spread, s=17, marker=style.marker, color=style.color, alpha=0.85,
+        living, place + spread, s=17, marker=looks.marker, color=looks.color, alpha=0.85,
         linewidths=0, zorder=3,
     )  # fmt: skip
     if row.median is not None:
         at = _error(row.median)
-        axes.plot([at] * 2, [place - 0.33, place + 0.33], color=style.color, linewidth=2, zorder=2)
+        axes.plot([at] * 2, [place - 0.33, place + 0.33], color=looks.color, linewidth=2, zorder=2)
     dead = [_error(run.test_accuracy) for run in row.runs if run.dead]
-    axes.scatter(dead, [place] * len(dead), s=30, marker="x", color=style.color, zorder=3)
+    axes.scatter(dead, [place] * len(dead), s=30, marker="x", color=looks.color, zorder=3)
     if dead:
         text = f"{len(dead)} of {len(row.runs)} dead"
         axes.annotate(
             text, (min(dead), place), xytext=(7, 0), textcoords="offset points", va="center",
-            fontsize=9, color=style.color,
+            fontsize=9, color=looks.color,
         )  # fmt: skip
     _draw_reference(axes, row, place)
 
@@ -101,24 +98,23 @@ def _accuracies(axes: Axes, best: float) -> None:
     axes.set_xscale("log")
     axes.set_xlim(100, max(FLOOR, (100 - best) * 0.8))
     ticks = [100 - t for t in _TICKS if 100 - t >= (100 - best) * 0.8]
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{100 - error:g}"))
+    style.fixed_ticks(axes.xaxis, ticks, lambda error: f"{100 - error:g}")
     axes.set_xlabel("test accuracy in % (logarithmic in the error)")
 
 
-def _legend(shown: list[Row]) -> tuple[list[Line2D], list[str]]:
-    def mark(marker: str, **options: object) -> Line2D:
-        return Line2D([], [], linestyle="", marker=marker, color=MUTED, markersize=5, **options)  # type: ignore[arg-type]
+def _legend(shown: list[Row], others: str) -> tuple[list[Any], list[str]]:
+    def mark(marker: str, **options: object) -> Any:
+        look = {"linestyle": "", "marker": marker, "color": MUTED, "markersize": 5, **options}
+        return mpl.lines.Line2D([], [], **look)
 
     entries = [(mark("o"), "a seed"), (mark("|", markeredgewidth=2), "median")]
     if any(row.interval for row in shown):
-        band = Line2D([], [], color=MUTED, linewidth=5, alpha=0.35)
+        band = mpl.lines.Line2D([], [], color=MUTED, linewidth=5, alpha=0.35)
         entries.append((band, "range"))
     if any(row.dead for row in shown):
         entries.append((mark("x"), "dead"))
     if any(row.reference and row.reference.accuracy for row in shown):
-        entries.append((mark("^", markerfacecolor=INK, markeredgecolor=INK), "authors' code"))
+        entries.append((mark("^", markerfacecolor=INK, markeredgecolor=INK), others))
     if any(row.reference and row.reference.published for row in shown):
         entries.append((mark("^", markerfacecolor=CARD, markeredgecolor=INK), "published"))
     return [handle for handle, _ in entries], [label for _, label in entries]
@@ -126,3 +122,29 @@ def _legend(shown: list[Row]) -> tuple[list[Line2D], list[str]]:
 
 def _error(accuracy: float) -> float:
     return max(100 - accuracy, FLOOR)
+
+
+def _data(results: Results) -> Table:
+    each = [
+        {"recipe": run.recipe, "seed": run.seed, "accuracy": run.test_accuracy, "dead": run.dead}
+        for run in results.main
+    ]
+    return Table.of("test accuracy of every run", each)
+
+
+def _finding(results: Results) -> str:
+    table = findings.compared(results)
+    return f"{findings.dead_or_alive(table)} {findings.dynamic(table)}".strip()
+
+
+ACCURACY = Figure(
+    "accuracy",
+    "Accuracy by method and initialisation",
+    "Every seed is a mark: a circle for masked dense initialisation and for methods that "
+    "have one only, a square for Liu et al.'s, a diamond for per-neuron fan-in (+). The bar is the "
+    "median of the living runs. Crosses are dead runs, at chance.",
+    "the training recipes",
+    _draw,
+    _data,
+    _finding,
+)

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from sparseflow.report.figures.style import (
-    WIDTH,
-    by_recipe,
-    legend_name,
-    log_steps,
-    log_values,
-    look,
-    side_legend,
-    stacked,
-    styled,
-)
-from sparseflow.report.palette import GRID
+from sparseflow.plotting.drawing import Axes, Drawing, mpl, style
+from sparseflow.plotting.figure import Figure
+from sparseflow.plotting.palette import GRID
+from sparseflow.plotting.table import Table
+from sparseflow.plotting.vocabulary import look_of
+from sparseflow.plotting.vocabulary import panels as all_panels
+from sparseflow.report import findings
 from sparseflow.report.results import Results, RunFigures
-from sparseflow.report.vocabulary import OTHER, PANELS, kind_of
+from sparseflow.report.summary import by_recipe, legend_name
 
 Part = Literal["total", "kernels"]
 
@@ -32,24 +26,21 @@ EACH = 12
 _NAMES = {"total": "gradient norm", "kernels": "gradient norm, kernels"}
 
 
-def flow_figure(results: Results, part: Part = "total") -> Figure | None:
+def _draw(results: Results, part: Part) -> Drawing | None:
     """Draw the norm over all active parameters, or over kernels alone.
 
     The line is the median over the living seeds (all, if none lives), the band
     their range, thin lines the seeds where they are few; × ends a dead one. Grey lines are the
     medians of the other panels.
-
-    Returns:
-        None if no run was trained.
     """
     groups = by_recipe([run for run in results.main if len(run.flow.step) > 1])
-    names = [n for n in (*PANELS, OTHER) if any(kind_of(r).panel == n for r in groups)]
+    names = [n for n in all_panels() if any(look_of(r).panel == n for r in groups)]
     if not names:
         return None
     steps = next(iter(groups.values()))[0].flow.step
-    with styled():
+    with style.styled():
         height = 0.55 + sum(_height(groups, name) for name in names)
-        figure = Figure(figsize=(WIDTH, height))
+        figure = mpl.figure.Figure(figsize=(style.WIDTH, height))
         panels = figure.subplots(
             len(names),
             sharex=True,
@@ -59,8 +50,8 @@ def flow_figure(results: Results, part: Part = "total") -> Figure | None:
         )[:, 0]
         for axes, name in zip(panels, names, strict=True):
             axes.set_title(name)
-            log_values(axes)
-            log_steps(axes, steps[1], steps[-1])
+            style.log_values(axes)
+            style.log_steps(axes, steps[1], steps[-1])
             _draw_panel(axes, groups, name, part)
         figure.supylabel(_NAMES[part], fontsize=9.5)
         panels[-1].set_xlabel("training step")
@@ -68,39 +59,39 @@ def flow_figure(results: Results, part: Part = "total") -> Figure | None:
 
 
 def _height(groups: dict[str, list[RunFigures]], panel: str) -> float:
-    return max(1.55, 0.62 + 0.2 * sum(kind_of(r).panel == panel for r in groups))
+    return max(1.55, 0.62 + 0.2 * sum(look_of(r).panel == panel for r in groups))
 
 
 def _draw_panel(axes: Axes, groups: dict[str, list[RunFigures]], name: str, part: Part) -> None:
     handles, labels = [], []
     for recipe, runs in groups.items():
-        if kind_of(recipe).panel != name:
-            steps, table = stacked(_shown(runs), part)
+        if look_of(recipe).panel != name:
+            steps, table = _stacked(_shown(runs), part)
             axes.plot(steps, np.nanmedian(table, axis=0), color=GRID, linewidth=1.1, zorder=1)
             continue
-        style = look(recipe)
+        looks = style.look(recipe)
         _draw_recipe(axes, runs, part, recipe)
-        handles.append(Line2D([], [], color=style.color, linestyle=style.dashes))
+        handles.append(mpl.lines.Line2D([], [], color=looks.color, linestyle=looks.dashes))
         labels.append(legend_name(recipe, runs))
-    side_legend(axes, handles, labels)
+    style.side_legend(axes, handles, labels)
 
 
 def _draw_recipe(axes: Axes, runs: list[RunFigures], part: Part, recipe: str) -> None:
-    style = look(recipe)
+    looks = style.look(recipe)
     curves = [_positive(run, part) for run in runs]
     for steps, values in curves if len(runs) <= EACH else ():
-        axes.plot(steps, values, color=style.color, linewidth=0.6, alpha=0.45, zorder=2)
+        axes.plot(steps, values, color=looks.color, linewidth=0.6, alpha=0.45, zorder=2)
     ends = [(x[-1], y[-1]) for run, (x, y) in zip(runs, curves, strict=True) if run.dead and len(y)]
     if ends:
         axes.plot(
-            *zip(*ends, strict=True), "x", color=style.color, markersize=5, zorder=5, clip_on=False
+            *zip(*ends, strict=True), "x", color=looks.color, markersize=5, zorder=5, clip_on=False
         )
-    steps, table = stacked(_shown(runs), part)
+    steps, table = _stacked(_shown(runs), part)
     if len(table) > 1:
         low, high = np.nanmin(table, axis=0), np.nanmax(table, axis=0)
-        axes.fill_between(steps, low, high, color=style.color, alpha=0.15, linewidth=0, zorder=2)
+        axes.fill_between(steps, low, high, color=looks.color, alpha=0.15, linewidth=0, zorder=2)
     median = np.nanmedian(table, axis=0)
-    axes.plot(steps, median, color=style.color, linestyle=style.dashes, zorder=4)
+    axes.plot(steps, median, color=looks.color, linestyle=looks.dashes, zorder=4)
 
 
 def _positive(run: RunFigures, part: Part) -> tuple[np.ndarray, np.ndarray]:
@@ -111,3 +102,47 @@ def _positive(run: RunFigures, part: Part) -> tuple[np.ndarray, np.ndarray]:
 
 def _shown(runs: list[RunFigures]) -> list[RunFigures]:
     return [run for run in runs if not run.dead] or runs
+
+
+def _stacked(runs: Sequence[RunFigures], field: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps that all runs have in common, and one row of the flow curve a run."""
+    common = sorted(set.intersection(*(set(run.flow.step) for run in runs)))
+    table = []
+    for run in runs:
+        values = dict(zip(run.flow.step, getattr(run.flow, field), strict=True))
+        table.append([values[step] for step in common])
+    return np.array(common, dtype=float), np.array(table, dtype=float)
+
+
+def _data(results: Results, part: Part) -> Table:
+    points = [
+        {"recipe": run.recipe, "seed": run.seed, "step": step, "norm": norm}
+        for run in results.main
+        for step, norm in zip(run.flow.step, getattr(run.flow, part), strict=True)
+    ]
+    return Table.of(_NAMES[part], points)
+
+
+FLOW = Figure(
+    "flow",
+    "Gradient norm during training",
+    "L2 norm over all active parameters on a fixed probe batch. Thick line: median of the "
+    "living seeds (dotted: masked dense, dashed: Liu et al., solid: per-neuron fan-in, or the "
+    "method's own start). Band: their range. × ends a dead run. Grey: the other panels. "
+    "Gradual pruning is the dense network until it begins to prune.",
+    "the training recipes",
+    partial(_draw, part="total"),
+    partial(_data, part="total"),
+    lambda results: findings.ticket_norm(findings.compared(results)),
+)
+
+FLOW_KERNELS = Figure(
+    "flow-kernels",
+    "The same over kernels alone",
+    "Norm over weights alone: in a badly initialised sparse network the biases can make up "
+    "nearly all of the total. Drawn as above.",
+    "the training recipes",
+    partial(_draw, part="kernels"),
+    partial(_data, part="kernels"),
+    lambda results: findings.kernels_at_start(findings.compared(results)),
+)

@@ -3,77 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from sparseflow.report.figures.style import DASHES, MARKERS, WIDTH, log_values, styled
-from sparseflow.report.palette import INITS
-from sparseflow.report.results import Number, Results, StartFigures
-from sparseflow.report.vocabulary import INITS as NAMES
+from sparseflow.plotting.drawing import Axes, Drawing, mpl, style
+from sparseflow.plotting.figure import Figure
+from sparseflow.plotting.palette import INITS
+from sparseflow.plotting.table import Table
+from sparseflow.plotting.vocabulary import INITS as NAMES
+from sparseflow.report import findings
+from sparseflow.report.results import Results, StartFigures
+from sparseflow.studies.values import Number
 
 Value = Callable[[StartFigures], Number]
 _TICKS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
 
 
-def start_signal_figure(results: Results) -> Figure | None:
-    """Draw the standard deviation of the output before the softmax.
-
-    Returns:
-        None if no network was measured at initialisation.
-    """
-    return _figure(
-        results,
-        "std of the output",
-        {
-            "On N(0, 1) noise, as in the paper": lambda s: s.signal_noise,
-            "On images": lambda s: s.signal_images,
-        },
-    )
+_SIGNAL: dict[str, Value] = {
+    "On N(0, 1) noise": lambda s: s.signal_noise,
+    "On images": lambda s: s.signal_images,
+}
+_NORM: dict[str, Value] = {
+    "All active parameters": lambda s: s.norms.total,
+    "Kernels alone": lambda s: s.norms.kernels,
+}
 
 
-def start_norm_figure(results: Results) -> Figure | None:
-    """Draw the gradient norm, over all active parameters and over kernels alone.
-
-    Returns:
-        None if no network was measured at initialisation.
-    """
-    return _figure(
-        results,
-        "gradient norm",
-        {
-            "All active parameters": lambda s: s.norms.total,
-            "Kernels alone": lambda s: s.norms.kernels,
-        },
-    )
-
-
-def _figure(results: Results, label: str, panels: dict[str, Value]) -> Figure | None:
+def _draw(results: Results, label: str, panels: dict[str, Value]) -> Drawing | None:
     if not results.at_start:
         return None
     inits = [name for name in NAMES if any(s.init == name for s in results.at_start)]
-    with styled():
-        figure = Figure(figsize=(WIDTH, 4.6))
+    with style.styled():
+        figure = mpl.figure.Figure(figsize=(style.WIDTH, 4.6))
         shared = figure.subplots(len(panels), sharex=True)
         for axes, (title, value) in zip(shared, panels.items(), strict=True):
             axes.set_title(title)
             axes.set_ylabel(label)
-            log_values(axes)
+            style.log_values(axes)
             for init in inits:
-                _draw(axes, init, [s for s in results.at_start if s.init == init], value)
+                _draw_init(axes, init, [s for s in results.at_start if s.init == init], value)
         _sparsities(shared[-1], max(s.sparsity for s in results.at_start))
         handles = [
-            Line2D([], [], color=INITS[i], linestyle=DASHES[i], marker=MARKERS[i], markersize=4)
+            mpl.lines.Line2D(
+                [],
+                [],
+                color=INITS[i],
+                linestyle=style.DASHES[i],
+                marker=style.MARKERS[i],
+                markersize=4,
+            )
             for i in inits
         ]
         figure.legend(handles, [NAMES[i] for i in inits], loc="outside upper left")
         return figure
 
 
-def _draw(axes: Axes, init: str, points: list[StartFigures], value: Value) -> None:
+def _draw_init(axes: Axes, init: str, points: list[StartFigures], value: Value) -> None:
     table: dict[float, list[float]] = {}
     for point in points:
         number = value(point)
@@ -87,8 +73,8 @@ def _draw(axes: Axes, init: str, points: list[StartFigures], value: Value) -> No
         density,
         [float(np.median(c)) for c in columns],
         color=INITS[init],
-        linestyle=DASHES[init],
-        marker=MARKERS[init],
+        linestyle=style.DASHES[init],
+        marker=style.MARKERS[init],
         markersize=4,
     )
 
@@ -97,7 +83,36 @@ def _sparsities(axes: Axes, highest: float) -> None:
     axes.set_xscale("log")
     axes.invert_xaxis()
     shown = [1 - t for t in _TICKS if t <= highest + 1e-9]
-    axes.xaxis.set_major_locator(FixedLocator(shown))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda d, _: f"{100 * (1 - d):.3g} %"))
+    style.fixed_ticks(axes.xaxis, shown, lambda d: f"{100 * (1 - d):.3g} %")
     axes.set_xlabel("sparsity (logarithmic in the density)")
+
+
+def _data(results: Results, panels: dict[str, Value]) -> Table:
+    points = [
+        {"initialisation": s.init, "sparsity": s.sparsity, "seed": s.seed}
+        | {title: value(s) for title, value in panels.items()}
+        for s in results.at_start
+    ]
+    return Table.of("networks at initialisation", points)
+
+
+START_SIGNAL = Figure(
+    "start-signal",
+    "Signal at initialisation against sparsity",
+    "Standard deviation of the output before the softmax, He scale, masks uneven over the "
+    "neurons. Line: median over seeds; band: their range.",
+    "the init-* recipes",
+    partial(_draw, label="std of the output", panels=_SIGNAL),
+    partial(_data, panels=_SIGNAL),
+    findings.signal_at_start,
+)
+
+START_NORM = Figure(
+    "start-norm",
+    "Gradient norm at initialisation against sparsity",
+    "The same networks: gradient norm on the probe batch before any training.",
+    "the init-* recipes",
+    partial(_draw, label="gradient norm", panels=_NORM),
+    partial(_data, panels=_NORM),
+    findings.norm_at_start,
+)

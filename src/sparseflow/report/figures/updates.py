@@ -3,69 +3,60 @@
 from __future__ import annotations
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from sparseflow.report.figures.style import WIDTH, by_recipe, legend_name, look, side_legend, styled
-from sparseflow.report.palette import MUTED
+from sparseflow.plotting.drawing import Axes, Drawing, mpl, style
+from sparseflow.plotting.figure import Figure
+from sparseflow.plotting.palette import MUTED
+from sparseflow.plotting.table import Table
+from sparseflow.plotting.vocabulary import look_of
+from sparseflow.plotting.vocabulary import panels as all_panels
+from sparseflow.report import findings
 from sparseflow.report.results import Results, RunFigures
-from sparseflow.report.summary import changes
-from sparseflow.report.vocabulary import kind_of
+from sparseflow.report.summary import by_recipe, changes, legend_name
 
 BINS = 12
-_PANELS = {
-    "RigL": ("rigl",),
-    "SET, and RigL inverted": ("set", "rigl-inverted"),
-    "Gradual pruning": ("prune",),
-}
-_OTHER = "Other"
 _TICKS = (-1.0, -0.1, -0.01, 0.0, 0.01, 0.1, 1.0, 10.0, 100.0)
 
 
-def updates_figure(results: Results) -> Figure | None:
+def _draw(results: Results) -> Drawing | None:
     """Draw after / before - 1 against the step.
 
     The line is the median over twelve stretches of the training and all
     seeds, the band the middle half of the updates, thin lines the seeds.
-
-    Returns:
-        None if no run updated its masks.
     """
     groups = by_recipe([run for run in results.main if run.updates is not None])
-    panels = {name: [r for r in groups if _panel(r) == name] for name in (*_PANELS, _OTHER)}
+    panels = {name: [r for r in groups if look_of(r).panel == name] for name in all_panels()}
     panels = {name: recipes for name, recipes in panels.items() if recipes}
     if not panels:
         return None
-    with styled():
-        figure = Figure(figsize=(WIDTH, 0.55 + 1.5 * len(panels)))
+    with style.styled():
+        figure = mpl.figure.Figure(figsize=(style.WIDTH, 0.55 + 1.5 * len(panels)))
         shared = figure.subplots(len(panels), sharex=True, sharey=True, squeeze=False)[:, 0]
         for axes, (name, recipes) in zip(shared, panels.items(), strict=True):
             axes.set_title(name)
             _scale(axes)
             axes.axhline(0, color=MUTED, linewidth=0.8, zorder=1)
             for recipe in recipes:
-                _draw(axes, groups[recipe], recipe, results.steps)
-            styles = [look(recipe) for recipe in recipes]
-            lines = [Line2D([], [], color=s.color, linestyle=s.dashes) for s in styles]
-            side_legend(axes, lines, [legend_name(r, groups[r]) for r in recipes])
+                _draw_recipe(axes, groups[recipe], recipe, results.steps)
+            looks = [style.look(recipe) for recipe in recipes]
+            lines = [mpl.lines.Line2D([], [], color=k.color, linestyle=k.dashes) for k in looks]
+            style.side_legend(axes, lines, [legend_name(r, groups[r]) for r in recipes])
         shared[-1].set_xlim(0, results.steps)
-        shared[-1].xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
+        shared[-1].xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:,.0f}"))
         shared[-1].set_xlabel("training step")
         figure.supylabel("change of the gradient norm", fontsize=9.5)
         return figure
 
 
-def _draw(axes: Axes, runs: list[RunFigures], recipe: str, last: int) -> None:
-    style = look(recipe)
+def _draw_recipe(axes: Axes, runs: list[RunFigures], recipe: str, last: int) -> None:
+    looks = style.look(recipe)
     if len(runs) > 1:
         for run in runs:
             centres, (middle,) = _levels([run], last, (50,))
-            axes.plot(centres, middle, color=style.color, linewidth=0.6, alpha=0.45, zorder=2)
+            axes.plot(centres, middle, color=looks.color, linewidth=0.6, alpha=0.45, zorder=2)
     centres, (low, middle, high) = _levels(runs, last, (25, 50, 75))
-    axes.fill_between(centres, low, high, color=style.color, alpha=0.18, linewidth=0, zorder=2)
-    axes.plot(centres, middle, color=style.color, linestyle=style.dashes, zorder=4)
+    axes.fill_between(centres, low, high, color=looks.color, alpha=0.18, linewidth=0, zorder=2)
+    axes.plot(centres, middle, color=looks.color, linestyle=looks.dashes, zorder=4)
 
 
 def _levels(
@@ -83,15 +74,30 @@ def _levels(
 
 def _scale(axes: Axes) -> None:
     axes.set_yscale("symlog", linthresh=0.01, linscale=0.6)
-    axes.yaxis.set_major_locator(FixedLocator(_TICKS))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: _percent(v)))
+    style.fixed_ticks(axes.yaxis, _TICKS, _percent)
 
 
 def _percent(value: float) -> str:
     return f"{100 * value:+.0f} %".replace("-", "−") if value else "0"
 
 
-def _panel(recipe: str) -> str:
-    method = kind_of(recipe).method
-    return next((name for name, methods in _PANELS.items() if method in methods), _OTHER)
+def _data(results: Results) -> Table:
+    points = [
+        {"recipe": run.recipe, "seed": run.seed, "step": step, "change": value}
+        for run in results.main
+        for step, value in changes([run])
+    ]
+    return Table.of("change of the gradient norm at mask updates", points)
+
+
+UPDATES = Figure(
+    "updates",
+    "What a mask update does to the gradient norm",
+    "Norm just after an update over the norm just before, minus one; beyond 1 % the scale is "
+    "logarithmic. Line and band: median and "
+    "middle half of the updates in twelve stretches of training; thin lines: the seeds.",
+    "set+, rigl+ or prune",
+    _draw,
+    _data,
+    lambda results: findings.update_changes(findings.compared(results)),
+)
