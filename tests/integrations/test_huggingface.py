@@ -217,7 +217,7 @@ def test_a_topology_of_another_step(trained, tmp_path):
 def test_a_topology_of_other_weights(trained, tmp_path):
     masks = partial(sf.sparsify, density=0.3, pattern="constant_fan_in", seed=1)
     trainer_in(tmp_path, masks=masks, options={"max_steps": 6})[0].train()
-    with pytest.raises(StoreError, match=r"c_attn.weight has [\d,]+ weights that are not zero"):
+    with pytest.raises(StoreError, match=r"c_attn.weight has [\d,]+ nonzero weights where"):
         resume(trained, tmp_path)
 
 

@@ -232,7 +232,7 @@ def resume(path, tmp_path):
 
 def test_a_checkpoint_without_a_topology(checkpoint, tmp_path):
     changed(checkpoint, lambda content: content["callbacks"].pop("SparseCallback"))
-    with pytest.raises(StoreError, match="resumes at step 6 from a checkpoint without the state"):
+    with pytest.raises(StoreError, match="resumes at step 6 from a checkpoint written without"):
         resume(checkpoint, tmp_path)
 
 
@@ -251,5 +251,5 @@ def test_a_topology_of_other_weights(checkpoint, tmp_path):
     def fill(content):
         content["state_dict"]["net.0.weight"].fill_(1.0)
 
-    with pytest.raises(StoreError, match=r"net\.0\.weight has 45 weights that are not zero"):
+    with pytest.raises(StoreError, match=r"net\.0\.weight has 45 nonzero weights where"):
         resume(changed(checkpoint, fill), tmp_path)
