@@ -144,6 +144,18 @@ def test_wrong_weights_are_noticed(net):
             sf.gradient_flow(net, plain, examples(), chunk=Chunks(weight=weight))
 
 
+def test_the_weighted_mean_over_given_batches_is_what_was_declared(net):
+    """Even of a loss that is no mean over examples, as long as its batches stay whole."""
+    batches = [examples(90), examples(40)]
+    expected = sum(w * float(root(net, b).detach()) for w, b in zip((1, 3), batches, strict=True))
+    by_size = {90: 1.0, 40: 3.0}
+    chunks = Chunks(weight=lambda batch: by_size[len(batch[1])])
+    flow = sf.gradient_flow(net, root, batches, chunk=chunks)
+    assert flow.loss == pytest.approx(expected / 4, rel=1e-12)
+    with pytest.raises(MeasureError, match="as the mean over chunks"):
+        sf.gradient_flow(net, root, batches)
+
+
 def test_batches_of_a_loader_count_by_their_examples_if_that_is_right(net):
     batch = examples()
     loader = DataLoader(TensorDataset(*batch), batch_size=256)

@@ -155,6 +155,7 @@ def test_unknown_names(layers):
 # ---- creation
 
 
+@pytest.mark.filterwarnings("ignore:.*left without a weight")
 @pytest.mark.parametrize("density", [0.0, 0.03, 0.5, 0.99, 1.0])
 @pytest.mark.parametrize("pattern", ["random", "magnitude", "uneven", "constant_fan_in"])
 def test_k_ones_means_k_ones(layers, pattern, density):
@@ -202,6 +203,7 @@ def test_a_pattern_of_ones_own(layers):
     assert not mask[10:].any()
 
 
+@pytest.mark.filterwarnings("ignore:.*left without a weight")
 @given(density=st.floats(0, 1), seed=st.integers(0, 1000))
 def test_shuffling_keeps_counts_and_not_places(density, seed):
     layers = linears((15, 15), (15, 15))

@@ -123,7 +123,7 @@ def test_mask_distances_by_hand():
         ),
         ({"a": {"w": torch.ones(2)}, "b": {"v": torch.ones(2)}}, {}, "a and b differ in: v, w"),
         ([{"w": torch.ones(2)}] * 2, {"only": ["v"]}, "state '0' has no tensor 'v'"),
-        ([{"w": torch.ones(2).long()}] * 2, {}, "no floating-point tensor"),
+        ([{"w": torch.ones(2).long()}] * 2, {}, "no floating-point or complex tensor"),
         (
             {"a": {"w": torch.ones(2)}, "b": {"w": torch.tensor([1.0, math.nan])}},
             {},
@@ -609,7 +609,7 @@ def test_plane_through_its_three_solutions():
             weight(1.0, 0.0),
             weight(0.0, math.inf),
             {},
-            "'weight' of c holds a weight that is not finite",
+            "'weight' of c holds weights that are not finite: 1 of 2",
         ),
         (weight(1.0), weight(0.0, 1.0), {}, r"'weight' has shape \(1, 1\) in b"),
     ],

@@ -34,7 +34,9 @@ class Chunks:
         size: examples at a time, at most. None leaves the choice: some hundred,
             or the whole batch where the loss does not add up from chunks.
         weight: how much a chunk counts; its number of examples by default. A
-            mean over all tokens that are not ignored has their number.
+            mean over all tokens that are not ignored has their number. Given
+            batches that are not cut are not tried: their weighted mean is then
+            what is measured.
         axis: where the examples lie, 1 for batches that are time first.
             Tensors of another length along it go whole into every chunk.
 
@@ -103,7 +105,10 @@ def parts_of(
     chunks, listed = Chunks.of(chunk), batches(data)
     size = chunks.size or default
     pieces = [piece for batch in listed for piece in chunks.cut(batch, size)]
-    if len(pieces) > 1 and (wrong := _disagreement(model, loss, listed, chunks)):
+    # Of batches as they were given, a declared weight defines the mean: nothing can disagree.
+    defined = chunks.weight is not None and len(pieces) == len(listed)
+    tried = len(pieces) > 1 and not defined
+    if tried and (wrong := _disagreement(model, loss, listed, chunks)):
         if chunks.size is None and len(listed) == 1:
             return [Part(listed[0], 1.0)]
         whole = ", or chunk=None to measure the batch as a whole" * (len(listed) == 1)
