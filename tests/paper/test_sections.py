@@ -201,12 +201,12 @@ def test_figures_are_drawn_where_there_is_something_to_draw(
 
 @pytest.mark.slow
 def test_equal_results_give_equal_bytes(folder: Path) -> None:
-    again = load_results(folder / "results.json")
+    again = with_references(load_results(folder / "results.json"))
     for name in DRAWN:
         drawn = svg(FIGURES[name].draw(again))
         assert drawn.encode() == (folder / f"{name}.svg").read_bytes(), name
     vectors = {n: (folder / f"{n}.svg").read_text(encoding="utf-8") for n in FIGURES}
-    page = render(with_references(again), vectors, sections(again))
+    page = render(again, vectors, sections(again))
     assert page.encode() == (folder / "index.html").read_bytes()
     assert published_markdown(again).encode() == (folder / "published.md").read_bytes()
 

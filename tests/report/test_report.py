@@ -259,7 +259,7 @@ def test_the_report_is_complete_and_repeats_byte_for_byte(
     whole: Results, folder: Path, tmp_path: Path
 ) -> None:
     names = ("accuracy", "flow", "flow-kernels", "updates", "start-signal", "start-norm")
-    expected = {*PARTS, *(f"{n}.{kind}" for n in names for kind in ("svg", "png"))}
+    expected = {*PARTS, *(f"{n}.{kind}" for n in names for kind in ("svg", "png", "csv"))}
     assert {p.name for p in folder.iterdir()} == expected  # no half-written files
     written = write_report(load_results(folder / "results.json"), tmp_path)
     assert {path.name for path in written} == expected
