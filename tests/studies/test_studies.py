@@ -233,7 +233,7 @@ def test_updates_need_a_run_that_makes_them(store: Store) -> None:
     run = store.run(short("lottery"))
     with pytest.raises(MeasureError, match="no dynamic mask update at step 6"):
         carry_out(UpdateStudy(Point(run.id, 6)), store)
-    with pytest.raises(MeasureError, match=r"no dynamic mask update at step 15.*to 12"):
+    with pytest.raises(MeasureError, match=r"no dynamic mask update at step 15.*up to step 12"):
         carry_out(UpdateStudy(Point(store.run(short("rigl+")).id, 15)), store)
 
 

@@ -86,6 +86,10 @@ class Registry(Mapping[str, T]):
     def __getitem__(self, name: str) -> T:
         return self.entry(name).value
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return what a name stands for, or the default."""
+        return self[name] if name in self else default
+
     def __contains__(self, name: object) -> bool:
         if name not in self._entries:
             load_installed()
