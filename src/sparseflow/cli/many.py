@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sparseflow.cli.engine import Engine
+from sparseflow.cli.known import tell_known, without_known
 from sparseflow.cli.options import (
     RUNS,
     Address,
@@ -19,7 +20,7 @@ from sparseflow.cli.options import (
     Place,
     Retries,
     Scale,
-    Settings,
+    SettingsGrid,
     StorePath,
     Threads,
     Use,
@@ -34,8 +35,8 @@ from sparseflow.cli.work import (
     runs_table,
     show_costs,
 )
-from sparseflow.recipes import demo_specs, expand, make_spec, reproduction
-from sparseflow.runs import Store
+from sparseflow.recipes import demo_specs, expand, grid, make_spec, reproduction
+from sparseflow.runs import Store, identity
 from sparseflow.runs.spec import Execution
 
 
@@ -64,7 +65,10 @@ def demo(
 
 
 def sweep(
-    names: Annotated[list[str], typer.Argument(help="Families or recipes: lenet5-mnist ...")],
+    names: Annotated[
+        list[str],
+        typer.Argument(help="Families, recipes or patterns: lenet5-mnist 'mlp-mnist/rigl*' ..."),
+    ],
     *,
     seeds: Annotated[str, typer.Option(help="Such as 0-4 or 0,2,7.")] = "0",
     executor: Place = "local",
@@ -74,7 +78,15 @@ def sweep(
     address: Address = None,
     retries: Retries = 1,
     scale: Scale = 1.0,
-    settings: Settings = None,
+    settings: SettingsGrid = None,
+    known: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RESULTS.json",
+            help="Runs in these compact results count as done; their checkpoints are not there, "
+            "so that one which another run starts from is made all the same. May be repeated.",
+        ),
+    ] = None,
     store: StorePath = RUNS,
     device: Device = "cpu",
     use: Use = None,
@@ -83,19 +95,27 @@ def sweep(
     """Run many recipes over many seeds, in worker processes or on a Ray cluster, parents first.
 
     Skips what is finished, resumes what is not. A family stands for all its
-    recipes, those that only measure initialisation included. With --executor ray
-    each run reserves as many CPUs as --threads says, one by default.
+    recipes, those that only measure initialisation included. Several values of a --set
+    are a grid: --set optimizer.lr=0.1,0.05 --set density=0.02,0.05 makes four variants
+    of each recipe and seed. With --executor ray each run reserves as many CPUs as
+    --threads says, one by default.
     Example: sparseflow sweep lenet5-mnist --seeds 0-4 --jobs 2
     """
     specs = [
-        make_spec(name, seed=seed, scale=scale, settings=settings or ())
+        make_spec(name, seed=seed, scale=scale, settings=variant)
         for seed in parse_seeds(seeds)
+        for variant in grid(settings or ())
         for name in expand(names)
     ]
     room, engine = Store(store), Engine(executor, jobs, threads, retries, device, address, gpus)
+    missing, done_before = without_known(specs, known or ())
     with engine.executor(room) as workers:
-        done = run_sweep(specs, room, workers, device)
+        done = run_sweep(missing, room, workers, device)
     rows = [row_of(job.run) for job in done.values()]
+    made = {row["id"] for row in rows}
+    if known:
+        tell_known(len({identity(spec) for spec in specs}), done_before, made)
+    rows += [row for name, row in done_before.items() if name not in made]
     if as_json:
         print_json(rows)
     else:

@@ -8,6 +8,7 @@ with ``pip install 'sparseflow[report]'``; they are imported when first used.
 
 from sparseflow.report.claims import claims, claims_markdown, claims_rows
 from sparseflow.report.collect import collect
+from sparseflow.report.merge import merge
 from sparseflow.report.published import published_data, published_markdown
 from sparseflow.report.results import (
     Results,
@@ -29,6 +30,7 @@ __all__ = [
     "collect",
     "load_results",
     "markdown_table",
+    "merge",
     "published_data",
     "published_markdown",
     "save_results",

@@ -1,6 +1,6 @@
 """Runs: specification, store, execution, sweeps."""
 
-from sparseflow.runs.audit import Finding, audit
+from sparseflow.runs.audit import Finding, audit, inspect
 from sparseflow.runs.jobs import Executor, Local, Ray
 from sparseflow.runs.jobs.graph import Graph, Job, plan
 from sparseflow.runs.jobs.sweep import sweep
@@ -26,6 +26,7 @@ __all__ = [
     "check",
     "execute",
     "identity",
+    "inspect",
     "matching",
     "parents",
     "plan",

@@ -46,7 +46,7 @@ NOT_NEGATIVE = (
 RANGES = {
     **dict.fromkeys(POSITIVE, "positive"),
     **dict.fromkeys(NOT_NEGATIVE, "not negative"),
-    **dict.fromkeys(("seeds.init", "seeds.mask", "seeds.data"), f"0 to {MAX_SEED}"),
+    **dict.fromkeys(("seeds.init", "seeds.mask", "seeds.data"), "0 to 2^63 - 1"),
     "density": "0 to 1",
     "mask.density": "0 to 1",
     "optimizer.momentum": "0 to below 1",

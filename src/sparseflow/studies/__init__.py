@@ -5,7 +5,7 @@
 The report reads what they find; ``sparseflow measure --probe`` shows one.
 """
 
-from sparseflow.studies.audit import audit
+from sparseflow.studies.audit import audit, inspect
 from sparseflow.studies.execution import carry_out, carry_out_all, seconds
 from sparseflow.studies.figures import Figures
 from sparseflow.studies.load import point_of
@@ -36,6 +36,7 @@ __all__ = [
     "audit",
     "carry_out",
     "carry_out_all",
+    "inspect",
     "label_of",
     "point_of",
     "seconds",
