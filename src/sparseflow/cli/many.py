@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sparseflow.cli.engine import Engine
-from sparseflow.cli.known import tell_known, without_known
+from sparseflow.cli.known import known_row, known_runs, tell_known
 from sparseflow.cli.options import (
     RUNS,
     Address,
@@ -107,15 +107,16 @@ def sweep(
         for variant in grid(settings or ())
         for name in expand(names)
     ]
+    wanted, there = {identity(spec): spec for spec in specs}, known_runs(known or ())
     room, engine = Store(store), Engine(executor, jobs, threads, retries, device, address, gpus)
-    missing, done_before = without_known(specs, known or ())
     with engine.executor(room) as workers:
+        missing = [spec for name, spec in wanted.items() if name not in there]
         done = run_sweep(missing, room, workers, device)
-    rows = [row_of(job.run) for job in done.values()]
-    made = {row["id"] for row in rows}
     if known:
-        tell_known(len({identity(spec) for spec in specs}), done_before, made)
-    rows += [row for name, row in done_before.items() if name not in made]
+        tell_known(wanted, there, done)
+    rows = [row_of(job.run) for job in done.values()]
+    left = {name: spec for name, spec in wanted.items() if name in there and name not in done}
+    rows += [known_row(spec, there[name]) for name, spec in left.items()]
     if as_json:
         print_json(rows)
     else:

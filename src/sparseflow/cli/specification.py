@@ -46,7 +46,8 @@ def show(
         print_json(head | {"parents": parents, "fields": fields})
         return
     stdout.print(run_table("run", head))
-    stdout.print(table("specification", [_shown(row) for row in fields]))
+    shown = [_shown(row) for row in fields if row["field"] != "recipe"]  # it stands above
+    stdout.print(table("specification", shown))
     for line in dict.fromkeys(map(_parent_text, parents)):
         stdout.print(line, markup=False, highlight=False, soft_wrap=True)
     stdout.print("to change a field: --set FIELD=VALUE", markup=False, highlight=False)

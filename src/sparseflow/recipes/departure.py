@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -11,7 +12,7 @@ from sparseflow.core.code import Code
 from sparseflow.core.errors import SparseflowError
 from sparseflow.recipes.extend import attached, is_attached
 from sparseflow.recipes.make import make_spec
-from sparseflow.runs.describe import pairs, text_of
+from sparseflow.runs.describe import ABSENT, pairs, text_of
 from sparseflow.runs.override import assigned, path_of, scaled, with_seeds
 from sparseflow.runs.spec import RunSpec, identity
 from sparseflow.runs.store import Run
@@ -93,7 +94,14 @@ class _Base:
             self._density = (f"density={spec.density}",)
 
     def compare(self) -> Departure:
-        scale = self._scale()
+        """The scale, if one has a part in it, that leaves the fewest settings to say."""
+        found, scale = [self._compare(1.0)], self._scale()
+        if scale != 1:
+            with suppress(SparseflowError):  # a recipe that cannot be scaled so was not
+                found.append(self._compare(scale))
+        return min(found, key=lambda each: (not each.exact, len(each.settings)))
+
+    def _compare(self, scale: float) -> Departure:
         current, settings, hopeless = self._made(scale), list(self._density), list[str]()
         while (step := self._next(current, hopeless)) is not None:
             path, setting = step
@@ -115,14 +123,15 @@ class _Base:
         return made if self._parent is None else attached(made, self._parent)
 
     def _scale(self) -> float:
-        """Factor by which the recipe's length became the run's, if one explains more than that."""
-        plain = self._made(1.0)
-        steps, length = self._spec.train.steps, plain.train.steps
-        if steps == length or not (steps and length):
-            return 1.0
+        """Factor, in few digits, by which the recipe's length became the run's; 1 if none did."""
+        theirs, plain = self._spec.train, self._made(1.0)
+        name = "steps" if plain.train.steps else "keep"
+        ratio = getattr(theirs, name) / getattr(plain.train, name)
         for digits in DIGITS:
-            factor = float(f"{steps / length:.{digits}g}")
-            if 0 < factor <= 100 and scaled(plain, factor).train == self._spec.train:
+            factor = float(f"{ratio:.{digits}g}")
+            if not 0 < factor <= 100:
+                return 1.0
+            if getattr(scaled(plain, factor).train, name) == getattr(theirs, name):
                 return factor
         return 1.0
 
@@ -131,7 +140,7 @@ class _Base:
         left = [
             (path, wanted)
             for path, _, wanted in pairs(current, self._spec)
-            if not any(f"{path}.".startswith(f"{each}.") for each in hopeless)
+            if wanted != ABSENT and not any(f"{path}.".startswith(f"{h}.") for h in hopeless)
         ]
         if not left:
             return None

@@ -9,10 +9,9 @@ from msgspec.structs import replace
 from sparseflow.core.errors import SpecError
 from sparseflow.recipes.make import make_spec
 from sparseflow.runs.override import path_of
-from sparseflow.runs.spec import ParentMask, ParentWeights, RunSpec
+from sparseflow.runs.spec import FullMask, ParentMask, ParentWeights, RunSpec
 from sparseflow.runs.store import Run
 from sparseflow.runs.validate import check
-from sparseflow.topology import GradualPruning
 
 INHERITED = ("density", "data", "model", "mask", "init", "weights")
 """What a run that trains on takes from the one it comes from."""
@@ -51,17 +50,11 @@ def extend(
                 f"of run {parent.id}"
             )
     _check_parent(parent, recipe)
-    spec = attached(make_spec(recipe, seed=seed or 0, scale=scale, settings=settings), parent.spec)
+    made = make_spec(recipe, seed=seed or 0, scale=scale, settings=settings)
+    _check_fit(made, parent)
+    spec = attached(made, parent.spec)
     if seed is None and not any(path_of(s).startswith("seeds") for s in settings):
         spec = replace(spec, seeds=parent.spec.seeds)
-    if spec.train.steps == 0:
-        raise SpecError(f"train.steps=0: nothing would be trained on from run {parent.id}")
-    density = parent.result["density"]
-    if isinstance(spec.method, GradualPruning) and density < 1:
-        raise SpecError(
-            f"{recipe} prunes a dense network, but run {parent.id} ({parent.spec.recipe}) ended "
-            f"at density {density:.3g}: choose a recipe such as scratch or rigl"
-        )
     return check(spec)
 
 
@@ -94,3 +87,21 @@ def _check_parent(parent: Run, recipe: str) -> None:
     family, other = recipe.partition("/")[0], parent.spec.recipe.partition("/")[0]
     if family != other:
         raise SpecError(f"{recipe} is of another family than {name}: choose a recipe of {other}")
+
+
+def _check_fit(spec: RunSpec, parent: Run) -> None:
+    """Refuse a recipe whose name would not say what is trained."""
+    name, density = f"run {parent.id} ({parent.spec.recipe})", parent.result["density"]
+    if spec.train.steps == 0:
+        raise SpecError(f"train.steps=0: nothing would be trained on from {name}")
+    if isinstance(spec.mask, FullMask) and density < 1:
+        raise SpecError(
+            f"{spec.recipe} starts from a dense network, but {name} ended at density "
+            f"{density:.3g}: choose a recipe such as scratch or rigl"
+        )
+    if not isinstance(spec.mask, FullMask) and density == 1:
+        raise SpecError(
+            f"{spec.recipe} trains a sparse network, but {name} is dense: choose dense or prune"
+        )
+    if spec.model != make_spec(parent.spec.recipe).model:
+        raise SpecError(f"{spec.recipe} is of another architecture than {name}")
