@@ -69,7 +69,7 @@ def test_list_check_names_what_is_broken(cli: Cli) -> None:
     out, err = cli("list", "--check", code=1)
     assert "result.json" in out
     assert "are well" not in out
-    assert "2 of 8 files" in err  # the result holds the checksum of the metrics
+    assert "2 files in" in err  # the result holds the checksum of the metrics
 
 
 @pytest.mark.parametrize(

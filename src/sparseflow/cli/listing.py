@@ -76,7 +76,7 @@ def _check(root: Path, as_json: bool) -> None:
             stdout.print(text, markup=False, soft_wrap=True)
     broken = sum(each.broken for each in wrong)
     if broken:
-        raise StoreError(f"{broken} of {len(findings)} files in {root} are broken or missing")
+        raise StoreError(f"{broken} files in {root} are broken or missing")
     if not as_json:
-        well = len(findings) - len(wrong)
+        well = sum(not each.wrong for each in findings)
         stdout.print(f"all {well:,} files are well in {root}", markup=False, highlight=False)

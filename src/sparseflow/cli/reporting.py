@@ -38,7 +38,8 @@ def report(
     Writes index.html (self-contained), table.md, table.csv, results.json and
     each figure as SVG and PNG. Example: sparseflow report lenet5-mnist -o report/
     """
-    from sparseflow.cli.work import report_room, write_out  # noqa: PLC0415
+    from sparseflow.cli.work import write_out  # noqa: PLC0415
+    from sparseflow.report import load_results, merge  # noqa: PLC0415
 
     files = [source for source in sources if source.endswith(".json")]
     names = [source for source in sources if source not in files]
@@ -46,11 +47,10 @@ def report(
     told += [f"--scale {scale:g}"] * (scale != 1)
     if told and not names:
         raise SpecError(f"{told[0]} chooses runs of the store: name a family or a recipe too")
-    room = report_room()
-    parts = {name: room.load_results(Path(name)) for name in files}
+    parts = {name: load_results(Path(name)) for name in files}
     if names:
         parts = {f"the store {store}": _collected(names, store, scale, settings, where)} | parts
-    results = room.merge(parts) if len(parts) > 1 else next(iter(parts.values()))
+    results = merge(parts)
     write_out(results, out, as_json)
 
 
@@ -61,11 +61,11 @@ def _collected(
     settings: list[str] | None,
     where: list[str] | None,
 ) -> object:
-    from sparseflow.cli.work import report_room  # noqa: PLC0415
     from sparseflow.recipes import choose  # noqa: PLC0415
+    from sparseflow.report import collect  # noqa: PLC0415
     from sparseflow.runs import Store  # noqa: PLC0415
 
     chosen = choose(names, Store(store), scale=scale, settings=settings or (), where=where or ())
-    return report_room().collect(
+    return collect(
         chosen.runs, family=chosen.family, title=chosen.title, published=chosen.published
     )
