@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -60,7 +60,7 @@ def _collected(
     scale: float,
     settings: list[str] | None,
     where: list[str] | None,
-) -> object:
+) -> Any:
     from sparseflow.recipes import choose  # noqa: PLC0415
     from sparseflow.report import collect  # noqa: PLC0415
     from sparseflow.runs import Store  # noqa: PLC0415
