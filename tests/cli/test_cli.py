@@ -1,16 +1,19 @@
 """The command line: what it prints, and one clear line for every bad input."""
 
 import gzip
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from helpers.cli import Cli
 
 import sparseflow
+from sparseflow.cli.app import app
 from sparseflow.cli.work import parse_seeds
-from sparseflow.data import mnist
+from sparseflow.data import DATA, mnist
 
 TINY = [
     "train.steps=12", "train.keep=4", "measure.every=4", "measure.evaluate=12",
@@ -23,12 +26,32 @@ def settings(*values: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "list", "run", "sweep", "measure", "report", "reproduce", "export"]
-)
+    "command",
+    [
+        "demo", "list", "show", "diff", "run", "sweep", "measure", "report", "reproduce", "export",
+        "tensorboard",
+    ],
+)  # fmt: skip
 def test_every_command_has_help_that_teaches(cli: Cli, command: str) -> None:
     out, _ = cli(command, "--help")
     assert "Usage: sparseflow" in out
     assert len(out.splitlines()) > 8
+
+
+def test_help_prints_the_brackets_of_extras(cli: Cli) -> None:
+    for command, extra in (("export", "onnx"), ("tensorboard", "tensorboard")):
+        assert f"'sparseflow[{extra}]'" in cli(command, "--help")[0]
+
+
+def test_help_prints_all_of_what_is_written(cli: Cli) -> None:
+    """Nothing in a docstring or in the words for an option is taken for markup."""
+    for command in app.registered_commands:
+        words = [command.callback.__doc__ or ""]
+        for hint in command.callback.__annotations__.values():
+            words += re.findall(r"help=['\"](.*?)['\"]", str(hint))
+        brackets = re.findall(r"\[[\w ,.]+\]", " ".join(words))
+        shown = cli(command.name or command.callback.__name__, "--help")[0]
+        assert all(each in shown for each in brackets), (command.callback.__name__, brackets)
 
 
 def test_without_a_command_the_help_is_shown(cli: Cli) -> None:
@@ -132,7 +155,7 @@ def test_seeds_are_ranges_and_lists() -> None:
         (["measure", "mlp-mnist/dense", "--probe", "hesian"], ["hesian", "hessian"]),
         (["reproduce", "mlp-mnist"], ["mlp-mnist", "lenet5-mnist"]),
         (["report", "mlp-mnist/dense", "lenet5-mnist/dense"], ["one family"]),
-        (["report", "a.json", "mlp-mnist"], ["stands alone"]),
+        (["report", "a.json", "--scale", "0.5"], ["--scale 0.5", "name a family"]),
         (["report", "mlp-mnist"], ["no finished runs"]),
         (["report", "nowhere.json"], ["nowhere.json"]),
     ],
@@ -154,9 +177,8 @@ def test_a_damaged_data_file_is_one_clear_line(
     shutil.copytree(mnist.FOLDER, folder)
     name = "t10k-labels-idx1-ubyte.gz"
     (folder / name).write_bytes(gzip.compress(b"not labels"))
-    monkeypatch.setattr(
-        "sparseflow.data.registry.load_mnist", lambda: mnist.load_mnist.__wrapped__(folder)
-    )
+    damaged = replace(DATA["mnist"], load=lambda *_: mnist.load_mnist.__wrapped__(folder))
+    monkeypatch.setitem(DATA._entries, "mnist", replace(DATA.entry("mnist"), value=damaged))
     assert name in cli.fails("run", "mlp-mnist/dense", *settings(*TINY))
 
 

@@ -273,7 +273,7 @@ def test_files_of_one_run_do_not_stand_for_each_other(finished: Store, tmp_path:
 def test_the_command_line_names_what_is_broken(finished: Store, cli: Cli) -> None:
     shutil.copytree(finished.root, cli.store)
     assert cli.json("list", "--check") == []
-    assert "looked at everything" in cli("list", "--check")[0]
+    assert "files are well" in cli("list", "--check")[0]
     run = Store(cli.store).run(SPEC)
     flipped(run.path / "metrics.jsonl", run.path, random.Random(1))
     (run.path / ".metrics.jsonl.0123abcd.part").write_bytes(b"half")

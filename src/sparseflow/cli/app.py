@@ -6,21 +6,22 @@ version need not wait for PyTorch.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+import inspect
+from collections.abc import Callable
+from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 import sparseflow as sf
 from sparseflow.cli.export import export
+from sparseflow.cli.listing import list_
 from sparseflow.cli.many import demo, reproduce, sweep
 from sparseflow.cli.options import (
     RUNS,
     Device,
     Json,
-    Out,
     Scale,
-    Seed,
     Settings,
     StorePath,
     Threads,
@@ -28,18 +29,12 @@ from sparseflow.cli.options import (
 )
 from sparseflow.cli.probes import check_count, make_study, places
 from sparseflow.cli.ranks import joined
-from sparseflow.cli.show import print_json, rich_table, run_progress, stdout, table
+from sparseflow.cli.reporting import report
+from sparseflow.cli.show import print_json, rich_table, run_progress, stdout
+from sparseflow.cli.specification import diff, show
 from sparseflow.cli.tensorboard import tensorboard
-from sparseflow.cli.work import (
-    check_store,
-    parse_seeds,
-    report_on,
-    row_of,
-    runs_table,
-    show_flow,
-    write_out,
-)
-from sparseflow.core.errors import SpecError, StoreError
+from sparseflow.cli.work import parse_seeds, row_of, run_table, show_flow
+from sparseflow.core.errors import SpecError
 
 app = typer.Typer(
     name="sparseflow",
@@ -49,6 +44,11 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich would read [extra] as markup, and doubles the time of help
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _add(command: Callable[..., None], name: str | None = None) -> None:
+    """Add a command; the brackets of extras in its help are not markup."""
+    app.command(name, help=escape(inspect.getdoc(command) or ""))(command)
 
 
 def _show_version(wanted: bool) -> bool:
@@ -69,65 +69,34 @@ def about(
     """Train sparse networks and measure their gradient flow."""
 
 
-app.command()(demo)
+_add(demo)
 
 
-@app.command("list")
-def list_(
-    *,
-    store: StorePath = RUNS,
-    check: Annotated[
-        bool, typer.Option("--check", help="Read every file; name what is broken, and what to do.")
-    ] = False,
-    use: Use = None,
-    as_json: Json = False,
-) -> None:
-    """List the recipes, and the runs in the store; or check every file of it."""
-    if check:
-        check_store(sf.runs.Store(store), as_json)
-        return
-    recipes = [name for family in sf.recipes.FAMILIES for name in _names(family)]
-    runs = [row_of(run) for run in sf.runs.Store(store).runs()]
-    damaged = [row["id"] for row in runs if row["state"] == "damaged"]
-    if as_json:
-        print_json({"recipes": recipes, "runs": runs})
-    else:
-        _show_list(runs, store)
-    if damaged:
-        raise StoreError(f"damaged runs in {store}: {', '.join(damaged)}; remove them to run again")
+_add(list_, "list")
+_add(show)
+_add(diff)
 
 
-def _names(family: str) -> list[str]:
-    return [*sf.recipes.recipe_names(family), *sf.recipes.group_names(family)]
-
-
-def _show_list(runs: list[dict[str, Any]], store: Path) -> None:
-    for family in sf.recipes.FAMILIES:
-        names = [name.partition("/")[2] for name in _names(family)]
-        stdout.print(f"[bold]{family}/[/bold]  {'  '.join(names)}", highlight=False)
-    shown = [row for row in runs if "/init-" not in row["recipe"]]
-    if shown:
-        stdout.print(runs_table(f"runs in {store}", shown))
-    if len(shown) < len(runs):
-        stdout.print(f"and {len(runs) - len(shown)} that measure initialisation only")
-    if not runs:
-        stdout.print(f"no runs in {store} yet: try 'sparseflow demo'")
-
-
-@app.command()
 def run(
     recipe: Annotated[str, typer.Argument(help="Such as lenet5-mnist/rigl+; see 'list'.")],
     *,
-    seed: Seed = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Of initialisation, masks and data order; 0, or that of --from."),
+    ] = None,
     scale: Scale = 1.0,
     settings: Settings = None,
+    from_: Annotated[
+        str | None,
+        typer.Option("--from", metavar="RUN", help="Id (or its start) of a finished run."),
+    ] = None,
     store: StorePath = RUNS,
     device: Device = "cpu",
     threads: Threads = None,
     use: Use = None,
     as_json: Json = False,
 ) -> None:
-    """Run one recipe, its missing parents first.
+    """Run one recipe, its missing parents first; or train on from the end of a run.
 
     A finished run is not run again; an interrupted one goes on from its last
     checkpoint and ends bit for bit as if it had not been interrupted.
@@ -135,28 +104,37 @@ def run(
 
     On many devices or cores, ranks train one run together:
     torchrun --nproc-per-node 4 -m sparseflow run lenet5-mnist/rigl+
+
+    --from RUN starts from the weights and masks at the end of a finished run, as a run
+    of its own: train.steps counts from there, the recipe's schedules begin again, and
+    the state of the optimiser is not kept. Density, data and model are RUN's.
+    Example: sparseflow run lenet5-mnist/rigl+ --set train.steps=20000 --from 1a2b3c4d
     """
     sf.runs.check_device(device)
     if threads:
         import torch
 
         torch.set_num_threads(threads)
-    spec = sf.recipes.make_spec(recipe, seed=seed, scale=scale, settings=settings or ())
+    room, making = sf.runs.Store(store), {"scale": scale, "settings": settings or ()}
+    if from_ is None:
+        spec = sf.recipes.make_spec(recipe, seed=seed or 0, **making)
+    else:
+        spec = sf.recipes.extend(recipe, room.find(from_), seed=seed, **making)
     with joined(device) as (own, reports), run_progress() as progress:
-        done = sf.runs.execute(spec, sf.runs.Store(store), device=own, progress=progress)
+        done = sf.runs.execute(spec, room, device=own, progress=progress if reports else None)
     if not reports:
         return
-    row = row_of(done) | done.result
+    row = row_of(done) | {"path": str(done.path)}
     if as_json:
-        print_json(row | {"path": str(done.path)})
+        print_json(row | done.result)
     else:
-        stdout.print(table("finished", [{"": k, "value": v} for k, v in row.items()]))
+        stdout.print(run_table("finished", row | {"result": done.result}))
 
 
-app.command()(sweep)
+_add(run)
+_add(sweep)
 
 
-@app.command()
 def measure(
     names: Annotated[
         list[str],
@@ -221,43 +199,10 @@ def measure(
         stdout.print(rich_table(shown))
 
 
-app.command()(reproduce)
+_add(measure)
+_add(reproduce)
 
 
-@app.command()
-def report(
-    sources: Annotated[
-        list[str],
-        typer.Argument(help="A family or some of its recipes, or one results.json file."),
-    ],
-    *,
-    out: Out = Path("report"),
-    scale: Scale = 1.0,
-    settings: Settings = None,
-    store: StorePath = RUNS,
-    use: Use = None,
-    as_json: Json = False,
-) -> None:
-    """Write tables, figures and one page; nothing is run again.
-
-    Writes index.html (self-contained), table.md, table.csv, results.json and
-    each figure as SVG and PNG. Example: sparseflow report lenet5-mnist -o report/
-    """
-    if any(source.endswith(".json") for source in sources):
-        if len(sources) > 1 or settings or scale != 1:
-            raise SpecError("a results.json file stands alone: no other source, --set or --scale")
-        write_out(sf.report.load_results(Path(sources[0])), out, as_json)
-        return
-    names = sf.recipes.expand(sources)
-    families = sorted({name.partition("/")[0] for name in names})
-    if len(families) > 1:
-        raise SpecError(f"a report is of one family, not of {' and '.join(families)}")
-    changed = [f"scale {scale:g}"] * (scale != 1) + list(settings or ())
-    title = "the full protocol" if not changed else ", ".join(changed)
-    making = sf.recipes.makers(names, scale=scale, settings=settings or ())
-    runs = sf.runs.matching(making, sf.runs.Store(store))
-    report_on(runs, families[0], title, out, as_json, published=not changed)
-
-
-app.command()(export)
-app.command()(tensorboard)
+_add(report)
+_add(export)
+_add(tensorboard)

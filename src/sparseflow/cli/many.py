@@ -9,6 +9,7 @@ import typer
 
 import sparseflow as sf
 from sparseflow.cli.engine import Engine
+from sparseflow.cli.known import known_row, known_runs, tell_known
 from sparseflow.cli.options import (
     RUNS,
     Address,
@@ -20,7 +21,7 @@ from sparseflow.cli.options import (
     Place,
     Retries,
     Scale,
-    Settings,
+    SettingsGrid,
     StorePath,
     Threads,
     Use,
@@ -63,7 +64,10 @@ def demo(
 
 
 def sweep(
-    names: Annotated[list[str], typer.Argument(help="Families or recipes: lenet5-mnist ...")],
+    names: Annotated[
+        list[str],
+        typer.Argument(help="Families, recipes or patterns: lenet5-mnist 'mlp-mnist/rigl*' ..."),
+    ],
     *,
     seeds: Annotated[str, typer.Option(help="Such as 0-4 or 0,2,7.")] = "0",
     executor: Place = "local",
@@ -73,7 +77,15 @@ def sweep(
     address: Address = None,
     retries: Retries = 1,
     scale: Scale = 1.0,
-    settings: Settings = None,
+    settings: SettingsGrid = None,
+    known: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RESULTS.json",
+            help="Runs in these compact results count as done; their checkpoints are not there, "
+            "so that one which another run starts from is made all the same. May be repeated.",
+        ),
+    ] = None,
     store: StorePath = RUNS,
     device: Device = "cpu",
     use: Use = None,
@@ -82,22 +94,31 @@ def sweep(
     """Run many recipes over many seeds, in worker processes or on a Ray cluster, parents first.
 
     Skips what is finished, resumes what is not. A family stands for all its
-    recipes, those that only measure initialisation included. With --executor ray
-    each run reserves as many CPUs as --threads says, one by default.
+    recipes, those that only measure initialisation included. Several values of a --set
+    are a sf.recipes.grid: --set optimizer.lr=0.1,0.05 --set density=0.02,0.05 makes four variants
+    of each recipe and seed. With --executor ray each run reserves as many CPUs as
+    --threads says, one by default.
     Example: sparseflow sweep lenet5-mnist --seeds 0-4 --jobs 2
     """
     specs = [
-        sf.recipes.make_spec(name, seed=seed, scale=scale, settings=settings or ())
+        sf.recipes.make_spec(name, seed=seed, scale=scale, settings=variant)
         for seed in parse_seeds(seeds)
+        for variant in sf.recipes.grid(settings or ())
         for name in sf.recipes.expand(names)
     ]
+    wanted, there = {sf.runs.identity(spec): spec for spec in specs}, known_runs(known or ())
     room, engine = (
         sf.runs.Store(store),
         Engine(executor, jobs, threads, retries, device, address, gpus),
     )
     with engine.executor(room) as workers:
-        done = run_sweep(specs, room, workers, device)
+        missing = [spec for name, spec in wanted.items() if name not in there]
+        done = run_sweep(missing, room, workers, device)
+    if known:
+        tell_known(wanted, there, done)
     rows = [row_of(job.run) for job in done.values()]
+    left = {name: spec for name, spec in wanted.items() if name in there and name not in done}
+    rows += [known_row(spec, there[name]) for name, spec in left.items()]
     if as_json:
         print_json(rows)
     else:

@@ -11,13 +11,39 @@ from sparseflow.core.code import use as load_code
 
 Seed = Annotated[int, typer.Option(help="Seed of initialisation, masks and data order.")]
 Scale = Annotated[float, typer.Option(help="Multiply the steps and all schedules together.")]
+
+
+def _one_value(settings: list[str] | None) -> list[str] | None:
+    """Refuse a grid where one run is meant."""
+    if not settings:
+        return settings
+    from sparseflow.recipes.grid import one_each
+
+    return list(one_each(settings))
+
+
+_SETTING = (
+    "Change a field of the specification: density=0.02, train.steps=2000, mask=erk, method=set; "
+    "'show' lists all. May be repeated."
+)
 Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", callback=_one_value, help=_SETTING),
+]
+SettingsGrid = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        metavar="PATH=VALUE",
-        help="Change a field of the specification: density=0.02, train.steps=2000, mask=erk. "
-        "May be repeated.",
+        metavar="PATH=VALUE[,VALUE...]",
+        help=f"{_SETTING} Several values make a grid: the product of all.",
+    ),
+]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATH=VALUE[,VALUE...]",
+        help="Take all runs in the store whose field has one of these values, whatever else "
+        "they were told: optimizer.lr=0.1. May be repeated.",
     ),
 ]
 StorePath = Annotated[

@@ -138,6 +138,28 @@ def write_out(results: sf.report.Results, out: Path, as_json: bool) -> None:
 
 def row_of(run: sf.runs.Run) -> dict[str, Any]:
     """Say how a run stands, for a table and for JSON."""
+    state, accuracy = _state(run)
+    how = sf.recipes.departure(run.spec)
+    return {
+        "id": run.id,
+        "recipe": run.spec.recipe,
+        "seed": run.seed,
+        "density": run.spec.density,
+        "steps": run.spec.train.steps,
+        "step": run.step,
+        "state": state,
+        "scale": how.scale if how else None,
+        "from": how.origin if how else None,
+        "settings": list(how.settings) if how else None,
+        "differs": how.short() if how else "recipe not known here",
+        "code": {code.file: code.digest for code in run.code},
+        "note": run.obsolete,
+        "test_accuracy": accuracy,
+    }
+
+
+def _state(run: sf.runs.Run) -> tuple[str, float]:
+    """State in a word or two, and the accuracy of what is finished."""
     accuracy = float("nan")
     if not run.finished:
         state = "started" if run.kept else "not started"
@@ -146,44 +168,55 @@ def row_of(run: sf.runs.Run) -> dict[str, Any]:
             accuracy, state = run.result["test_accuracy"], "finished"
         except StoreError:
             state = "damaged"
-    if run.obsolete:
-        state = "older numerics" if run.obsolete == "older numerics" else "other code"
-    return {
-        "id": run.id,
-        "recipe": run.spec.recipe,
-        "seed": run.seed,
-        "density": run.spec.density,
-        "steps": run.spec.train.steps,
-        "state": state,
-        "test_accuracy": accuracy,
+    if not (why := run.obsolete):
+        return state, accuracy
+    if run.needs:
+        return f"needs {' '.join(f'--use {file}' for file in run.needs)}", accuracy
+    return "older numerics" if why == "older numerics" else "other code", accuracy
+
+
+def state_text(row: dict[str, Any]) -> str:
+    """State of a run for people: of one that has begun also how far it is."""
+    if row["state"] != "started":
+        return row["state"]
+    return f"started, step {row['step']:,} of {row['steps']:,}"
+
+
+def run_table(title: str, row: dict[str, Any]) -> Any:
+    """Make a table of one run: how it stands, and what it ended with."""
+    lines = {
+        "id": row["id"],
+        "recipe": row["recipe"],
+        "seed": row["seed"],
+        "state": state_text(row),
+        "differs from it in": row["differs"],
+        "folder": row["path"],
+        "made by": row.get("command"),
+        "code": ", ".join(f"{file} {digest}" for file, digest in row["code"].items()),
+        "note": row["note"],
+        **(row["result"] or {}),
     }
+    shown = {name: value for name, value in lines.items() if value not in ("", None)}
+    return table(title, [{"": name, "value": value} for name, value in shown.items()])
 
 
 def runs_table(title: str, rows: list[dict[str, Any]]) -> Any:
     """Make a table of runs that fits a narrow terminal."""
-    shown = ("recipe", "seed", "steps", "state")
     short = [
-        {"id": row["id"][:8]} | {k: row[k] for k in shown} | {"%": row["test_accuracy"]}
+        {
+            "id": row["id"][:8],
+            "recipe": row["recipe"],
+            "seed": row["seed"],
+            "steps": row["steps"],
+            "state": state_text(row),
+            "differs in": row["differs"],
+            "code": ", ".join(f"{file} {digest[:8]}" for file, digest in row["code"].items()),
+            "%": row["test_accuracy"],
+        }
         for row in rows
     ]
-    return table(title, short)
-
-
-def check_store(store: sf.runs.Store, as_json: bool) -> None:
-    """Read every file of a store and say what is wrong; raise if anything is broken."""
-    found = [*sf.runs.audit(store), *sf.studies.audit(store)]
-    if as_json:
-        print_json([f._asdict() | {"path": str(f.path)} for f in found])
-    else:
-        for f in found:
-            sign = "broken" if f.broken else "note"
-            stdout.print(
-                f"{sign}: {f.path}: {f.wrong}\n    {f.remedy}", markup=False, soft_wrap=True
-            )
-        stdout.print(f"looked at everything in {store.root}", markup=False, highlight=False)
-    broken = sum(f.broken for f in found)
-    if broken:
-        raise StoreError(f"{broken} files in {store.root} are broken or missing")
+    blank = [c for c in ("differs in", "code") if not any(row[c] for row in short)]
+    return table(title, [{c: v for c, v in row.items() if c not in blank} for row in short])
 
 
 def step_of(run: sf.runs.Run, at: str) -> int:

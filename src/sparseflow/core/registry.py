@@ -88,7 +88,8 @@ class Registry(Mapping[str, T]):
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return what a name stands for, or the default."""
-        return self[name] if name in self else default
+        entry = self._entries.get(name) if name in self else None
+        return default if entry is None else entry.value
 
     def __contains__(self, name: object) -> bool:
         if name not in self._entries:

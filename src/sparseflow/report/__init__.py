@@ -7,6 +7,7 @@ with ``pip install 'sparseflow[report]'``; they are imported when first used.
 """
 
 from sparseflow.report.collect import collect
+from sparseflow.report.merge import merge
 from sparseflow.report.page import Section
 from sparseflow.report.results import (
     Results,
@@ -26,6 +27,7 @@ __all__ = [
     "collect",
     "load_results",
     "markdown_table",
+    "merge",
     "save_results",
     "summary_rows",
     "write_report",

@@ -76,10 +76,27 @@ def collect(
     density, steps = shared_settings(trained or untrained)
     labels = variants(trained, density, steps)
     figures = [_run_figures(run, labels[run.id], published) for run in trained]
-    figures.sort(key=lambda f: (kind_of(f.recipe).order, f.variant, f.seeds, f.id))
     starts = [_start_figures(run) for run in _comparable(untrained)]
-    starts.sort(key=lambda s: (tuple(_INIT_NAMES.values()).index(s.init), s.sparsity, s.seed))
-    return Results(family, title, density, steps, tuple(figures), tuple(starts), tuple(evidence))
+    return Results(
+        family,
+        title,
+        density,
+        steps,
+        tuple(sorted_runs(figures)),
+        tuple(sorted_starts(starts)),
+        tuple(evidence),
+    )
+
+
+def sorted_runs(runs: Sequence[RunFigures]) -> list[RunFigures]:
+    """Runs in the order of the table."""
+    return sorted(runs, key=lambda r: (kind_of(r.recipe).order, r.variant, r.seeds, r.id))
+
+
+def sorted_starts(starts: Sequence[StartFigures]) -> list[StartFigures]:
+    """Networks at initialisation in the order of the pictures."""
+    order = tuple(_INIT_NAMES.values())
+    return sorted(starts, key=lambda s: (order.index(s.init), s.sparsity, s.seed))
 
 
 class _Thinned(Generic[_Row]):

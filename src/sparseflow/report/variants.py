@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from typing import Any
-
-import msgspec
+from collections.abc import Sequence
 
 from sparseflow.runs import Run, RunSpec, identity, with_seeds
-from sparseflow.runs.spec import fields
+from sparseflow.runs.describe import ABSENT, pairs, text_of
 
 SHOWN = 3
 """Differences that a label names."""
@@ -56,20 +53,11 @@ def variants(runs: Sequence[Run], density: float, steps: int) -> dict[str, str]:
 
 
 def _differences(spec: RunSpec, base: RunSpec) -> str:
-    theirs = dict(_leaves(base))
-    found = [(path, v) for path, v in _leaves(spec) if theirs.get(path, v) != v]
+    found = [
+        (path, text_of(mine))
+        for path, _, mine in pairs(base, spec)
+        if mine != ABSENT and not {"recipe", "seeds"} & set(path.split("."))
+    ]
     own = [(path, v) for path, v in found if ".run." not in path] or found
     more = ["…"] if len(own) > SHOWN else []
     return ", ".join([f"{path}={value}" for path, value in own[:SHOWN]] + more)
-
-
-def _leaves(part: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(part, msgspec.Struct):
-        yield path, part
-        return
-    tag = part.__struct_config__.tag
-    if tag is not None:
-        yield path, tag
-    for field in fields(type(part)):
-        if field.name not in ("recipe", "seeds"):
-            yield from _leaves(getattr(part, field.name), f"{path}.{field.name}".lstrip("."))

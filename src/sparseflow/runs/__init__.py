@@ -1,6 +1,6 @@
 """Runs: specification, store, execution, sweeps."""
 
-from sparseflow.runs.audit import Finding, audit
+from sparseflow.runs.audit import Finding, audit, inspect
 from sparseflow.runs.execution import check_device
 from sparseflow.runs.jobs import Executor, Local, Ray
 from sparseflow.runs.jobs.graph import Graph, Job, plan
@@ -43,6 +43,7 @@ __all__ = [
     "check_device",
     "execute",
     "identity",
+    "inspect",
     "matching",
     "parents",
     "plan",

@@ -21,7 +21,7 @@ class Finding(NamedTuple):
 
     Attributes:
         path: of the file.
-        wrong: what is wrong with it.
+        wrong: what is wrong with it; empty if it is well.
         remedy: what to do, and what running again makes of it then.
         broken: whether something was lost; else it is left over.
     """
@@ -33,9 +33,14 @@ class Finding(NamedTuple):
 
 
 def audit(store: Store) -> Iterator[Finding]:
+    """What is wrong in a store: :func:`inspect` without the files that are well."""
+    return (each for each in inspect(store) if each.wrong)
+
+
+def inspect(store: Store) -> Iterator[Finding]:
     """Read all files of all runs, and compare them with their checksums.
 
-    Nothing is changed. Studies are looked at by :func:`sparseflow.studies.audit`.
+    Nothing is changed. Studies are looked at by :func:`sparseflow.studies.inspect`.
 
     Raises:
         OSError: if a folder cannot be read.
@@ -53,6 +58,8 @@ def looked_at(path: Path, look: Callable[[], Any], remedy: str) -> Iterator[Find
         yield Finding(path, str(error).partition("; remove ")[0], remedy)
     except (KeyError, TypeError, ValueError) as error:
         yield Finding(path, f"{path} lacks what belongs there: {error!r}", remedy)
+    else:
+        yield Finding(path, "", "", broken=False)
 
 
 def left_behind(*folders: Path) -> Iterator[Finding]:
@@ -70,8 +77,9 @@ def _of_run(store: Store, folder: Path) -> Iterator[Finding]:
             yield Finding(spec, f"{spec} is missing", remedy)
         return
     anew = f"remove {folder}: running it again makes all of it, from the beginning"
-    if unread := list(looked_at(spec, lambda: store.read(folder), anew)):
-        yield from unread
+    (read,) = looked_at(spec, lambda: store.read(folder), anew)
+    yield read
+    if read.wrong:
         return
     run = store.read(folder)
     yield from _finished(run, anew) if run.finished else _under_way(run)
@@ -96,9 +104,9 @@ def _under_way(run: Run) -> Iterator[Finding]:
     anew = f"remove {resume}: running it again makes all of it, from the beginning"
     if not resume.exists():
         return
-    unread = list(looked_at(resume, lambda: reached(run), anew))
-    yield from unread
-    if not unread:
+    (read,) = looked_at(resume, lambda: reached(run), anew)
+    yield read
+    if not read.wrong:
         there = reached(run)
         yield from looked_at(metrics, lambda: check(metrics, there.metrics), anew)
         yield from _checkpoints(run, there.step, anew)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from sparseflow.masks import Masks
 from sparseflow.masks.state import State
 from sparseflow.runs.journal import Mark, check
 from sparseflow.runs.spec import NUMERICS, RunSpec, as_data, code_of_run, from_data, identity
-from sparseflow.train.checkpoint import load_state
+from sparseflow.train.checkpoint import load_state, resume_extra
 
 ID = re.compile(r"[0-9a-f]{16}")
 """What the name of a run's folder looks like."""
@@ -55,13 +56,35 @@ class Run:
     def obsolete(self) -> str:
         """Why no run of today is this one: other numerics, or other code; empty if one may be."""
         try:
-            code = code_of_run(self.spec)
+            here = code_of_run(self.spec)
         except SpecError as error:
             return str(error)
-        if code != self.code:
-            there = ", ".join(f"{each.file} {each.digest}" for each in self.code)
-            return f"made by other code ({there})"
-        return "" if identity(self.spec, code) == self.id else "older numerics"
+        if here != self.code:
+            return f"made by other code: {_listed(self.code)} there, {_listed(here)} here"
+        return "" if identity(self.spec, here) == self.id else "older numerics"
+
+    @property
+    def needs(self) -> list[str]:
+        """Files of user code that are to be loaded before the run can be used."""
+        try:
+            code_of_run(self.spec)
+        except SpecError:
+            return [each.file for each in self.code] or ["FILE.py"]
+        return []
+
+    @property
+    def step(self) -> int:
+        """Steps taken so far, as far as they are kept.
+
+        Of a damaged resume checkpoint only what was kept before it counts.
+        """
+        if self.finished:
+            return self.spec.train.steps
+        steps = [0, *self.kept]
+        if self.resume_path.is_file():
+            with suppress(StoreError, KeyError, TypeError, ValueError):
+                steps.append(int(resume_extra(self.resume_path, self.id)["step"]))
+        return max(steps)
 
     @property
     def finished(self) -> bool:
@@ -290,6 +313,10 @@ class Store:
         if named != path.name:
             raise StoreError(f"run folder {path} holds the specification of {named}")
         return Run(path, spec, code)
+
+
+def _listed(code: Sequence[Code]) -> str:
+    return ", ".join(f"{each.file} {each.digest}" for each in code) or "none"
 
 
 def _with_nan(value: Any) -> Any:

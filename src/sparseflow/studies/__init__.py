@@ -8,7 +8,7 @@ such a file and its place in the imports below.
 """
 
 from sparseflow.studies.agreement import Agreement, AgreementStudy, Group
-from sparseflow.studies.audit import audit
+from sparseflow.studies.audit import audit, inspect
 from sparseflow.studies.distance import Distances, DistanceStudy
 from sparseflow.studies.evidence import Evidence, Reference, References
 from sparseflow.studies.execution import carry_out, carry_out_all, seconds
@@ -61,6 +61,7 @@ __all__ = [
     "dead_below",
     "decode",
     "figures",
+    "inspect",
     "key",
     "label_of",
     "point_of",

@@ -11,9 +11,14 @@ from sparseflow.studies.execution import FOLDER, read
 
 
 def audit(store: Store) -> Iterator[Finding]:
+    """What is wrong with the studies of a store: :func:`inspect` without what is well."""
+    return (each for each in inspect(store) if each.wrong)
+
+
+def inspect(store: Store) -> Iterator[Finding]:
     """Read all studies, and compare them with their checksums.
 
-    Nothing is changed. Runs are looked at by :func:`sparseflow.runs.audit`.
+    Nothing is changed. Runs are looked at by :func:`sparseflow.runs.inspect`.
     """
     folder = store.root / FOLDER
     yield from left_behind(folder)

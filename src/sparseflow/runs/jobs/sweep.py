@@ -35,7 +35,7 @@ def sweep(
         store: where the runs are.
         executor: what carries them out; the caller ends it.
         device: where to train.
-        changed: called when a job changed its state or its worker died.
+        changed: called when a job moved on, changed its state, or its worker died.
 
     Raises:
         SpecError: if a job asks for sparse execution on another device than the CPU.
@@ -66,6 +66,7 @@ def _settle(jobs: Graph, event: Event, changed: Callable[[Job], None]) -> None:
     match event:
         case Told(value=(step, accuracy)):
             job.step, job.accuracy = step, accuracy
+            changed(job)
         case Lost():
             job.losses += 1
             changed(job)
