@@ -9,7 +9,7 @@ from sparseflow.core.errors import SparseflowError
 from sparseflow.core.functional import Loss
 from sparseflow.core.kinds import register_layout
 from sparseflow.core.parameters import Layer, maskable
-from sparseflow.core.schedules import Moment, constant, cosine, every, lr_proportional
+from sparseflow.core.schedules import Cubic, Moment, constant, cosine, cubic, every, lr_proportional
 from sparseflow.core.values import register_part
 from sparseflow.data import register_data
 from sparseflow.init import INITS, Init, Initialisation, initialise, register_init, sparsify
@@ -112,6 +112,7 @@ __all__ = [
     "Alignment",
     "Comparison",
     "Connections",
+    "Cubic",
     "Curvature",
     "Decrease",
     "Distance",
@@ -157,6 +158,7 @@ __all__ = [
     "constant",
     "cosine",
     "cross_entropy",
+    "cubic",
     "disagreement",
     "distance",
     "distances",

@@ -22,6 +22,7 @@ from sparseflow.runs.override import converted
 from sparseflow.runs.spec import (
     Data,
     ErkMask,
+    ErMask,
     FullMask,
     MaskSource,
     Measure,
@@ -198,7 +199,7 @@ def _mask_of(entry: Entry[type[Method]]) -> Callable[[Family, float], MaskSource
     if entry.facts["mask"] is None:
         return _start_mask
     try:
-        mask = msgspec.convert(entry.facts["mask"], ErkMask | UniformMask)
+        mask = msgspec.convert(entry.facts["mask"], FullMask | UniformMask | ErMask | ErkMask)
     except msgspec.ValidationError as error:
         raise SpecError(f"method {entry.name!r}, mask={entry.facts['mask']}: {error}") from error
     return lambda family, density: mask
@@ -229,7 +230,13 @@ def train_recipes(family: Family) -> dict[str, Maker]:
     ]
     for name, mask, marks, method in rows:
         for mark in (*marks, *users):
-            makers[f"{name}{mark}"] = _sparse(f"{name}{mark}", mask, mark, method)
+            recipe = f"{name}{mark}"
+            if recipe in makers:
+                raise SpecError(
+                    f"recipe {recipe!r} of {family.name} stands for two things: register the "
+                    f"method {name!r} or the initialisation {mark[1:]!r} under another name"
+                )
+            makers[recipe] = _sparse(recipe, mask, mark, method)
     return makers
 
 

@@ -159,6 +159,7 @@ class Topology:
                     tensors[name] = memory.pop(f"{part}/{name}").to(weight.parameter.device)
         self._memory = Memory.of(memory)
         for weight in self._weights.values():
+            self._memory.to(weight.name, weight.parameter.device)
             if isinstance(weight, MaskedWeight):
                 weight.aside = aside.get(weight.name)
         self._install(masks, positions(self._weights, stored) if stored else None)
@@ -240,7 +241,11 @@ class Topology:
     def _look_and_update(self) -> None:
         layers = self._look(self._growth_gradients())
         try:
-            self.method.observe(layers)
+            if type(self.method).observe is not Method.observe:
+                for connections in layers.values():  # seen whole or not at all
+                    connections.check_gradient()
+                self.method.observe(layers)
+                self._memory.check(layers)
             if self._deferred or self.method.due(self.step):
                 self._update(layers)
         except NotFiniteError:
@@ -248,6 +253,7 @@ class Topology:
 
     def _update(self, layers: Layers) -> None:
         masks = self._agreed(updated(self.method, self._weights, layers))
+        self._memory.check(layers)
         stored = self._stored_by_method(layers, masks)
         self._deferred = False
         self._set_aside()

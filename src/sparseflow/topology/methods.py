@@ -28,6 +28,7 @@ from sparseflow.core.registry import Registry
 from sparseflow.core.schedules import (
     Every,
     Fraction,
+    Moment,
     When,
     constant,
     cubic,
@@ -97,7 +98,10 @@ class Method(Value):
         raise NotImplementedError
 
     def observe(self, layers: Layers) -> None:
-        """Look at every step whose gradient was asked for, before any update."""
+        """Look at every step whose gradient was asked for, before any update.
+
+        A step whose gradient is not finite is left out.
+        """
 
     def update(self, layers: Layers) -> Mapping[str, Int64[Tensor, " k"]]:
         """Return the sorted flat positions of the new connections of every layer."""
@@ -232,21 +236,20 @@ class SET(Method):
         scores = torch.rand(view.mask.shape, generator=view.generator)
         return scores.to(view.mask.device)
 
-    def dropped(self, connections: Connections) -> int:
-        """Number of connections that one layer drops: ⌊fraction · active⌋.
+    def dropped(self, moment: Moment, active: int) -> int:
+        """Number of connections to drop out of those that are active: ⌊fraction · active⌋.
 
         Raises:
             TopologyError: if the schedule gives no fraction.
         """
-        moment = connections.moment
         fraction = self.drop(moment)
         if not 0 <= fraction <= 1:
             raise TopologyError(f"drop fraction {fraction} at step {moment.step} is not in [0, 1]")
-        return math.floor(fraction * len(connections.indices))
+        return math.floor(fraction * active)
 
     def update_layer(self, connections: Connections) -> Int64[Tensor, " k"]:
         """Drop and grow as many connections of one layer."""
-        count = self.dropped(connections)
+        count = self.dropped(connections.moment, len(connections.indices))
         return self.regrown(connections, count, count)
 
     def regrown(self, connections: Connections, drop: int, grow: int) -> Int64[Tensor, " k"]:
@@ -352,10 +355,8 @@ class GradualPruning(Method):
         for name, value in densities.items():
             if value is not None:
                 check_density(value, f"final density {name}".strip())
-        cubic(1.0, self.start, self.stop)
+        cubic(1.0, self.start, self.stop, self.power)
         every(self.interval, start=self.start)
-        if not (self.power > 0 and math.isfinite(self.power)):
-            raise TopologyError(f"power={self.power} of the pruning schedule must be positive")
         if (self.stop - self.start) % self.interval:
             raise TopologyError(
                 f"interval={self.interval} does not divide the {self.stop - self.start} steps "
