@@ -220,7 +220,8 @@ class Topology:
     def _before_step(self, _: object, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         if self._stored is None:
             return
-        if named.get("closure") is not None or (arguments and arguments[0] is not None):
+        # The arguments are those of the unbound step: the optimiser itself comes first.
+        if any(each is not None for each in (*arguments[1:], named.get("closure"))):
             raise TopologyError(
                 f"{type(self.method).__name__} keeps weights beyond the mask of the forward pass, "
                 "and a closure would run the network with them: call step() without one"
