@@ -10,6 +10,7 @@ import torch
 import typer
 
 from sparseflow import __version__
+from sparseflow.cli.compare import compare
 from sparseflow.cli.export import export
 from sparseflow.cli.many import demo, reproduce, sweep
 from sparseflow.cli.options import (
@@ -164,6 +165,7 @@ def run(
 
 
 app.command()(sweep)
+app.command()(compare)
 
 
 @app.command()

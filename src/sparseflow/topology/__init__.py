@@ -1,7 +1,7 @@
 """Topology: the pure drop-and-grow, the methods, and ``attach``."""
 
 from sparseflow.topology.attach import Topology, attach
-from sparseflow.topology.check import served
+from sparseflow.topology.check import served, stores_more
 from sparseflow.topology.methods import (
     METHODS,
     SET,
@@ -40,4 +40,5 @@ __all__ = [
     "register_method",
     "regrown",
     "served",
+    "stores_more",
 ]

@@ -1,0 +1,106 @@
+"""The command that compares recipes seed by seed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparseflow.cli.engine import Engine
+from sparseflow.cli.options import (
+    RUNS,
+    Address,
+    Device,
+    Gpus,
+    Jobs,
+    Json,
+    Out,
+    Place,
+    Retries,
+    Scale,
+    Settings,
+    StorePath,
+    Threads,
+    Use,
+)
+from sparseflow.cli.show import finite, plain, print_json, stderr, stdout
+from sparseflow.cli.work import parse_seeds, run_sweep
+from sparseflow.core.errors import SpecError
+from sparseflow.core.extra import need
+from sparseflow.core.files import write_atomic
+from sparseflow.recipes import make_spec
+from sparseflow.runs import Run, Store
+
+
+def compare(
+    recipes: Annotated[
+        list[str], typer.Argument(metavar="A B ...", help="Recipes; all are compared with A.")
+    ],
+    *,
+    seeds: Annotated[str, typer.Option(help="Such as 0-4 or 0,2,7.")] = "0-4",
+    executor: Place = "local",
+    jobs: Jobs = None,
+    threads: Threads = None,
+    gpus: Gpus = None,
+    address: Address = None,
+    retries: Retries = 1,
+    scale: Scale = 1.0,
+    settings: Settings = None,
+    out: Out = Path("comparison"),
+    store: StorePath = RUNS,
+    device: Device = "cpu",
+    use: Use = None,
+    as_json: Json = False,
+) -> None:
+    """Run what is missing, then compare recipes with the first one, seed by seed.
+
+    Accuracy, loss, gradient norm and cost, as paired differences with intervals
+    and exact tests; dead runs are counted apart. Writes comparison.md, .json,
+    .svg and .png. Stop it whenever you like; the same command goes on.
+    Example: sparseflow compare lenet5-mnist/rigl+ lenet5-mnist/mine+
+    --seeds 0-9 --use mine.py
+    """
+    room, numbers = Store(store), parse_seeds(seeds)
+    if twice := sorted({r for r in recipes if recipes.count(r) > 1}):
+        raise SpecError(f"{', '.join(twice)} is named twice: compare recipes with each other")
+    specs = {
+        recipe: {
+            s: make_spec(recipe, seed=s, scale=scale, settings=settings or ()) for s in numbers
+        }
+        for recipe in recipes
+    }
+    report = need("sparseflow.report.compare", extra="report")
+    groups = {r: {s: room.run(spec) for s, spec in of.items()} for r, of in specs.items()}
+    report.check(groups)
+    engine = Engine(executor, jobs, threads, retries, device, address, gpus)
+    with engine.executor(room) as workers:
+        run_sweep([spec for of in specs.values() for spec in of.values()], room, workers, device)
+    _write(groups, out, as_json)
+
+
+def _write(groups: dict[str, dict[int, Run]], out: Path, as_json: bool) -> None:
+    report = need("sparseflow.report.compare", extra="report")
+    style = need("sparseflow.report.figures.style", extra="report")
+    pairs = need("sparseflow.report.figures.pairs", extra="report")
+    compared = report.compare(groups)
+    data, text, figure = (
+        finite(report.as_data(compared)),
+        report.markdown_table(compared),
+        pairs.pairs_figure(compared),
+    )
+    files = {
+        "comparison.md": text,
+        "comparison.json": json.dumps(data, indent=1, ensure_ascii=False) + "\n",
+        "comparison.svg": style.svg(figure),
+        "comparison.png": style.png(figure),
+    }
+    for name, content in files.items():
+        write_atomic(out / name, content)
+    if as_json:
+        print_json(data | {"files": [str(out / name) for name in files]})
+        return
+    harmless = "\n".join(map(plain, text.split("\n")))
+    stdout.print(harmless, highlight=False, markup=False, soft_wrap=True)
+    stderr.print(f"wrote {len(files)} files to {out}", highlight=False)

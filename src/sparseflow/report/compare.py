@@ -1,0 +1,391 @@
+"""Recipes against each other, seed by seed: differences, exact tests, and what the pairs share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sparseflow.core.errors import SpecError, StoreError
+from sparseflow.data import DATA
+from sparseflow.measure import Comparison, Estimate, paired
+from sparseflow.measure.comparison import holm, mcnemar
+from sparseflow.report.collect import LENGTH, WINDOW
+from sparseflow.report.text import count, estimate, listing, markdown, seeds, short, signed
+from sparseflow.runs import Run, RunSpec
+from sparseflow.runs.cost import training_flops
+from sparseflow.runs.spec import FreshWeights, generation, parents
+from sparseflow.studies.figures import dead_below
+
+TERA = 1e12
+
+Group = Mapping[int, Run]
+"""Runs of one recipe by seed."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run came to.
+
+    Attributes:
+        recipe: as it was asked for.
+        seed: of the pair.
+        run: its id.
+        execution: masked dense or truly sparse.
+        dead: whether it ended under twice the accuracy of guessing.
+        values: each metric; NaN where it is not known.
+    """
+
+    recipe: str
+    seed: int
+    run: str
+    execution: str
+    dead: bool
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One metric of one recipe less that of the baseline, over the pairs that live.
+
+    Attributes:
+        metric: key of :attr:`Compared.metrics`.
+        values: difference of each seed.
+        baseline: mean of the baseline over these seeds.
+        other: mean of the other.
+        comparison: interval and tests; None for fewer than two pairs.
+        p_holm: ``comparison.p_exact``, corrected over the recipes compared.
+    """
+
+    metric: str
+    values: dict[int, float]
+    baseline: float
+    other: float
+    comparison: Comparison | None
+    p_holm: float = math.nan
+
+
+@dataclass(frozen=True)
+class Versus:
+    """One recipe against the baseline.
+
+    Attributes:
+        recipe: the other one.
+        shares: what the two runs of a seed have in common.
+        dead: dead runs of it, and of the baseline.
+        p_dead: exact p-value of McNemar's test.
+        living: seeds of which both live.
+        differences: by metric.
+    """
+
+    recipe: str
+    shares: tuple[str, ...]
+    dead: tuple[int, int]
+    p_dead: float
+    living: tuple[int, ...]
+    differences: tuple[Difference, ...]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """All recipes against the first.
+
+    Attributes:
+        baseline: its name.
+        seeds: of the pairs.
+        metrics: what is compared, with the words for it.
+        outcomes: of every run.
+        versus: one for each other recipe.
+    """
+
+    baseline: str
+    seeds: tuple[int, ...]
+    metrics: dict[str, str]
+    outcomes: tuple[Outcome, ...]
+    versus: tuple[Versus, ...]
+
+
+def compare(groups: Mapping[str, Group]) -> Compared:
+    """Compare finished runs, seed by seed, with those of the first recipe.
+
+    Args:
+        groups: runs by recipe and seed; all have the same seeds.
+
+    Raises:
+        SpecError: if there are fewer than two recipes or seeds, or their test sets differ.
+        StoreError: if a run is not finished, or damaged.
+    """
+    check(groups)
+    baseline, *others = groups
+    numbers = tuple(groups[baseline])
+    metrics = _metrics(groups[baseline][numbers[0]])
+    outcomes = {name: _outcomes(name, group) for name, group in groups.items()}
+    versus = [
+        Versus(
+            recipe=name,
+            shares=_shared_by_all(groups[name], groups[baseline]),
+            **_paired(outcomes[name], outcomes[baseline], metrics),
+        )
+        for name in others
+    ]
+    every = tuple(each for group in outcomes.values() for each in group.values())
+    return Compared(baseline, numbers, metrics, every, _corrected(versus))
+
+
+def check(groups: Mapping[str, Mapping[int, Run]]) -> None:
+    """Refuse what cannot be compared, before anything is run.
+
+    Raises:
+        SpecError: see :func:`compare`.
+    """
+    first = next(iter(groups.values()), {})
+    if len(groups) < 2 or len(first) < 2:
+        raise SpecError(
+            f"{count(len(groups), 'recipe')} over {count(len(first), 'seed')}: a paired comparison "
+            "takes two recipes and two seeds, or more"
+        )
+    sets = sorted({run.spec.data.name for group in groups.values() for run in group.values()})
+    if len(sets) > 1:
+        raise SpecError(f"recipes of {listing(sets)} have no test set in common")
+
+
+def shared(a: RunSpec, b: RunSpec) -> tuple[str, ...]:
+    """Say what two runs have in common besides their settings: draws, masks, order."""
+    alike = []
+    streams = generation(a) == generation(b)
+    if isinstance(a.weights, FreshWeights) and isinstance(b.weights, FreshWeights):
+        if streams and (a.init, a.seeds.init) == (b.init, b.seeds.init):
+            alike.append("the draw of the initial weights")
+    elif a.weights == b.weights:
+        alike.append("the initial weights")
+    if (a.mask, a.density, a.seeds.mask) == (b.mask, b.density, b.seeds.mask):
+        alike.append("the starting mask")
+    elif parents(a) and parents(a) == parents(b):
+        alike.append("the pruned parent")
+    if streams and (a.data, a.train.batch, a.seeds.data) == (b.data, b.train.batch, b.seeds.data):
+        alike.append("the order of the examples")
+    return tuple(alike)
+
+
+def _shared_by_all(group: Group, baseline: Group) -> tuple[str, ...]:
+    of_each = [shared(group[seed].spec, baseline[seed].spec) for seed in baseline]
+    return tuple(what for what in of_each[0] if all(what in each for each in of_each))
+
+
+def _early(run: Run) -> list[int]:
+    """Steps of the early window at which gradient flow was measured."""
+    last = round(WINDOW * run.spec.train.steps / LENGTH)
+    return [*range(0, last + 1, run.spec.measure.every)]
+
+
+def _metrics(run: Run) -> dict[str, str]:
+    """Metrics in words, as the first run measured them."""
+    steps = _early(run)
+    early = f"mean gradient norm, steps 0–{steps[-1]:,}" if steps[1:] else "gradient norm at step 0"
+    return {
+        "test_accuracy": "test accuracy, %",
+        "test_loss": "test loss",
+        "early": early,
+        "whole": "mean gradient norm, whole training",
+        "seconds": "seconds",
+        "flops": "operations of training, 10¹²",
+    }
+
+
+def _outcomes(recipe: str, group: Group) -> dict[int, Outcome]:
+    found = {}
+    for seed, run in group.items():
+        result = run.result
+        found[seed] = Outcome(
+            recipe=recipe,
+            seed=seed,
+            run=run.id,
+            execution=run.execution,
+            dead=result["test_accuracy"] < dead_below(DATA[run.spec.data.name].classes),
+            values={
+                "test_accuracy": result["test_accuracy"],
+                "test_loss": result["test_loss"],
+                **_norms(run),
+                "seconds": run.seconds if run.resumed_at == 0 else math.nan,
+                "flops": training_flops(run) / TERA,
+            },
+        )
+    return found
+
+
+def _norms(run: Run) -> dict[str, float]:
+    """Mean gradient norms over the early window, and over the whole training."""
+    every, early = run.spec.measure.every, _early(run)
+    try:
+        flow = {r["step"]: r["total"] for r in run.metrics() if r["event"] == "flow"}
+        whole = [norm for step, norm in flow.items() if step % every == 0]
+        return {
+            "early": sum(flow[step] for step in early) / len(early),
+            "whole": sum(whole) / len(whole),
+        }
+    except (KeyError, ZeroDivisionError) as error:
+        raise StoreError(f"{run.label} ({run.id}): metrics.jsonl lacks {error}") from error
+
+
+def _paired(
+    ours: Mapping[int, Outcome], theirs: Mapping[int, Outcome], metrics: Mapping[str, str]
+) -> dict[str, Any]:
+    dead = {s for s in ours if ours[s].dead}, {s for s in theirs if theirs[s].dead}
+    living = tuple(s for s in ours if s not in dead[0] | dead[1])
+    return {
+        "dead": (len(dead[0]), len(dead[1])),
+        "p_dead": mcnemar(len(dead[0] - dead[1]), len(dead[1] - dead[0])),
+        "living": living,
+        "differences": tuple(
+            _difference(metric, {s: (ours[s], theirs[s]) for s in living}) for metric in metrics
+        ),
+    }
+
+
+def _difference(metric: str, pairs: Mapping[int, tuple[Outcome, Outcome]]) -> Difference:
+    values = {s: (a.values[metric], b.values[metric]) for s, (a, b) in pairs.items()}
+    values = {s: (a, b) for s, (a, b) in values.items() if math.isfinite(a) and math.isfinite(b)}
+    a, b = {s: v[0] for s, v in values.items()}, {s: v[1] for s, v in values.items()}
+    n = max(len(values), 1)
+    return Difference(
+        metric=metric,
+        values={s: a[s] - b[s] for s in values},
+        baseline=sum(b.values()) / n if values else math.nan,
+        other=sum(a.values()) / n if values else math.nan,
+        comparison=paired(a, b) if len(values) > 1 else None,
+    )
+
+
+def _corrected(versus: Sequence[Versus]) -> tuple[Versus, ...]:
+    """Correct the p-values of each metric over the recipes that it is compared in."""
+    columns = zip(*(v.differences for v in versus), strict=True)
+    corrected = []
+    for column in columns:
+        p_values = [d.comparison.p_exact if d.comparison else math.nan for d in column]
+        pairs = zip(column, holm(p_values), strict=True)
+        corrected.append([_replaced(d, p_holm=p) for d, p in pairs])
+    rows = zip(*corrected, strict=True)
+    return tuple(_replaced(v, differences=row) for v, row in zip(versus, rows, strict=True))
+
+
+def _replaced(part: Any, **changed: Any) -> Any:
+    return type(part)(**{**vars(part), **changed})
+
+
+# ---- in words
+
+
+def sentences(compared: Compared) -> list[str]:
+    """What came of it, one sentence a recipe, and why the seeds are paired."""
+    return [
+        *(_verdict(each, compared) for each in compared.versus),
+        *(_pairing(each, compared) for each in compared.versus),
+        _tests(compared),
+    ]
+
+
+def _verdict(versus: Versus, compared: Compared) -> str:
+    n, (dead, theirs) = len(compared.seeds), versus.dead
+    counts = (
+        f"{versus.recipe}: {dead} of {count(n, 'run')} died, of {compared.baseline} {theirs} "
+        f"(exact McNemar test: p = {short(versus.p_dead)})"
+    )
+    accuracy = versus.differences[0].comparison
+    if accuracy is None:
+        return f"{counts}; with {count(len(versus.living), 'pair')} that live there is no more."
+    return (
+        f"{counts}; over the {count(len(versus.living), 'pair')} that live its test accuracy is "
+        f"{estimate(accuracy.difference, signed)} points from that of {compared.baseline} "
+        f"({_p(versus.differences[0])})."
+    )
+
+
+def _pairing(versus: Versus, compared: Compared) -> str:
+    two = f"{versus.recipe} and {compared.baseline}"
+    if versus.shares:
+        return f"Seeds pair the runs of {two}, which share {listing(versus.shares)}."
+    return (
+        f"Seeds pair the runs of {two} by number alone: they share neither draws nor masks nor "
+        "order, so pairing makes the intervals no narrower."
+    )
+
+
+def _tests(compared: Compared) -> str:
+    n = len(compared.seeds)
+    return (
+        "Differences are less the baseline, with 95 % t intervals; exact p is of all flips of "
+        f"signs, which with {n} pairs cannot be less than {short(2 / 2**n)}; Holm's correction is "
+        f"over {count(len(compared.versus), 'comparison')} of each metric. Seconds are of runs "
+        "that were not interrupted; operations are without zeros."
+    )
+
+
+def _p(difference: Difference) -> str:
+    assert difference.comparison is not None
+    text = f"exact p = {short(difference.comparison.p_exact)}"
+    return f"{text}, by Holm {short(difference.p_holm)}"
+
+
+def markdown_table(compared: Compared) -> str:
+    """One row for each recipe and metric, then the sentences."""
+    head = ["recipe", "metric", "pairs", "mean", compared.baseline, "difference", "p", "Holm"]
+    lines = [head, ["---"] * len(head)]
+    for versus in compared.versus:
+        for each in versus.differences:
+            found = each.comparison
+            lines.append(
+                [
+                    versus.recipe,
+                    compared.metrics[each.metric],
+                    str(len(each.values)),
+                    _mean(each.metric, each.other),
+                    _mean(each.metric, each.baseline),
+                    "–" if found is None else estimate(found.difference, signed),
+                    "–" if found is None else short(found.p_exact),
+                    short(each.p_holm),
+                ]
+            )
+    table = "\n".join(f"| {' | '.join(map(markdown, line))} |" for line in lines)
+    title = f"Against {compared.baseline}, seeds {seeds([str(s) for s in compared.seeds])}."
+    return "\n\n".join([title, table, *sentences(compared)]) + "\n"
+
+
+def _mean(metric: str, value: float) -> str:
+    return f"{value:.2f}" if metric == "test_accuracy" and math.isfinite(value) else short(value)
+
+
+def as_data(compared: Compared) -> dict[str, Any]:
+    """Everything as plain data."""
+    return {
+        "baseline": compared.baseline,
+        "seeds": list(compared.seeds),
+        "metrics": compared.metrics,
+        "runs": [vars(outcome) for outcome in compared.outcomes],
+        "versus": [
+            {
+                **vars(versus),
+                "differences": [_plain(each) for each in versus.differences],
+            }
+            for versus in compared.versus
+        ],
+        "sentences": sentences(compared),
+    }
+
+
+def _plain(difference: Difference) -> dict[str, Any]:
+    found = difference.comparison
+    interval: Estimate | None = found.difference if found else None
+    return {
+        "metric": difference.metric,
+        "values": difference.values,
+        "baseline": difference.baseline,
+        "other": difference.other,
+        "difference": interval.value if interval else None,
+        "low": interval.low if interval else None,
+        "high": interval.high if interval else None,
+        "p": found.p if found else None,
+        "p_exact": found.p_exact if found else None,
+        "p_holm": difference.p_holm,
+        "effect": found.effect if found else None,
+    }
