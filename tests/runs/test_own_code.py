@@ -146,7 +146,7 @@ def test_an_unknown_part_and_an_unknown_function_are_kept() -> None:
         data = {"method": {"kind": "set", "when": part}}
         spec = from_data(data)
         assert as_data(spec) == data
-        with pytest.raises(SpecError, match="--use FILE.py"):
+        with pytest.raises(SpecError, match=r"--use FILE\.py"):
             check(spec)
 
 
@@ -181,7 +181,9 @@ print(run.id, run.spec.method.kind, needs, run.code[0].file, "mine" in sys.modul
 
 def test_functions_without_a_name_are_refused_in_a_run() -> None:
     spec = replace(tiny("mlp-mnist/rigl+"), method=sf.SET(lambda step: step == 3))
-    with pytest.raises(SpecError, match="<lambda> cannot be found by name: a run needs a function"):
+    with pytest.raises(
+        SpecError, match="<lambda>' cannot be found by name: a run needs"
+    ):
         check(spec)
 
 
@@ -200,7 +202,7 @@ def test_names_that_clash_are_refused(tmp_path: Path, mine: Path) -> None:
     sf.use(mine)
     other = tmp_path / "other.py"
     other.write_text(MINE)
-    with pytest.raises(SpecError, match="method 'mine' is registered by mine.py: choose another"):
+    with pytest.raises(SpecError, match=r"method 'mine' is registered by mine.py: choose another"):
         sf.use(other)
     other.write_text(MINE.replace('"mine"', '"rigl"'))
     with pytest.raises(SpecError, match="method 'rigl' is registered by sparseflow: choose"):

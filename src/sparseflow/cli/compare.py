@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from sparseflow.cli.engine import Engine
@@ -25,7 +25,7 @@ from sparseflow.cli.options import (
     Threads,
     Use,
 )
-from sparseflow.cli.show import finite, plain, print_json, stderr, stdout
+from sparseflow.cli.show import plain, print_json, stderr, stdout
 from sparseflow.cli.work import parse_seeds, run_sweep
 from sparseflow.core.errors import SpecError
 from sparseflow.core.extra import need
@@ -65,12 +65,8 @@ def compare(
     room, numbers = Store(store), parse_seeds(seeds)
     if twice := sorted({r for r in recipes if recipes.count(r) > 1}):
         raise SpecError(f"{', '.join(twice)} is named twice: compare recipes with each other")
-    specs = {
-        recipe: {
-            s: make_spec(recipe, seed=s, scale=scale, settings=settings or ()) for s in numbers
-        }
-        for recipe in recipes
-    }
+    made = {"scale": scale, "settings": settings or ()}
+    specs = {r: {s: make_spec(r, seed=s, **made) for s in numbers} for r in recipes}
     report = need("sparseflow.report.compare", extra="report")
     groups = {r: {s: room.run(spec) for s, spec in of.items()} for r, of in specs.items()}
     report.check(groups)
@@ -85,14 +81,11 @@ def _write(groups: dict[str, dict[int, Run]], out: Path, as_json: bool) -> None:
     style = need("sparseflow.report.figures.style", extra="report")
     pairs = need("sparseflow.report.figures.pairs", extra="report")
     compared = report.compare(groups)
-    data, text, figure = (
-        finite(report.as_data(compared)),
-        report.markdown_table(compared),
-        pairs.pairs_figure(compared),
-    )
+    data, text = report.as_data(compared), report.markdown_table(compared)
+    figure = pairs.pairs_figure(compared)
     files = {
         "comparison.md": text,
-        "comparison.json": json.dumps(data, indent=1, ensure_ascii=False) + "\n",
+        "comparison.json": msgspec.json.format(msgspec.json.encode(data), indent=1) + b"\n",
         "comparison.svg": style.svg(figure),
         "comparison.png": style.png(figure),
     }
