@@ -181,9 +181,7 @@ print(run.id, run.spec.method.kind, needs, run.code[0].file, "mine" in sys.modul
 
 def test_functions_without_a_name_are_refused_in_a_run() -> None:
     spec = replace(tiny("mlp-mnist/rigl+"), method=sf.SET(lambda step: step == 3))
-    with pytest.raises(
-        SpecError, match="<lambda>' cannot be found by name: a run needs"
-    ):
+    with pytest.raises(SpecError, match="<lambda>' cannot be found by name: a run needs"):
         check(spec)
 
 
