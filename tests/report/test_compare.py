@@ -19,10 +19,9 @@ from sparseflow.report.compare import (
     _difference,
     _paired,
     compare,
-    markdown_table,
-    sentences,
     shared,
 )
+from sparseflow.report.compare_text import markdown_table, sentences
 from sparseflow.runs import Store, execute
 from sparseflow.runs.build import load_data, make_model
 from sparseflow.runs.cost import training_flops
@@ -88,7 +87,9 @@ def test_holm_is_over_the_recipes_of_each_metric():
     compared = Compared("base", tuple(range(8)), METRICS, (), corrected)
     first = sentences(compared)[0]
     assert first.startswith("better: 0 of 8 runs died, of base 0 (exact McNemar test: p = 1.0); ")
-    assert "over the 8 pairs that live its test accuracy is +1.0 [+1.0, +1.0] points" in first
+    assert (
+        "over the 8 pairs that live its test accuracy differs by +1.0 [+1.0, +1.0] points" in first
+    )
     assert first.endswith("(exact p = 0.0078, by Holm 0.023).")
     assert "cannot be less than 0.0078" in sentences(compared)[-1]
 

@@ -78,10 +78,11 @@ def compare(
 
 def _write(groups: dict[str, dict[int, Run]], out: Path, as_json: bool) -> None:
     report = need("sparseflow.report.compare", extra="report")
+    words = need("sparseflow.report.compare_text", extra="report")
     style = need("sparseflow.report.figures.style", extra="report")
     pairs = need("sparseflow.report.figures.pairs", extra="report")
     compared = report.compare(groups)
-    data, text = report.as_data(compared), report.markdown_table(compared)
+    data, text = words.as_data(compared), words.markdown_table(compared)
     figure = pairs.pairs_figure(compared)
     files = {
         "comparison.md": text,

@@ -35,7 +35,7 @@ from sparseflow.runs.spec import (
     Train,
     UniformMask,
 )
-from sparseflow.topology import METHODS, GradualPruning, Method, RigL, Static
+from sparseflow.topology import MARKS, METHODS, GradualPruning, Method, RigL, Static
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,6 @@ def _sparse(
     return make
 
 
-MARKS = ("", "-liu", "+")
 _STATIC: tuple[tuple[str, Callable[[Family, float], MaskSource]], ...] = (
     ("scratch", _own_mask),
     ("{start}", _start_mask),

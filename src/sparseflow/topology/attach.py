@@ -34,7 +34,7 @@ from sparseflow.topology.check import (
     check_sizes,
 )
 from sparseflow.topology.memory import Memory
-from sparseflow.topology.methods import Method
+from sparseflow.topology.method import Method
 from sparseflow.topology.propose import look, positions, updated
 from sparseflow.topology.view import Layers, NotFiniteError
 from sparseflow.topology.weights import (

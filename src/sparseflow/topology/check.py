@@ -13,7 +13,7 @@ from sparseflow.core.parallel import Ranks, is_sharded
 from sparseflow.core.parameters import named_weights, sparse_weights
 from sparseflow.core.wrappers import bare
 from sparseflow.masks import Masks
-from sparseflow.topology.methods import Method
+from sparseflow.topology.method import Method
 from sparseflow.topology.weights import SparseValues, Weight
 
 ATTACHED: weakref.WeakKeyDictionary[torch.optim.Optimizer, set[int]] = weakref.WeakKeyDictionary()
