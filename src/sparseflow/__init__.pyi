@@ -27,9 +27,11 @@ from .core.parameters import (
     maskable as maskable,
 )
 from .core.schedules import (
+    Cubic as Cubic,
     Moment as Moment,
     constant as constant,
     cosine as cosine,
+    cubic as cubic,
     every as every,
     lr_proportional as lr_proportional,
 )

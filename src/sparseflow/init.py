@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sparseflow.core.errors import MaskError, unknown
+from sparseflow.core.errors import MaskError, SpecError, unknown
 from sparseflow.core.parameters import Layer, maskable, sparse_weights
 from sparseflow.core.random import generator
 from sparseflow.core.registry import Registry
@@ -63,6 +63,8 @@ def register_init(name: str) -> Callable[[type[C]], type[C]]:
         >>> bool(net.weight.abs().max() < 0.01)
         True
     """
+    if name in NAMED:
+        raise SpecError(f"initialisation {name!r} is one of sparseflow's: choose another name")
     return registering(INITS, name)
 
 

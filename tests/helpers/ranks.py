@@ -13,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from helpers.own import Aging, TopKAST, example
 from helpers.scatter import scattered
 from helpers.small import batch, loss, network
 from torch import distributed, multiprocessing, nn
@@ -43,6 +44,9 @@ METHODS: dict[str, Callable[[nn.Module], sf.Method]] = {
     "rigl": lambda m: sf.RigL(EACH, HALF),
     "probe": lambda m: sf.RigL(EACH, HALF, sf.probe_gradient(m, loss, my_batch(999))),
     "pruning": lambda m: sf.GradualPruning(0.1, 1, UPDATES, 1),
+    "aging": lambda m: Aging(EACH, HALF),
+    "top-kast": lambda m: TopKAST(0.4, 0.3, 1),
+    "snfs": lambda m: example().SNFS(EACH, HALF),
 }
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "sgd": lambda m: torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01),
@@ -206,6 +210,13 @@ def positions(how: str, method: str) -> dict[str, list[int]]:
     train(*parts, range(UPDATES), dtype=torch.float32)
     masks = parts[2].masks
     return {name: masks.indices(name).tolist() for name in masks}
+
+
+def remembered(how: str, method: str) -> tuple[dict[str, Any], list[str]]:
+    """What a method remembers after 20 updates, and the trail of masks."""
+    parts = prepared(how, method)
+    trail = train(*parts, range(UPDATES))
+    return {n: t.tolist() for n, t in parts[2].state_dict()["memory"].items()}, trail
 
 
 def other_masks_on(odd: int) -> None:

@@ -34,7 +34,7 @@ def loss(model: nn.Module, data: tuple[Tensor, Tensor]) -> Tensor:
 def take(model: nn.Sequential, optimizer: torch.optim.Optimizer, step: int) -> None:
     """One step of training, as anyone writes it."""
     optimizer.zero_grad()
-    loss(model, batch(step, model[0].weight.dtype)).backward()
+    loss(model, batch(step, next(model.parameters()).dtype)).backward()
     optimizer.step()
 
 

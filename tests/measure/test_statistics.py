@@ -13,7 +13,7 @@ from scipy import stats
 
 from sparseflow.core.errors import MeasureError
 from sparseflow.measure import comparison
-from sparseflow.measure.comparison import Comparison, paired, unpaired
+from sparseflow.measure.comparison import Comparison, holm, mcnemar, paired, unpaired
 from sparseflow.measure.statistics import (
     Estimate,
     mean_interval,
@@ -417,3 +417,38 @@ def test_bad_input_is_one_clear_line(call, words):
     with pytest.raises(MeasureError, match=words) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+# ---- several tests at once, and pairs in which one alone has an outcome
+
+
+def test_sign_flips_are_counted_whole_up_to_twenty_pairs():
+    values = {k: float(v) for k, v in enumerate((3, -1, 4, 1, -5, 9, 2, -6, 5, 3))}
+    none = dict.fromkeys(values, 0.0)
+    observed = abs(sum(values.values()))
+    flips = itertools.product((1, -1), repeat=len(values))
+    reached = [
+        abs(sum(s * v for s, v in zip(signs, values.values(), strict=True))) >= observed
+        for signs in flips
+    ]
+    assert paired(values, none).p_exact == sum(reached) / len(reached)
+    twenty = {k: 1.0 + k / 7 for k in range(20)}
+    assert paired(twenty, dict.fromkeys(twenty, 0.0)).p_exact == 2 / 2**20
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    adjusted = holm([0.02, float("nan"), 0.03])
+    assert adjusted[0] == adjusted[2] == pytest.approx(0.04)
+    assert math.isnan(adjusted[1])
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize(("a", "b"), [(0, 1), (1, 5), (3, 3), (0, 10), (7, 2)])
+def test_mcnemar_is_the_binomial_test(a, b):
+    expected = stats.binomtest(a, a + b, 0.5).pvalue
+    assert mcnemar(a, b) == pytest.approx(expected)
+    assert mcnemar(b, a) == mcnemar(a, b)
+    with pytest.raises(MeasureError, match="must not be negative"):
+        mcnemar(-1, b)

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import tasks
+from helpers.cli import Cli
 from helpers.cluster import SETTINGS, Cluster, cluster
-from helpers.small import tiny
+from helpers.own import EXAMPLE, clean_slate
+from helpers.small import TINY, tiny
 from helpers.work import LONG, carried_out, drain, files
 
 from sparseflow.cli.work import row_of
@@ -59,6 +61,24 @@ def test_with_a_worker_killed_in_the_middle_the_table_is_the_local_one(
     for run in alone.runs():
         assert files(store.run(run.spec)) == files(run)
     assert not list(store.root.glob(".sweep-*"))
+
+
+def test_methods_of_ones_own_are_compared_on_the_cluster(
+    two: Cluster, cli: Cli, tmp_path: Path
+) -> None:
+    """The text of the file travels: a worker need not see it."""
+    file = tmp_path / "elsewhere" / "travelling.py"
+    file.parent.mkdir()
+    file.write_text(EXAMPLE.read_text().replace('"snfs"', '"far-snfs"').replace("granet", "far"))
+    settings = [w for s in (*TINY, "mask=erk", "method.when.n=3") for w in ("--set", s)]
+    words = ["--executor", "ray", "--address", two.address, "-o", str(tmp_path / "c")]
+    with clean_slate():
+        found = cli.json(
+            "compare", "mlp-mnist/rigl+", "mlp-mnist/far+", "mlp-mnist/far-snfs+", *words,
+            "--use", str(file), "--seeds", "0-1", *settings,
+        )  # fmt: skip
+    assert [v["recipe"] for v in found["versus"]] == ["mlp-mnist/far+", "mlp-mnist/far-snfs+"]
+    assert len(found["runs"]) == 6
 
 
 def test_tasks_fail_and_report_as_in_local_processes(two: Cluster, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import typer
 from rich.markup import escape
 
 import sparseflow as sf
+from sparseflow.cli.compare import compare
 from sparseflow.cli.export import export
 from sparseflow.cli.listing import list_
 from sparseflow.cli.many import demo, reproduce, sweep
@@ -133,6 +134,7 @@ def run(
 
 _add(run)
 _add(sweep)
+_add(compare)
 
 
 def measure(

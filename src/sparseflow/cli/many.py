@@ -150,7 +150,7 @@ def reproduce(
     command goes on. Example: sparseflow reproduce lenet5-mnist --scale 0.05
     """
     room = sf.runs.Store(store)
-    planned = sf.recipes.reproduction(family, room, scale=scale, execution=execution)
+    planned = sf.paper.reproduction(family, room, scale=scale, execution=execution)
     wanted = [*planned.runs, *planned.groups, *planned.at_start]
     engine = Engine(executor, jobs, threads, retries, device, address, gpus)
     with engine.executor(room) as workers:

@@ -152,25 +152,61 @@ class LrProportional(Value):
         return min(self.value * moment.lr_ratio, 1.0)
 
 
-every, constant, cosine, lr_proportional = Every, Constant, Cosine, LrProportional
+@register_part("cubic")
+@dataclass(frozen=True)
+class Cubic(Value):
+    """Density under gradual pruning, from ``initial`` at ``start`` to ``final`` at ``stop``.
 
+    Zhu & Gupta 2017, equation 1: d = final + (initial − final) · (1 − progress)^power.
+    In a run ``final`` and ``stop`` may be left out: they are then the run's density,
+    and the last step at which masks change.
 
-def cubic(final: float, start: int, stop: int, power: float = 3.0) -> Callable[[int], float]:
-    """Density under gradual magnitude pruning, from 1 at ``start`` to ``final`` at ``stop``.
-
-    Zhu & Gupta 2017, equation 1: sparsity grows as 1 - (1 - progress)^power.
-
-    >>> [round(cubic(0.1, 0, 10)(s), 3) for s in (0, 5, 10)]
-    [1.0, 0.213, 0.1]
+    Example:
+        >>> [round(cubic(0.1, 0, 10)(s), 3) for s in (0, 5, 10)]
+        [1.0, 0.213, 0.1]
     """
-    if stop <= start:
-        raise TopologyError(f"pruning from step {start} to step {stop}: stop must be later")
 
-    def density(step: int) -> float:
-        progress = min(max((step - start) / (stop - start), 0.0), 1.0)
-        return final + (1 - final) * (1 - progress) ** power
+    final: float | None = None
+    start: int = 0
+    stop: int | None = None
+    power: float = 3.0
+    initial: float = 1.0
 
-    return density
+    def __post_init__(self) -> None:
+        """Check the steps, the densities and the exponent."""
+        if self.stop is not None and self.stop <= self.start:
+            raise TopologyError(
+                f"pruning from step {self.start} to step {self.stop}: stop must be later"
+            )
+        for name in ("initial", "final"):
+            density = getattr(self, name)
+            if density is not None and not 0 <= density <= 1:
+                raise TopologyError(f"{name}={density} of a pruning schedule is not in [0, 1]")
+        if not (self.power > 0 and math.isfinite(self.power)):
+            raise TopologyError(f"power={self.power} of the pruning schedule must be positive")
+
+    def __call__(self, step: int) -> float:
+        """Return the density after a step."""
+        if self.final is None or self.stop is None:
+            raise TopologyError(
+                "cubic() does not say to which density and until which step: give final and stop"
+            )
+        progress = min(max((step - self.start) / (self.stop - self.start), 0.0), 1.0)
+        return self.final + (self.initial - self.final) * (1 - progress) ** self.power
+
+    def scaled(self, factor: float) -> Cubic:
+        """The same curve over a training of another length."""
+        start = scaled_steps(self.start, factor)
+        stop = None if self.stop is None else max(start + 1, scaled_steps(self.stop, factor))
+        return replace(self, start=start, stop=stop)
+
+    def bound(self, task: Any) -> Cubic:
+        """Take the run's density and the last step at which masks change, if none are given."""
+        final = task.density if self.final is None else self.final
+        return replace(self, final=final, stop=task.last_update if self.stop is None else self.stop)
+
+
+every, constant, cosine, lr_proportional, cubic = Every, Constant, Cosine, LrProportional, Cubic
 
 
 def _check_fraction(value: float) -> None:

@@ -15,11 +15,12 @@ from __future__ import annotations
 import ast
 import collections.abc
 import dataclasses
+import operator
 import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from functools import cache, reduce
 from typing import Any, TypeVar
 
 import msgspec
@@ -76,7 +77,8 @@ def register_part(name: str) -> Callable[[type[V]], type[V]]:
     return registering(PARTS, name)
 
 
-_REGISTERED: dict[type, tuple[Registry[Any], str]] = {}
+_REGISTERED: dict[type, tuple[str, ...]] = {}
+"""Names of each class of values."""
 
 
 def registering(registry: Registry[Any], *names: str, **facts: Any) -> Callable[[type[V]], type[V]]:
@@ -92,9 +94,14 @@ def registering(registry: Registry[Any], *names: str, **facts: Any) -> Callable[
                 f"{registry.sort} {names[0]!r} must be a class under @dataclass(frozen=True): "
                 "put that decorator between this one and the class"
             )
+        if len(names) == 1 and "kind" in {f.name for f in dataclasses.fields(cls)}:  # type: ignore[arg-type]
+            raise SpecError(
+                f"{registry.sort} {names[0]!r} has a field named kind, which is the place of its "
+                "name in a specification: call it something else"
+            )
         for name in names:
             registry.add(name, cls, cls, **facts)
-        _REGISTERED[cls] = (registry, names[0])
+        _REGISTERED[cls] = names
         return cls
 
     return add
@@ -113,9 +120,8 @@ def kind_of(value: Value) -> str | None:
 
     A class that is registered under several names has a field ``kind`` that says which.
     """
-    if type(value) not in _REGISTERED:
-        return None
-    return getattr(value, "kind", _REGISTERED[type(value)][1])
+    names = _REGISTERED.get(type(value))
+    return None if names is None else names[0] if len(names) == 1 else value.kind  # type: ignore[attr-defined]
 
 
 # ---- as data
@@ -218,7 +224,7 @@ def plain_hint(hint: Any) -> Any:
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         members = [plain_hint(m) for m in typing.get_args(hint)]
         kept = [m for m in members if m is not _Nothing]
-        return typing.Union[tuple(kept)] if kept else _Nothing  # noqa: UP007  (made at run time)
+        return reduce(operator.or_, kept) if kept else _Nothing
     if typing.get_origin(hint) is collections.abc.Callable:
         return _Nothing
     if isinstance(hint, type) and issubclass(hint, Value):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from sparseflow.core.errors import MeasureError
 from sparseflow.core.optional import need
@@ -25,7 +26,10 @@ from sparseflow.measure.statistics import (
 )
 
 RESAMPLES = 20_000
-"""Sign flips or relabellings up to which all are tried; as many are drawn where there are more."""
+"""Relabellings up to which all are tried; as many are drawn where there are more."""
+
+EXACT_PAIRS = 20
+"""Pairs up to which all sign flips are tried, a million; of more pairs some are drawn."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def paired(
         error,
         n - 1,
         effect=_hedges(n - 1) * _ratio(float(d.mean()), deviation),
-        p_exact=_permuted((d,), "samples", lambda v, axis: v.mean(axis)),
+        p_exact=_flipped(d),
         dominance=float(np.sign(d).mean()),
     )
 
@@ -138,8 +142,60 @@ def unpaired(
     )
 
 
+def mcnemar(a_only: int, b_only: int) -> float:
+    """Two-sided exact p-value of McNemar's test: pairs in which one has an outcome alone.
+
+    Under the null hypothesis each such pair is equally likely to be either; pairs
+    that agree say nothing (McNemar 1947). For dead runs, say.
+
+    Args:
+        a_only: pairs with the outcome in a, and not in b.
+        b_only: pairs with it in b, and not in a.
+
+    Raises:
+        MeasureError: if a number is negative.
+
+    Example:
+        >>> mcnemar(0, 5), mcnemar(2, 2), mcnemar(0, 0)
+        (0.0625, 1.0, 1.0)
+    """
+    if min(a_only, b_only) < 0:
+        raise MeasureError(f"{a_only} and {b_only} pairs: a count must not be negative")
+    n, least = a_only + b_only, min(a_only, b_only)
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(least + 1)) / 2**n)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of several tests, adjusted so that one false finding among all is as rare.
+
+    Holm 1979: of m values in order, p₍ᵢ₎ becomes max over j ≤ i of min(1, (m − j + 1) · p₍ⱼ₎).
+    NaN stands for no test, and is left out.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    adjusted, worst = [math.nan] * len(p_values), 0.0
+    order = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
+    for rank, (p, i) in enumerate(order):
+        worst = adjusted[i] = max(worst, min(1.0, (len(order) - rank) * p))
+    return adjusted
+
+
 def _keys(keys: Iterable[Any]) -> str:
     return ", ".join(map(str, keys)) or "none"
+
+
+def _flipped(d: Float[np.ndarray, " n"]) -> float:
+    """Two-sided p-value of the mean under all flips of signs, or under a fixed draw of many."""
+    unit = ROUNDING * float(np.abs(d).max())
+    if len(d) > EXACT_PAIRS or not unit:
+        return _permuted((d,), "samples", lambda v, axis: v.mean(axis))
+    sums = d[:1]  # its own sign stays: flipping all of them changes no absolute value
+    for value in d[1:]:
+        sums = np.concatenate([sums + value, sums - value])
+    reached = np.rint(np.abs(sums) / len(d) / unit) >= np.rint(abs(d.mean()) / unit)
+    return float(reached.mean())
 
 
 def _permuted(data: tuple[Any, ...], kind: str, statistic: Callable[..., Any]) -> float:

@@ -22,6 +22,7 @@ from sparseflow.runs.override import converted
 from sparseflow.runs.spec import (
     Data,
     ErkMask,
+    ErMask,
     FullMask,
     MaskSource,
     Measure,
@@ -34,7 +35,7 @@ from sparseflow.runs.spec import (
     Train,
     UniformMask,
 )
-from sparseflow.topology import METHODS, GradualPruning, Method, RigL, Static
+from sparseflow.topology import MARKS, METHODS, GradualPruning, Method, RigL, Static
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,6 @@ def _sparse(
     return make
 
 
-MARKS = ("", "-liu", "+")
 _STATIC: tuple[tuple[str, Callable[[Family, float], MaskSource]], ...] = (
     ("scratch", _own_mask),
     ("{start}", _start_mask),
@@ -200,7 +200,7 @@ def _mask_of(entry: Entry[type[Method]]) -> Callable[[Family, float], MaskSource
     if entry.facts["mask"] is None:
         return _start_mask
     try:
-        mask = msgspec.convert(entry.facts["mask"], ErkMask | UniformMask)
+        mask = msgspec.convert(entry.facts["mask"], FullMask | UniformMask | ErMask | ErkMask)
     except msgspec.ValidationError as error:
         raise SpecError(f"method {entry.name!r}, mask={entry.facts['mask']}: {error}") from error
     return lambda family, density: mask
@@ -231,7 +231,13 @@ def train_recipes(family: Family) -> dict[str, Maker]:
     ]
     for name, mask, marks, method in rows:
         for mark in (*marks, *users):
-            makers[f"{name}{mark}"] = _sparse(f"{name}{mark}", mask, mark, method)
+            recipe = f"{name}{mark}"
+            if recipe in makers:
+                raise SpecError(
+                    f"recipe {recipe!r} of {family.name} stands for two things: register the "
+                    f"method {name!r} or the initialisation {mark[1:]!r} under another name"
+                )
+            makers[recipe] = _sparse(recipe, mask, mark, method)
     return makers
 
 

@@ -7,6 +7,11 @@ with ``pip install 'sparseflow[report]'``; they are imported when first used.
 """
 
 from sparseflow.report.collect import collect
+from sparseflow.report.compare import check as check_comparable
+from sparseflow.report.compare import compare
+from sparseflow.report.compare_text import as_data as comparison_data
+from sparseflow.report.compare_text import markdown_table as comparison_markdown
+from sparseflow.report.compare_text import write_comparison
 from sparseflow.report.merge import merge
 from sparseflow.report.page import Section
 from sparseflow.report.results import (
@@ -24,11 +29,16 @@ __all__ = [
     "RunFigures",
     "Section",
     "StartFigures",
+    "check_comparable",
     "collect",
+    "compare",
+    "comparison_data",
+    "comparison_markdown",
     "load_results",
     "markdown_table",
     "merge",
     "save_results",
     "summary_rows",
+    "write_comparison",
     "write_report",
 ]

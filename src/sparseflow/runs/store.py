@@ -117,6 +117,15 @@ class Run:
         return float(self._document("environment")["seconds"])
 
     @property
+    def resumed_at(self) -> int:
+        """Step from which the process that finished the run went on; 0 if it began it.
+
+        Raises:
+            StoreError: if the run is not finished, or the file is damaged.
+        """
+        return int(self._document("environment").get("resumed_at", 0))
+
+    @property
     def execution(self) -> Literal["dense", "sparse"]:
         """How the run was executed: masked dense, or truly sparse.
 

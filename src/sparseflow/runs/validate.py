@@ -22,6 +22,7 @@ from sparseflow.runs.spec import (
     code_of_run,
     parents,
 )
+from sparseflow.topology import served
 from sparseflow.train.optim import OPTIMIZERS
 
 MAX_SEED = 2**63 - 1
@@ -84,6 +85,12 @@ def _check_values(spec: RunSpec) -> None:
         if isinstance(part, UnknownValue):
             raise SpecError(f"{name}={part.kind}: {part.problem}")
         to_data(part)
+    if spec.execution == "sparse" and not served(spec.method):
+        raise SpecError(
+            f"execution=sparse: {type(spec.method).__name__} needs masked dense layers, since it "
+            "looks at the dense gradient of every step or keeps weights beyond its mask: "
+            "set execution=dense or auto"
+        )
 
 
 def _check_names(spec: RunSpec) -> None:

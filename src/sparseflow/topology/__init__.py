@@ -1,24 +1,22 @@
 """Topology: the pure drop-and-grow, the methods, and ``attach``."""
 
 from sparseflow.topology.attach import Topology, attach
-from sparseflow.topology.check import served
+from sparseflow.topology.check import served, stores_more
+from sparseflow.topology.method import MARKS, METHODS, Method, Task, register_method
 from sparseflow.topology.methods import (
-    METHODS,
     SET,
     GradualPruning,
-    Method,
     RigL,
     RigLInverted,
     Static,
-    Task,
     probe_gradient,
-    register_method,
 )
 from sparseflow.topology.propose import propose
 from sparseflow.topology.update import drop_and_grow, prune_to, pruned, regrown
 from sparseflow.topology.view import Connections, Layers, View
 
 __all__ = [
+    "MARKS",
     "METHODS",
     "SET",
     "Connections",
@@ -40,4 +38,5 @@ __all__ = [
     "register_method",
     "regrown",
     "served",
+    "stores_more",
 ]

@@ -34,7 +34,7 @@ from sparseflow.topology.check import (
     check_sizes,
 )
 from sparseflow.topology.memory import Memory
-from sparseflow.topology.methods import Method
+from sparseflow.topology.method import Method
 from sparseflow.topology.propose import look, positions, updated
 from sparseflow.topology.view import Layers, NotFiniteError
 from sparseflow.topology.weights import (
@@ -159,6 +159,7 @@ class Topology:
                     tensors[name] = memory.pop(f"{part}/{name}").to(weight.parameter.device)
         self._memory = Memory.of(memory)
         for weight in self._weights.values():
+            self._memory.to(weight.name, weight.parameter.device)
             if isinstance(weight, MaskedWeight):
                 weight.aside = aside.get(weight.name)
         self._install(masks, positions(self._weights, stored) if stored else None)
@@ -219,7 +220,8 @@ class Topology:
     def _before_step(self, _: object, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         if self._stored is None:
             return
-        if named.get("closure") is not None or (arguments and arguments[0] is not None):
+        # The arguments are those of the unbound step: the optimiser itself comes first.
+        if any(each is not None for each in (*arguments[1:], named.get("closure"))):
             raise TopologyError(
                 f"{type(self.method).__name__} keeps weights beyond the mask of the forward pass, "
                 "and a closure would run the network with them: call step() without one"
@@ -240,7 +242,11 @@ class Topology:
     def _look_and_update(self) -> None:
         layers = self._look(self._growth_gradients())
         try:
-            self.method.observe(layers)
+            if type(self.method).observe is not Method.observe:
+                for connections in layers.values():  # seen whole or not at all
+                    connections.check_gradient()
+                self.method.observe(layers)
+                self._memory.check(layers)
             if self._deferred or self.method.due(self.step):
                 self._update(layers)
         except NotFiniteError:
@@ -248,6 +254,7 @@ class Topology:
 
     def _update(self, layers: Layers) -> None:
         masks = self._agreed(updated(self.method, self._weights, layers))
+        self._memory.check(layers)
         stored = self._stored_by_method(layers, masks)
         self._deferred = False
         self._set_aside()

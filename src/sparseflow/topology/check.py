@@ -13,7 +13,7 @@ from sparseflow.core.parallel import Ranks, is_sharded
 from sparseflow.core.parameters import named_weights, sparse_weights
 from sparseflow.core.wrappers import bare
 from sparseflow.masks import Masks
-from sparseflow.topology.methods import Method
+from sparseflow.topology.method import Method
 from sparseflow.topology.weights import SparseValues, Weight
 
 ATTACHED: weakref.WeakKeyDictionary[torch.optim.Optimizer, set[int]] = weakref.WeakKeyDictionary()
@@ -65,10 +65,11 @@ def check(model: nn.Module, optimizer: torch.optim.Optimizer, masks: Masks, meth
 
 def served(method: Method) -> bool:
     """Say whether truly sparse layers have all that a method asks for."""
-    return method.gradients == "updates" and not _stores_more(method)
+    return method.gradients == "updates" and not stores_more(method)
 
 
-def _stores_more(method: Method) -> bool:
+def stores_more(method: Method) -> bool:
+    """Say whether a method keeps weights beyond the mask of the forward pass."""
     return type(method).stored is not Method.stored
 
 
@@ -86,7 +87,7 @@ def check_storage(model: nn.Module, masks: Masks, method: Method) -> None:
             f"{name} asks for the dense gradient of every step, which the truly sparse "
             f"{', '.join(sparse)} do not form: use masked dense layers (execution=dense in a run)"
         )
-    if not _stores_more(method):
+    if not stores_more(method):
         return
     if sparse:
         raise TopologyError(

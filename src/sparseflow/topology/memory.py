@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from sparseflow.core.errors import TopologyError
 from sparseflow.core.select import find
+from sparseflow.topology.view import Layers
 
 
 class Memory:
@@ -33,20 +36,43 @@ class Memory:
             name: of the layer.
             before: sorted flat positions that its state is of.
             after: sorted flat positions of the new connections.
-
-        Raises:
-            TopologyError: if the state is not one number for each connection.
         """
         where, stays = find(before, after)
         for key, tensor in self.state[name].items():
-            if tensor.shape != before.shape:
-                raise TopologyError(
-                    f"state {key!r} of {name} has shape {tuple(tensor.shape)}: it must have one "
-                    f"number for each of the {len(before)} connections"
-                )
             moved = tensor.new_zeros(len(after))
             moved[stays] = tensor[where[stays]]
             self.state[name][key] = moved
+
+    def to(self, name: str, device: torch.device) -> None:
+        """Bring what is remembered of a layer to the device that its weight is on."""
+        for tensors in (self.state[name], self.dense[name]):
+            tensors |= {key: tensor.to(device) for key, tensor in tensors.items()}
+
+    def check(self, layers: Layers) -> None:
+        """Refuse what could not be moved or saved, as soon as a method has kept it.
+
+        Raises:
+            TopologyError: naming layer and key.
+        """
+        for key, value in self.whole.items():
+            _check_tensor(f"layers.state[{key!r}]", key, value)
+        for name, connections in layers.items():
+            kept = {"state": self.state[name], "dense": self.dense[name]}
+            shapes = {"state": connections.indices.shape, "dense": connections.shape}
+            if kept["dense"] and not connections.is_dense:
+                raise TopologyError(
+                    f"dense[{next(iter(kept['dense']))!r}] of {name}: a truly sparse layer has no "
+                    "room for a number a place; use state, which has one a connection"
+                )
+            for part, tensors in kept.items():
+                for key, value in tensors.items():
+                    _check_tensor(f"{part}[{key!r}] of {name}", key, value)
+                    if value.shape != shapes[part]:
+                        raise TopologyError(
+                            f"{part}[{key!r}] of {name} has shape {tuple(value.shape)}: it must "
+                            f"be {tuple(shapes[part])}, one number for each "
+                            f"{'connection' if part == 'state' else 'place'}"
+                        )
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything by one name each."""
@@ -74,3 +100,10 @@ class Memory:
             else:
                 raise TopologyError(f"topology state has an unknown memory {name!r}")
         return memory
+
+
+def _check_tensor(shown: str, key: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TopologyError(f"{shown} is a {type(value).__name__}: keep a tensor, which is saved")
+    if not key or "/" in key:
+        raise TopologyError(f"{shown}: a key must be a word without '/'")

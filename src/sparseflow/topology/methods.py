@@ -13,10 +13,10 @@ A method of your own subclasses the nearest one and overrides a score::
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Float, Int64
@@ -24,167 +24,24 @@ from torch import Tensor, nn
 
 from sparseflow.core.chunks import Chunks, parts_of
 from sparseflow.core.errors import TopologyError
-from sparseflow.core.functional import Loss, RowGradient, dense_gradient
-from sparseflow.core.parameters import Layer
-from sparseflow.core.registry import Registry
+from sparseflow.core.functional import Loss, dense_gradient
 from sparseflow.core.schedules import (
     Every,
     Fraction,
+    Moment,
     When,
     constant,
     cubic,
     every,
     scaled_steps,
 )
-from sparseflow.core.values import USE, Value, registering
 from sparseflow.core.wrappers import bare
 from sparseflow.masks.allocation import allocate, check_density
+from sparseflow.topology.method import GrowthGradient, Method, Source, Task, register_method
 from sparseflow.topology.update import pruned, regrown
-from sparseflow.topology.view import Connections, Layers, View
+from sparseflow.topology.view import Connections, View
 
-Source = Callable[[], Mapping[str, Tensor | RowGradient]]
-"""Gives dense gradients by name; of a truly sparse layer by rows, so that it is never whole."""
-
-GrowthGradient = Literal["batch", "probe"] | Source | None
-
-MARKS = ("", "-liu", "+")
-"""Initialisations that a method's recipes come with: masked dense, Liu et al.'s, the paper's."""
-
-M = TypeVar("M", bound="Method")
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """What a method may know of the run that it serves in.
-
-    Attributes:
-        model: the network as it is trained.
-        loss: ``loss(model, batch) -> scalar``, without weight decay.
-        probe: a fixed batch of training examples.
-        density: share of the maskable weights that is asked for.
-        layers: the maskable layers.
-        steps: length of the training.
-        last_update: step after which masks do not change any more.
-    """
-
-    model: nn.Module
-    loss: Loss
-    probe: Any
-    density: float
-    layers: Mapping[str, Layer]
-    steps: int
-    last_update: int
-
-
-class Method(Value):
-    """Base of all methods.
-
-    A method is a frozen dataclass: what it remembers between steps is kept for
-    it, in ``layers.state`` and the ``state`` and ``dense`` of each layer.
-
-    Attributes:
-        gradients: steps whose dense gradient is asked for: those that update
-            masks, or all. Truly sparse layers serve the former alone.
-    """
-
-    gradients: ClassVar[Literal["updates", "all"]] = "updates"
-
-    @property
-    def growth_gradient(self) -> GrowthGradient:
-        """Source of ``view.gradient``: the training batch, a probe, a function, or None."""
-        return None
-
-    def due(self, step: int) -> bool:
-        """Say whether the masks change after this optimiser step (1 is the first)."""
-        raise NotImplementedError
-
-    def observe(self, layers: Layers) -> None:
-        """Look at every step whose gradient was asked for, before any update."""
-
-    def update(self, layers: Layers) -> Mapping[str, Int64[Tensor, " k"]]:
-        """Return the sorted flat positions of the new connections of every layer."""
-        after = {}
-        for name, connections in layers.items():
-            after[name] = self.update_layer(connections)
-            connections.release()  # sharded weights are gathered one at a time
-        return after
-
-    def update_layer(self, connections: Connections) -> Int64[Tensor, " k"]:
-        """Return the sorted flat positions of one layer's new connections."""
-        raise NotImplementedError
-
-    def stored(self, layers: Layers) -> Mapping[str, Int64[Tensor, " k"]] | None:
-        """Return positions at which weights live on though the forward pass leaves them out.
-
-        Asked when attached and after every update. None: the mask of the forward
-        pass is all there is. Such weights receive gradients and are updated; between
-        steps the network itself holds exact zeros there.
-        """
-        del layers
-        return None
-
-    def check(self, steps: int) -> None:
-        """Refuse a training of another length than the method can serve in.
-
-        Raises:
-            TopologyError: naming the field and what would be right.
-        """
-
-    def last_update(self, steps: int) -> int:
-        """Step after which masks do not change any more, in a training of ``steps``."""
-        return steps
-
-    @property
-    def changes(self) -> bool:
-        """Say whether masks ever change."""
-        return True
-
-
-METHODS: Registry[type[Method]] = Registry("method", USE)
-
-
-def register_method(
-    name: str,
-    *,
-    label: str = "",
-    group: str = "Other",
-    color: tuple[str, str] | None = None,
-    recipes: bool = True,
-    marks: tuple[str, ...] = MARKS,
-    mask: Any = None,
-) -> Callable[[type[M]], type[M]]:
-    """Make a method known by name: to recipes, to ``--set method=NAME`` and to reports.
-
-    Args:
-        name: such as ``mine``; every family then has the recipes ``mine``,
-            ``mine-liu`` and ``mine+``.
-        label: what reports call it; by default the class's name.
-        group: methods of one group share a panel in pictures.
-        color: in light and in dark pictures; by default one that is free.
-        recipes: whether there are recipes of it.
-        marks: initialisations that its recipes come with.
-        mask: mask that they start from (such as ``{"kind": "erk", "density": 0.5}``);
-            by default the one that ``rigl`` starts from.
-
-    Raises:
-        SpecError: if the name is taken, or the class is not a method.
-
-    Example:
-        >>> import sparseflow as sf
-        >>> @sf.register_method("largest-first")
-        ... @dataclass(frozen=True)
-        ... class LargestFirst(sf.SET):
-        ...     def grow_score(self, view):
-        ...         return view.weight.abs()
-        >>> sf.METHODS["largest-first"].__name__
-        'LargestFirst'
-    """
-
-    def add(cls: type[M]) -> type[M]:
-        facts = {"label": label or cls.__name__, "group": group, "color": color, "marks": marks}
-        return registering(METHODS, name, **facts, recipes=recipes, mask=mask)(cls)
-
-    return add
+M = TypeVar("M", bound=Method)
 
 
 @register_method("static", recipes=False)
@@ -236,21 +93,20 @@ class SET(Method):
         scores = torch.rand(view.mask.shape, generator=view.generator)
         return scores.to(view.mask.device)
 
-    def dropped(self, connections: Connections) -> int:
-        """Number of connections that one layer drops: ⌊fraction · active⌋.
+    def dropped(self, moment: Moment, active: int) -> int:
+        """Number of connections to drop out of those that are active: ⌊fraction · active⌋.
 
         Raises:
             TopologyError: if the schedule gives no fraction.
         """
-        moment = connections.moment
         fraction = self.drop(moment)
         if not 0 <= fraction <= 1:
             raise TopologyError(f"drop fraction {fraction} at step {moment.step} is not in [0, 1]")
-        return math.floor(fraction * len(connections.indices))
+        return math.floor(fraction * active)
 
     def update_layer(self, connections: Connections) -> Int64[Tensor, " k"]:
         """Drop and grow as many connections of one layer."""
-        count = self.dropped(connections)
+        count = self.dropped(connections.moment, len(connections.indices))
         return self.regrown(connections, count, count)
 
     def regrown(self, connections: Connections, drop: int, grow: int) -> Int64[Tensor, " k"]:
@@ -362,10 +218,8 @@ class GradualPruning(Method):
         for name, value in densities.items():
             if value is not None:
                 check_density(value, f"final density {name}".strip())
-        cubic(1.0, self.start, self.stop)
+        cubic(1.0, self.start, self.stop, self.power)
         every(self.interval, start=self.start)
-        if not (self.power > 0 and math.isfinite(self.power)):
-            raise TopologyError(f"power={self.power} of the pruning schedule must be positive")
         if (self.stop - self.start) % self.interval:
             raise TopologyError(
                 f"interval={self.interval} does not divide the {self.stop - self.start} steps "

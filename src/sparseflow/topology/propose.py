@@ -15,7 +15,7 @@ from sparseflow.core.random import generator
 from sparseflow.core.schedules import Moment
 from sparseflow.masks import Masks
 from sparseflow.topology.memory import Memory
-from sparseflow.topology.methods import Method
+from sparseflow.topology.method import Method
 from sparseflow.topology.view import Connections, Layers, NotFiniteError
 from sparseflow.topology.weights import Weight, by_rows, held, weights_under
 

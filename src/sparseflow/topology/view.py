@@ -85,7 +85,7 @@ class Connections:
         state: what the method keeps of each connection, one number for each in the
             order of ``indices``. It moves with the connections; new ones have 0.
         dense: what the method keeps of each place, active or not, tensors of
-            ``shape``. Masked dense execution alone has room for it.
+            ``shape``. Refused where the layer is truly sparse.
     """
 
     name: str
@@ -99,6 +99,7 @@ class Connections:
     state: dict[str, Tensor] = field(default_factory=dict)
     dense: dict[str, Tensor] = field(default_factory=dict)
     _read: set[int] = field(default_factory=set, init=False)
+    _whole: list[Tensor] = field(default_factory=list, init=False)
 
     @cached_property
     def _weight(self) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
@@ -110,8 +111,9 @@ class Connections:
         return self._weight[0]
 
     def release(self) -> None:
-        """Let go of the weight, which is read again when asked for."""
+        """Let go of weight and gradient, which are read again when asked for."""
         self.__dict__.pop("_weight", None)
+        self._whole.clear()
 
     @property
     def size(self) -> int:
@@ -138,7 +140,8 @@ class Connections:
             raise TopologyError(
                 f"no gradient for {self.name}: the method's growth_gradient is None"
             )
-        return torch.cat([self._gradient(rows) for rows in self._rows()])
+        blocks = [self._gradient(rows) for rows in self._rows()]
+        return blocks[0] if self.is_dense and blocks else torch.cat(blocks)
 
     def blocks(self) -> Iterator[View]:
         """All places, in consecutive blocks of rows."""
@@ -185,10 +188,14 @@ class Connections:
 
     def _gradient(self, rows: slice) -> Tensor:
         assert self.rows_gradient is not None
+        if self._whole:
+            return self._whole[0]
         block = self.rows_gradient(rows)
         if not bool(torch.isfinite(block).all()):
             raise NotFiniteError(f"the growth gradient of {self.name} is not finite")
         self._read.add(rows.start)
+        if self.is_dense:  # its one block: on several ranks each reading is a collective
+            self._whole.append(block)
         return block
 
     def _active_gradient(self) -> Tensor:
@@ -223,7 +230,7 @@ class Layers(dict[str, Connections]):
     Attributes:
         moment: step and learning-rate ratio.
         generator: a random stream of this moment, for what is drawn over all layers.
-        state: what the method keeps of the training as a whole.
+        state: what the method keeps of the training as a whole: tensors on the CPU.
     """
 
     def __init__(
