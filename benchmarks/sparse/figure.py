@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from sparseflow.core.files import write_atomic
-from sparseflow.plotting.palette import INK, METHODS, MUTED
+from sparseflow.plotting.palette import INK, MUTED, color_of
 
 BATCH = 128
 SIDES = {
-    "sparseflow": (METHODS["rigl"], "o", "sparseflow"),
-    "sparseprop": (METHODS["prune"], "s", "sparseprop, kernels"),
-    "sparseprop, module": (METHODS["prune-restart"], "s", "sparseprop, module"),
-    "torch.sparse": (METHODS["set"], "^", "torch.sparse"),
-    "sparselab": (METHODS["lottery"], "D", "sparselab"),
+    "sparseflow": (color_of("rigl"), "o", "sparseflow"),
+    "sparseprop": (color_of("prune"), "s", "sparseprop, kernels"),
+    "sparseprop, module": (color_of("prune-restart"), "s", "sparseprop, module"),
+    "torch.sparse": (color_of("set"), "^", "torch.sparse"),
+    "sparselab": (color_of("lottery"), "D", "sparselab"),
 }
 BOUNDS = {
     "bound_registers": ((0, (6, 2, 1, 2)), "bound: multiply-adds"),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from sparseflow.core.errors import StoreError
+from sparseflow.core.values import kind_of as kind_of_value
 from sparseflow.data import DATA
 from sparseflow.plotting.vocabulary import FAN_IN, LIU, MASKED_DENSE, kind_of
 from sparseflow.report.results import (
@@ -257,7 +258,7 @@ def _run_figures(run: Run, variant: str, published: bool) -> RunFigures:
 def _start_figures(run: Run) -> StartFigures:
     seen = _read(run, 0)
     return StartFigures(
-        init=_INIT_NAMES[run.spec.init.kind],
+        init=_INIT_NAMES.get(name := kind_of_value(run.spec.init) or "", name),
         sparsity=round(1 - run.spec.density, 6),
         seed=run.seed,
         id=run.id,

@@ -11,9 +11,8 @@ def pairs_figure(compared: Compared) -> Drawing:
     """Draw a panel a metric and a row a recipe: a dot a pair, the mean with its interval."""
     rows = len(compared.versus)
     with style.styled():
-        figure = mpl.figure.Figure(
-            figsize=(style.WIDTH, len(compared.metrics) * (0.62 + 0.26 * rows))
-        )
+        height = len(compared.metrics) * (0.62 + 0.26 * rows)
+        figure = mpl.figure.Figure(figsize=(style.WIDTH, height))
         panels = figure.subplots(len(compared.metrics), squeeze=False)[:, 0]
         for number, (axes, words) in enumerate(zip(panels, compared.metrics.values(), strict=True)):
             _panel(axes, compared, number)
