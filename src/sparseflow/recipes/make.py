@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 
 from msgspec.structs import replace
 
@@ -40,14 +41,34 @@ def group_names(family: str) -> list[str]:
 
 
 def expand(names: Sequence[str]) -> list[str]:
-    """Full recipe names of families (all their recipes) and of single recipes."""
-    found: list[str] = []
+    """Full recipe names of families (all their recipes), patterns and single recipes.
+
+    A pattern such as ``lenet5-mnist/rigl*`` stands for the recipes that it fits; for groups
+    only where it has their colon.
+
+    Raises:
+        SpecError: if a family is unknown, or no recipe fits a pattern.
+    """
+    full: list[str] = []
     for name in names:
-        if "/" in name:
-            found.append(name)
+        if any(sign in name for sign in "*?["):
+            full += _fitting(name)
+        elif "/" in name:
+            full.append(name)
         else:
-            found += recipe_names(name) + recipe_names(name, at_start=True)
-    return list(dict.fromkeys(found))
+            full += recipe_names(name) + recipe_names(name, at_start=True)
+    return list(dict.fromkeys(full))
+
+
+def _fitting(pattern: str) -> list[str]:
+    every: list[str] = []
+    for family in FAMILIES:
+        every += recipe_names(family) + recipe_names(family, at_start=True)
+        every += group_names(family) if ":" in pattern else []
+    fitting = [name for name in every if fnmatchcase(name, pattern)]
+    if not fitting:
+        raise SpecError(f"no recipe fits {pattern!r}: 'sparseflow list' shows them")
+    return fitting
 
 
 def demo_specs(scale: float) -> list[RunSpec]:

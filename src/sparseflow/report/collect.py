@@ -9,6 +9,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from sparseflow.core.errors import StoreError
 from sparseflow.data import DATA
 from sparseflow.plotting.vocabulary import FAN_IN, LIU, MASKED_DENSE, kind_of
+from sparseflow.report.commands import told
 from sparseflow.report.results import (
     EvalCurve,
     FlowCurve,
@@ -19,7 +20,7 @@ from sparseflow.report.results import (
     StartFigures,
     UpdateCurve,
 )
-from sparseflow.report.variants import shared_settings, short_name, variants
+from sparseflow.report.variants import Variant, shared_settings, short_name, variants
 from sparseflow.runs import Run, identity, with_seeds
 from sparseflow.runs.spec import Train
 from sparseflow.studies import Record
@@ -77,9 +78,13 @@ def collect(
     labels = variants(trained, density, steps)
     figures = [_run_figures(run, labels[run.id], published) for run in trained]
     figures.sort(key=lambda f: (kind_of(f.recipe).order, f.variant, f.seeds, f.id))
-    starts = [_start_figures(run) for run in _comparable(untrained)]
+    compared = _comparable(untrained)
+    starts = [_start_figures(run) for run in compared]
     starts.sort(key=lambda s: (tuple(_INIT_NAMES.values()).index(s.init), s.sparsity, s.seed))
-    return Results(family, title, density, steps, tuple(figures), tuple(starts), tuple(evidence))
+    others = tuple(run.label for run in untrained if run.id not in {each.id for each in compared})
+    return Results(
+        family, title, density, steps, tuple(figures), tuple(starts), tuple(evidence), others
+    )
 
 
 class _Thinned(Generic[_Row]):
@@ -207,13 +212,13 @@ def _read(run: Run, window: int) -> _Reader:
     return reader
 
 
-def _run_figures(run: Run, variant: str, published: bool) -> RunFigures:
+def _run_figures(run: Run, variant: Variant, published: bool) -> RunFigures:
     spec, final = run.spec, run.result
     window = round(WINDOW * spec.train.steps / LENGTH)
     seen = _read(run, window)
     return RunFigures(
         recipe=short_name(spec),
-        variant=variant,
+        variant=variant.label,
         id=run.id,
         seeds=(spec.seeds.init, spec.seeds.mask, spec.seeds.data),
         density=spec.density,
@@ -234,6 +239,8 @@ def _run_figures(run: Run, variant: str, published: bool) -> RunFigures:
         evals=seen.evals(),
         updates=seen.updates(),
         classes=DATA[spec.data.name].classes,
+        varied=variant.varied,
+        told=told(run),
     )
 
 
@@ -246,6 +253,7 @@ def _start_figures(run: Run) -> StartFigures:
         id=run.id,
         norms=_norms(seen.first),
         **_signal(seen),
+        told=told(run),
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from sparseflow.plotting.formats import accuracy, change, count, finite, listing, percent, short
 from sparseflow.plotting.vocabulary import FAN_IN, INITS, LIU, MASKED_DENSE
 from sparseflow.report.results import Number, Results, StartFigures
-from sparseflow.report.summary import Row, changes, rows
+from sparseflow.report.summary import Row, changes, early_window, rows
 
 Table = dict[str, Row]
 
@@ -100,11 +100,9 @@ def ticket_norm(table: Table) -> str:
     said = [f"{word} {listing(names)}" for word, names in parts if names]
     if not said:
         return ""
-    window = ticket.runs[0].window
-    return (
-        f"Over the first {count(window, 'step')} the mean gradient norm of a ticket, "
-        f"{short(own)}, is {' and '.join(said)}."
-    )
+    over = early_window([*ticket.runs, *(run for n, _ in others for run in table[n].runs)])
+    when = "At step 0 the" if over == "step 0 alone" else f"Over {over} the mean"
+    return f"{when} gradient norm of a ticket, {short(own)}, is {' and '.join(said)}."
 
 
 def kernels_at_start(table: Table) -> str:

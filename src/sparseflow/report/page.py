@@ -14,13 +14,11 @@ from sparseflow.plotting.palette import color_of, declarations, variables
 from sparseflow.plotting.vocabulary import kind_of
 from sparseflow.recipes import FAMILIES
 from sparseflow.report import table
+from sparseflow.report.commands import commands
 from sparseflow.report.figures import expected
 from sparseflow.report.findings import findings
 from sparseflow.report.results import Results
-from sparseflow.report.summary import rows
-
-FEW = 6
-"""Recipes up to which the page names each of them in the commands."""
+from sparseflow.report.summary import early_window, rows
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,7 @@ def render(results: Results, drawings: dict[str, str], sections: Sequence[Sectio
         rows=[(row, colors[color_of(row.recipe)]) for row in shown],
         referred=any(row.reference for row in shown),
         table=table,
+        early_window=early_window(results.runs),
         variants=sum(bool(run.variant) for run in results.runs),
         figures=[
             (figure, figure.finding(results), safe(inline(drawings[figure.name], figure.name)))
@@ -117,41 +116,9 @@ def inline(svg: str, name: str) -> str:
     return svg.replace("'DejaVu Sans'", "var(--sans)")
 
 
-def commands(results: Results) -> list[str]:
-    """Commands that run the same again."""
-    if results.evidence:
-        return [f"sparseflow reproduce {results.family} -o report/{_settings(results)}"]
-    recipes = list(dict.fromkeys(run.recipe for run in results.main))
-    what = results.family
-    if 0 < len(recipes) <= FEW:
-        what = " ".join(f"{results.family}/{recipe}" for recipe in recipes)
-    numbers = sorted({run.seeds[0] for run in results.main}) or [0]
-    several = ",".join(map(str, numbers))
-    if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
-        several = f"{numbers[0]}-{numbers[-1]}"
-    extra = _settings(results) if results.main else ""
-    return [
-        f"sparseflow sweep {what} --seeds {several} --jobs 2{extra}",
-        f"sparseflow report {what} -o report/{extra}",
-    ]
-
-
-def _settings(results: Results) -> str:
-    """Options that give the density and length of these runs."""
-    family = FAMILIES.get(results.family)
-    if family is None:
-        return ""
-    said, steps = "", family.train.steps
-    if results.steps != steps:
-        scale = float(f"{results.steps / steps:.3g}")
-        exact = round(steps * scale) == results.steps
-        said = f" --scale {scale:g}" if exact else f" --set train.steps={results.steps}"
-    return said + f" --set density={results.density:g}" * (results.density != family.density)
-
-
 def _headline(results: Results) -> str:
-    family = FAMILIES.get(results.family)
-    return family.headline if family else f"Gradient flow of {results.family}"
+    known = results.family in FAMILIES
+    return FAMILIES[results.family].headline if known else f"Gradient flow of {results.family}"
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:

@@ -48,12 +48,39 @@ def with_overrides(spec: RunSpec, settings: Sequence[str]) -> RunSpec:
     Raises:
         SpecError: for an unknown field (with a suggestion) or an impossible value.
     """
+    return _everywhere(assigned(spec, settings), lambda run: _checked(run, settings))
+
+
+def assigned(spec: RunSpec, settings: Sequence[str]) -> RunSpec:
+    """Apply settings as :func:`with_overrides` does, before their values are looked at together.
+
+    Raises:
+        SpecError: for an unknown field, or a value of another type.
+    """
     for setting in settings:
         path, sign, text = setting.partition("=")
         if not sign or not path:
             raise SpecError(f"setting {setting!r} is not of the form path=value")
         spec = _set(spec, path.strip().split("."), _parse(text.strip()), path.strip())
-    return _everywhere(spec, lambda run: _checked(run, settings))
+    return spec
+
+
+def path_of(setting: str) -> str:
+    """Field that a setting is of.
+
+    >>> path_of("train.steps=20")
+    'train.steps'
+    """
+    return setting.partition("=")[0].strip()
+
+
+def matches(spec: RunSpec, settings: Sequence[str]) -> bool:
+    """Say whether a run has these settings already: setting them changes nothing.
+
+    Raises:
+        SpecError: as :func:`with_overrides`.
+    """
+    return assigned(spec, settings) == spec
 
 
 def _checked(spec: RunSpec, settings: Sequence[str]) -> RunSpec:
@@ -172,7 +199,7 @@ def _new_value(part: Any, name: str, hint: Any, current: Any, value: Any, shown:
     registry = VALUES.get(hint) or (PARTS if isinstance(current, Value) else None)
     if registry is not None:
         return _switch_value(current, registry, value, shown)
-    if isinstance(value, str) and _members(hint):
+    if isinstance(value, str) and members(hint):
         if name in NAMES and isinstance(current, msgspec.Struct):
             return _named(current, NAMES[name], value, shown)
         return _switch(current, hint, value, shown)
@@ -238,10 +265,10 @@ def _fits(value: Any, cls: type[Any], name: str) -> bool:
 
 
 def _switch(current: Any, union: Any, kind: str, shown: str) -> Any:
-    members = {m.__struct_config__.tag: m for m in _members(union)}
-    if kind not in members:
-        raise SpecError(unknown(f"{shown.removesuffix('.kind')} kind", kind, members))
-    chosen = members[kind]
+    kinds = {m.__struct_config__.tag: m for m in members(union)}
+    if kind not in kinds:
+        raise SpecError(unknown(f"{shown.removesuffix('.kind')} kind", kind, kinds))
+    chosen = kinds[kind]
     wanted = {f.name: f for f in fields(chosen)}
     shared = {n: getattr(current, n) for n in wanted if hasattr(current, n)}
     missing = [n for n, f in wanted.items() if f.required and n not in shared]
@@ -282,7 +309,8 @@ def _fields_of(part: Any) -> tuple[dict[str, Any], str | None]:
     return {}, None
 
 
-def _members(kind: Any) -> list[type]:
+def members(kind: Any) -> list[type]:
+    """Kinds of a part that is one of several; none for what is not a part."""
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         return [m for m in typing.get_args(kind) if hasattr(m, "__struct_config__")]
     return [kind] if isinstance(kind, type) and issubclass(kind, msgspec.Struct) else []

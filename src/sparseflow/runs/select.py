@@ -30,7 +30,7 @@ def matching(makers: Iterable[Callable[[int], RunSpec]], store: Store) -> list[R
     seeds = sorted({run.spec.seeds.data for run in runs.values()})
     wanted = (make(seed) for make in makers for seed in seeds)
     found = {(spec.recipe, identity(spec)): spec for spec in wanted}
-    return [Run(runs[i].path, spec) for (_, i), spec in found.items() if i in runs]
+    return [Run(runs[i].path, spec, runs[i].code) for (_, i), spec in found.items() if i in runs]
 
 
 def remeasure(run: Run, step: int, *, device: str = "cpu") -> dict[str, Any]:

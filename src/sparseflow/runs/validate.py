@@ -43,6 +43,20 @@ NOT_NEGATIVE = (
     "optimizer.weight_decay",
     "measure.updates",
 )
+RANGES = {
+    **dict.fromkeys(POSITIVE, "positive"),
+    **dict.fromkeys(NOT_NEGATIVE, "not negative"),
+    **dict.fromkeys(("seeds.init", "seeds.mask", "seeds.data"), "0 to 2^63 - 1"),
+    "density": "0 to 1",
+    "mask.density": "0 to 1",
+    "optimizer.momentum": "0 to below 1",
+    "train.label_smoothing": "0 to below 1",
+}
+
+
+def range_of(path: str) -> str:
+    """Say within what the number at a path must be, as :func:`check` has it; empty if anything."""
+    return RANGES.get(path, "")
 
 
 def check(spec: RunSpec) -> RunSpec:
