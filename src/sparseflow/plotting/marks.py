@@ -13,8 +13,8 @@ from typing import Any
 
 from sparseflow.plotting.vocabulary import kind_of
 
-_MARK = re.compile(r'<g id="mark:([^"]*)">')
-_AXES = re.compile(r'<g id="axes:([^"]*)">')
+_MARK = re.compile(r"""<g id=(["'])mark:(.*?)\1>""")
+_AXES = re.compile(r"""<g id=(["'])axes:(.*?)\1>""")
 
 
 def mark(artist: Any, recipe: str, says: str = "") -> None:
@@ -48,12 +48,12 @@ def revealed(svg: str) -> str:
     >>> revealed('<g id="mark:[&quot;set+&quot;, &quot;seed 1: 98 %&quot;]">')
     '<g class="mark" data-method="set" data-recipe="set+"><title>seed 1: 98 %</title>'
     """
-    svg = _AXES.sub(lambda named: f'<g class="axes" data-scales="{named[1]}">', svg)
+    svg = _AXES.sub(lambda named: f"<g class='axes' data-scales='{named[2]}'>", svg)
     return _MARK.sub(_group, svg)
 
 
 def _group(named: re.Match[str]) -> str:
-    recipe, says = json.loads(html.unescape(named[1]))
+    recipe, says = json.loads(html.unescape(named[2]))
     method = html.escape(kind_of(recipe).method)
     title = f"<title>{html.escape(says, quote=False)}</title>" if says else ""
     group = f'<g class="mark" data-method="{method}" data-recipe="{html.escape(recipe)}">'

@@ -10,6 +10,7 @@ from sparseflow.core.errors import StoreError
 from sparseflow.data import DATA
 from sparseflow.plotting.vocabulary import FAN_IN, LIU, MASKED_DENSE, kind_of
 from sparseflow.report.commands import told
+from sparseflow.report.layers import layers
 from sparseflow.report.results import (
     EvalCurve,
     FlowCurve,
@@ -241,6 +242,7 @@ def _run_figures(run: Run, variant: Variant, published: bool) -> RunFigures:
         classes=DATA[spec.data.name].classes,
         varied=variant.varied,
         told=told(run),
+        layers=layers(run),
     )
 
 

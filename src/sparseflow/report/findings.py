@@ -77,13 +77,14 @@ def _apart(best: Row, other: Row) -> str:
 def deaths(results: Results) -> str:
     """How many runs died, and of which recipes."""
     dead, of = sum(run.dead for run in results.runs), count(len(results.runs), "run")
-    below = f"under {results.dead_below:g} %, dead"
+    below = f"under {results.dead_below:g} %"
     if not results.runs:
         return ""
     if not dead:
-        return f"None of {of} ends {below}." if len(results.runs) > 1 else ""
+        return f"None of {of} is dead, which is to end {below}." if len(results.runs) > 1 else ""
     said = [f"{row.name} {row.dead} of {len(row.runs)}" for row in rows(results) if row.dead]
-    return f"{dead} of {of} {'end' if dead > 1 else 'ends'} {below}: {', '.join(said)}."
+    died = f"{dead} of {of} {'are dead, they end' if dead > 1 else 'is dead, it ends'} {below}"
+    return f"{died}: {', '.join(said)}."
 
 
 def dead_or_alive(table: Table) -> str:

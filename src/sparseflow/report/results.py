@@ -14,7 +14,7 @@ import msgspec
 from sparseflow.core.errors import StoreError
 from sparseflow.core.files import write_atomic
 from sparseflow.studies import Record, References, dead_below, decode
-from sparseflow.studies.values import Number
+from sparseflow.studies.values import Matrix, Number
 
 SCHEMA = 3
 """Version of ``results.json``; a file of a newer one is refused. From 3 on runs say how they
@@ -84,6 +84,23 @@ class UpdateCurve(_Part, frozen=True):
     raised: int
 
 
+class LayerCurves(_Part, frozen=True):
+    """Density and churn of each layer, from the masks of kept checkpoints.
+
+    Attributes:
+        names: of the masked parameters.
+        steps: of the checkpoints.
+        density: share of active weights, a row a layer, a column a checkpoint.
+        churn: share of the connections at a checkpoint that the next one lacks, a row a
+            layer, a column a pair of checkpoints; empty where there is one checkpoint.
+    """
+
+    names: tuple[str, ...]
+    steps: tuple[int, ...]
+    density: Matrix
+    churn: Matrix
+
+
 class Told(_Part, frozen=True, omit_defaults=True):
     """What to say to a recipe so that it makes a run again, id for id.
 
@@ -140,6 +157,7 @@ class RunFigures(_Part, frozen=True):
         classes: of the data set.
         varied: path and value of each setting in which the runs of this recipe differ.
         told: how to make it again; None if no recipe makes it, or nothing is known of it.
+        layers: density and churn by layer; None if it is dense, or keeps no checkpoint.
     """
 
     recipe: str
@@ -168,6 +186,7 @@ class RunFigures(_Part, frozen=True):
     classes: int = 10
     varied: tuple[tuple[str, float | str], ...] = ()
     told: Told | None = None
+    layers: LayerCurves | None = None
 
     @property
     def settings(self) -> str:

@@ -8,6 +8,7 @@ from sparseflow import studies
 from sparseflow.plotting.figure import Figure
 from sparseflow.report.figures.accuracy import ACCURACY
 from sparseflow.report.figures.flow import FLOW, FLOW_KERNELS
+from sparseflow.report.figures.layers import LAYERS
 from sparseflow.report.figures.settings import SETTING, SPARSITY
 from sparseflow.report.figures.start import START_NORM, START_SIGNAL
 from sparseflow.report.figures.training import TRAINING
@@ -22,6 +23,7 @@ OF_RUNS = (
     FLOW,
     FLOW_KERNELS,
     UPDATES,
+    LAYERS,
     START_SIGNAL,
     START_NORM,
 )

@@ -33,6 +33,7 @@ def _draw(results: Results) -> Drawing | None:
             looks = [style.look(recipe) for recipe in recipes]
             lines = [mpl.lines.Line2D([], [], color=k.color, linestyle=k.dashes) for k in looks]
             style.side_legend(axes, lines, [legend_name(r, groups[r]) for r in recipes], recipes)
+        shared[-1].set_xlim(0, max(run.evals.step[-1] for runs in groups.values() for run in runs))
         shared[-1].xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:,.0f}"))
         shared[-1].set_xlabel("training step")
         figure.supylabel("test accuracy in %", fontsize=9.5)
