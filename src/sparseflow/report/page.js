@@ -52,7 +52,12 @@
     const to = forward(scale);
     return backward(scale)(to(scale[1]) + share * (to(scale[2]) - to(scale[1])));
   };
-  const written = (v) => Number(v.toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 });
+  // As exactly as a picture's place can be read: to a thousandth of the axis.
+  const written = (scale, share) => {
+    const v = value(scale, share), step = Math.abs(value(scale, share + 1e-3) - v);
+    const digits = Math.min(12, Math.max(0, -Math.floor(Math.log10(step))));
+    return (Number(v.toFixed(digits)) + 0).toLocaleString("en", { maximumFractionDigits: digits });
+  };
 
   // The vertex of a curve that is nearest to the pointer, as values of its axes.
   const nearest = (mark, x, y) => {
@@ -67,9 +72,9 @@
       if (!best || far < best[0]) best = [far, numbers[i], numbers[i + 1]];
     }
     if (!best) return "";
-    const at = value(across, (best[1] - frame.x) / frame.width);
-    const reads = value(up, 1 - (best[2] - frame.y) / frame.height);
-    return `: ${written(reads)} at ${written(at)}`;
+    const at = written(across, (best[1] - frame.x) / frame.width);
+    const reads = written(up, 1 - (best[2] - frame.y) / frame.height);
+    return `: ${reads} at ${at}`;
   };
 
   const tip = document.getElementById("tip");

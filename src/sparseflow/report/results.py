@@ -191,7 +191,8 @@ class RunFigures(_Part, frozen=True):
     @property
     def settings(self) -> str:
         """Name what tells it apart from other runs of its recipe; empty if nothing does."""
-        return self.variant or described(self.varied)
+        short = self.varied and len(self.varied) <= SHOWN
+        return described(self.varied) if short else self.variant or described(self.varied)
 
     @property
     def dead(self) -> bool:

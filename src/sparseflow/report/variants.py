@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sparseflow.core.values import UnknownValue, Value, kind_of, written
+from sparseflow.recipes.departure import departure
 from sparseflow.report.results import described
 from sparseflow.runs import Run, RunSpec, identity, with_seeds
 from sparseflow.runs.spec import NAMELESS, fields
@@ -57,11 +58,21 @@ def variants(runs: Sequence[Run], density: float, steps: int) -> dict[str, Varia
             for key, group in settings.items()
             if (group[0].spec.density, group[0].spec.train.steps) == (density, steps)
         ]
-        main = max(fitting, key=lambda key: (len(settings[key]), key), default=None)
+        main = max(
+            fitting,
+            key=lambda key: (len(settings[key]), -_told(settings[key][0].spec), key),
+            default=None,
+        )
         varied, names = _varied(leaves), _labels(leaves, main)
         for key, group in settings.items():
             labels |= {run.id: Variant(names[key], varied[key]) for run in group}
     return labels
+
+
+def _told(spec: RunSpec) -> int:
+    """How much the recipe was told: of equally many runs those of its own settings are the main."""
+    found = departure(spec)
+    return 0 if found is None else len(found.settings) + (found.scale != 1)
 
 
 def _labels(leaves: dict[str, dict[str, float | str]], main: str | None) -> dict[str, str]:

@@ -33,7 +33,7 @@ def _draw(results: Results) -> Drawing | None:
         )
         grid = figure.subplots(len(names), 2, sharex=True, sharey="col", squeeze=False)
         for (left, right), name in zip(grid, names, strict=True):
-            left.set_title(name.removesuffix(".weight"))
+            left.set_title(name)
             for recipe, runs in groups.items():
                 _draw_recipe(left, right, recipe, runs, name)
         style.log_values(grid[0, 0])

@@ -17,6 +17,9 @@ from sparseflow.report.results import Results, RunFigures, described
 
 DENSITY = "density"
 
+DECADES = 30
+"""Ratio of gradient norms from which their scale is logarithmic."""
+
 
 @dataclass(frozen=True)
 class Series:
@@ -97,7 +100,9 @@ def _draw(results: Results, path: str | None) -> Drawing | None:
         upper.set_ylabel("test accuracy in %")
         lower.set_ylabel("mean gradient norm")
         _scale(lower, chosen, lines)
-        style.log_values(lower)
+        norms = finite(dot.get_ydata()[0] for dot in lower.lines)
+        if norms and min(norms) > 0 and max(norms) / min(norms) > DECADES:
+            style.log_values(lower)
         handles, labels = _legend(lines)
         figure.legend(handles, labels, loc="outside upper left", ncols=2)
         return figure
