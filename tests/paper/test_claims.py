@@ -61,7 +61,7 @@ def run(
     return RunFigures(
         recipe, "", f"{recipe}-{seed}", (seed, seed, seed), 0.05, 600, False, accuracy, 0.1, 98.0,
         2210, *norms, 51, 3.0, 0.4, 0.5, 0.6, 3,
-        FlowCurve((0, 200, 400, 600), norm, none, none, none, loss, none, none),
+        FlowCurve((0, 50, 400, 600), norm, none, none, none, loss, none, none),
         EvalCurve((), (), ()), moves,
     )  # fmt: skip
 

@@ -4,15 +4,14 @@ A method, an initialisation, a schedule is such a value. Written as data it is
 
     {"kind": "rigl", "when": {"kind": "every", "n": 100}, "drop": {"kind": "cosine", "value": 0.3}}
 
-where fields that have their default are left out, and as text it is the Python
-that makes it, ``rigl(every(100), drop=cosine(0.3))``, short of the module.
+where fields that have their default are left out; as text see
+:mod:`sparseflow.core.expressions`.
 Reading never imports what it names: a kind that is not registered is kept as it
 stands, and refused only when it is used.
 """
 
 from __future__ import annotations
 
-import ast
 import collections.abc
 import dataclasses
 import operator
@@ -144,7 +143,7 @@ def to_data(value: Any) -> Any:
                 'as @sf.register_method("mine")'
             )
         fields = {f.name: f for f in dataclasses.fields(value) if f.init}  # type: ignore[arg-type]
-        kept = {n: getattr(value, n) for n, f in fields.items() if not _is_default(value, f)}
+        kept = {n: getattr(value, n) for n, f in fields.items() if not is_default(value, f)}
         kept.pop("kind", None)
         hints = hints_of(type(value))
         return {"kind": name} | {n: to_data(exact(v, hints[n])) for n, v in kept.items()}
@@ -153,7 +152,7 @@ def to_data(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [to_data(each) for each in value]
     if callable(value):
-        return {"function": _path_of(value)}
+        return {"function": path_of(value)}
     return value
 
 
@@ -247,7 +246,8 @@ def is_required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _is_default(value: Value, field: dataclasses.Field[Any]) -> bool:
+def is_default(value: Value, field: dataclasses.Field[Any]) -> bool:
+    """Say whether a field of a value has its default."""
     if is_required(field):
         return False
     factory = field.default_factory
@@ -281,7 +281,12 @@ def exact(value: Any, hint: Any) -> Any:
 # ---- functions
 
 
-def _path_of(function: Callable[..., Any]) -> str:
+def path_of(function: Callable[..., Any]) -> str:
+    """Return ``module:name``, under which a function is found again.
+
+    Raises:
+        SpecError: if it has no such name.
+    """
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
     if (
         not module
@@ -328,71 +333,6 @@ def code_in(value: Any) -> Iterator[Code]:
             yield from code_in(each)
     elif callable(value):
         yield from code_of(value)
-
-
-# ---- as text
-
-
-def written(value: Any) -> str:
-    """Write a value as the Python that makes it.
-
-    >>> from sparseflow.core.schedules import every
-    >>> written(every(100, stop=500))
-    'every(100, stop=500)'
-    """
-    if isinstance(value, UnknownValue):
-        return f"{value.kind}(?)"
-    if not isinstance(value, Value):
-        return _path_of(value) if callable(value) else repr(value)
-    parts, positional = [], True
-    for field in dataclasses.fields(value):  # type: ignore[arg-type]
-        if not field.init or field.name == "kind":
-            continue
-        if _is_default(value, field):
-            positional = False
-            continue
-        positional = positional and not field.kw_only
-        text = written(getattr(value, field.name))
-        parts.append(text if positional else f"{field.name}={text}")
-    return f"{kind_of(value) or type(value).__name__}({', '.join(parts)})"
-
-
-def parse(text: str, registry: Registry[Any]) -> Any:
-    """Read what :func:`written` writes: a kind of the registry, with literal arguments.
-
-    Raises:
-        SpecError: if it is something else.
-    """
-    try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError) as error:
-        raise SpecError(f"{text!r} is not of the form name(value, field=value)") from error
-    return _evaluate(tree, registry, text)
-
-
-def is_call(text: str) -> bool:
-    """Say whether a word is of the form ``name(...)``."""
-    return text.endswith(")") and "(" in text
-
-
-def _evaluate(node: ast.expr, registry: Registry[Any], text: str) -> Any:
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        kind = node.func.id
-        if kind not in registry and kind.replace("_", "-") in registry:
-            kind = kind.replace("_", "-")
-        cls = registry[kind]
-        fields = [
-            f for f in dataclasses.fields(cls) if f.init and not f.kw_only and f.name != "kind"
-        ]
-        if len(node.args) > len(fields):
-            raise SpecError(f"{kind} takes {len(fields)} values in order, not {len(node.args)}")
-        given = {f.name: a for f, a in zip(fields, node.args, strict=False)}
-        given |= {k.arg: k.value for k in node.keywords if k.arg}
-        return make(cls, {n: _evaluate(a, PARTS, text) for n, a in given.items()}, kind)
-    try:
-        return ast.literal_eval(node)
-    except ValueError as error:
-        raise SpecError(f"{text!r} is not of the form name(value, field=value)") from error
 
 
 @dataclasses.dataclass(frozen=True)

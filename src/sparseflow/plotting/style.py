@@ -24,6 +24,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
+from sparseflow.plotting.marks import mark_all, mark_axes, revealed
 from sparseflow.plotting.palette import CARD, GRID, INK, MUTED, SCALE, color_of
 from sparseflow.plotting.vocabulary import FAN_IN, LIU, MASKED_DENSE, OWN_INIT, kind_of
 
@@ -116,10 +117,13 @@ def styled() -> Iterator[None]:
 def svg(figure: Figure) -> str:
     """Vector form; equal figures give equal bytes. It fixes the layout for :func:`png`."""
     out = io.StringIO()
+    for axes in figure.axes:
+        mark_axes(axes)
     with styled():
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
         figure.set_layout_engine("none")  # laid out once is enough
-    return _GEOMETRY.sub(lambda found: _DECIMALS.sub(r"\1", found[0]), out.getvalue())
+    text = _GEOMETRY.sub(lambda found: _DECIMALS.sub(r"\1", found[0]), out.getvalue())
+    return revealed(text)
 
 
 def png(figure: Figure) -> bytes:
@@ -154,9 +158,9 @@ def _power(value: float) -> str:
     return "10" + str(round(np.log10(value))).translate(_RAISED)
 
 
-def side_legend(axes: Axes, handles: list, labels: list[str]) -> None:
-    """Legend at the right of the axes."""
-    axes.legend(
+def side_legend(axes: Axes, handles: list, labels: list[str], recipes: Sequence[str] = ()) -> None:
+    """Legend at the right of the axes; its entries are marks of these recipes."""
+    legend = axes.legend(
         handles,
         labels,
         loc="center left",
@@ -164,6 +168,8 @@ def side_legend(axes: Axes, handles: list, labels: list[str]) -> None:
         borderaxespad=0,
         labelspacing=0.45,
     )
+    for recipe, *entry in zip(recipes, legend.legend_handles, legend.get_texts(), strict=False):
+        mark_all(entry, recipe)
 
 
 def scale_bar(

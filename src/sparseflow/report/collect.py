@@ -10,6 +10,8 @@ from sparseflow.core.errors import StoreError
 from sparseflow.core.values import kind_of as kind_of_value
 from sparseflow.data import DATA
 from sparseflow.plotting.vocabulary import FAN_IN, LIU, MASKED_DENSE, kind_of
+from sparseflow.report.commands import told
+from sparseflow.report.layers import layers
 from sparseflow.report.results import (
     EvalCurve,
     FlowCurve,
@@ -20,7 +22,7 @@ from sparseflow.report.results import (
     StartFigures,
     UpdateCurve,
 )
-from sparseflow.report.variants import shared_settings, short_name, variants
+from sparseflow.report.variants import Variant, shared_settings, short_name, variants
 from sparseflow.runs import Run, identity, with_seeds
 from sparseflow.runs.spec import Train
 from sparseflow.studies import Record
@@ -77,7 +79,9 @@ def collect(
     density, steps = shared_settings(trained or untrained)
     labels = variants(trained, density, steps)
     figures = [_run_figures(run, labels[run.id], published) for run in trained]
-    starts = [_start_figures(run) for run in _comparable(untrained)]
+    compared = _comparable(untrained)
+    starts = [_start_figures(run) for run in compared]
+    others = tuple(run.label for run in untrained if run.id not in {each.id for each in compared})
     return Results(
         family,
         title,
@@ -86,6 +90,7 @@ def collect(
         tuple(sorted_runs(figures)),
         tuple(sorted_starts(starts)),
         tuple(evidence),
+        others,
     )
 
 
@@ -96,7 +101,7 @@ def sorted_runs(runs: Sequence[RunFigures]) -> list[RunFigures]:
 
 def sorted_starts(starts: Sequence[StartFigures]) -> list[StartFigures]:
     """Networks at initialisation in the order of the pictures."""
-    order = tuple(_INIT_NAMES.values())
+    order = [*_INIT_NAMES.values(), *sorted({s.init for s in starts})]
     return sorted(starts, key=lambda s: (order.index(s.init), s.sparsity, s.seed))
 
 
@@ -225,13 +230,13 @@ def _read(run: Run, window: int) -> _Reader:
     return reader
 
 
-def _run_figures(run: Run, variant: str, published: bool) -> RunFigures:
+def _run_figures(run: Run, variant: Variant, published: bool) -> RunFigures:
     spec, final = run.spec, run.result
     window = round(WINDOW * spec.train.steps / LENGTH)
     seen = _read(run, window)
     return RunFigures(
         recipe=short_name(spec),
-        variant=variant,
+        variant=variant.label,
         id=run.id,
         seeds=(spec.seeds.init, spec.seeds.mask, spec.seeds.data),
         density=spec.density,
@@ -252,6 +257,9 @@ def _run_figures(run: Run, variant: str, published: bool) -> RunFigures:
         evals=seen.evals(),
         updates=seen.updates(),
         classes=DATA[spec.data.name].classes,
+        varied=variant.varied,
+        told=told(run),
+        layers=layers(run),
     )
 
 
@@ -264,6 +272,7 @@ def _start_figures(run: Run) -> StartFigures:
         id=run.id,
         norms=_norms(seen.first),
         **_signal(seen),
+        told=told(run),
     )
 
 

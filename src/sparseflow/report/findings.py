@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Sequence
 
 from sparseflow.plotting.formats import accuracy, change, count, finite, listing, percent, short
-from sparseflow.plotting.vocabulary import FAN_IN, INITS, LIU, MASKED_DENSE
+from sparseflow.plotting.vocabulary import FAN_IN, INITS, LIU, MASKED_DENSE, kind_of
 from sparseflow.report.results import Number, Results, StartFigures
-from sparseflow.report.summary import Row, changes, rows
+from sparseflow.report.summary import Row, changes, early_window, rows
 
 Table = dict[str, Row]
+
+DENSE = ("dense", "small-dense")
+BEST = 3
+"""Sparse networks that the first sentence names."""
 
 
 def findings(results: Results) -> list[str]:
     """The few sentences at the head of the page."""
     table = compared(results)
     sentences = [
+        ranking(results),
+        deaths(results),
         dead_or_alive(table),
         dynamic(table),
         ticket_accuracy(table),
@@ -28,8 +35,56 @@ def findings(results: Results) -> list[str]:
 
 
 def compared(results: Results) -> Table:
-    """Rows of the shared settings by recipe."""
-    return {row.recipe: row for row in rows(results) if not row.variant}
+    """Rows of the shared settings by recipe, those that are what their recipe's name says."""
+    return {row.recipe: row for row in rows(results) if not row.variant and _as_named(row)}
+
+
+def _as_named(row: Row) -> bool:
+    told = [setting for run in row.runs if run.told for setting in run.told.settings]
+    return not any(re.match(r"(method|mask|weights)=|init\b", setting) for setting in told)
+
+
+def ranking(results: Results) -> str:
+    """The best sparse networks first, each with its range, and what the dense one reaches."""
+    living = [row for row in rows(results) if row.median is not None]
+    living.sort(key=lambda row: -(row.median or 0))
+    sparse = [row for row in living if kind_of(row.recipe).method not in DENSE]
+    dense = "; ".join(_standing(row) for row in living if row not in sparse)
+    if not sparse:
+        return f"Accuracy: {dense}." if dense else ""
+    best, *others = sparse
+    text = f"Best of the sparse networks: {_standing(best)}" if others else _standing(best)
+    if others:
+        text += f"; then {'; '.join(map(_standing, others[: BEST - 1]))}{_apart(best, others[0])}"
+    if len(others) >= BEST:
+        text += f"; {count(len(others) - BEST + 1, 'other')} below"
+    return text + (f". For comparison: {dense}." if dense else ".")
+
+
+def _standing(row: Row) -> str:
+    if row.interval:
+        return f"{row.name}, {_median(row)} [{'–'.join(map(accuracy, row.interval))}]"
+    return f"{row.name}, {_median(row)} (living: {count(len(row.living), 'seed')})"
+
+
+def _apart(best: Row, other: Row) -> str:
+    if not best.interval or not other.interval:
+        return ""
+    overlap = best.interval[0] <= other.interval[1]
+    return f" (the ranges of the first two {'overlap' if overlap else 'do not overlap'})"
+
+
+def deaths(results: Results) -> str:
+    """How many runs died, and of which recipes."""
+    dead, of = sum(run.dead for run in results.runs), count(len(results.runs), "run")
+    below = f"under {results.dead_below:g} %"
+    if not results.runs:
+        return ""
+    if not dead:
+        return f"None of {of} is dead, which is to end {below}." if len(results.runs) > 1 else ""
+    said = [f"{row.name} {row.dead} of {len(row.runs)}" for row in rows(results) if row.dead]
+    died = f"{dead} of {of} {'are dead, they end' if dead > 1 else 'is dead, it ends'} {below}"
+    return f"{died}: {', '.join(said)}."
 
 
 def dead_or_alive(table: Table) -> str:
@@ -100,11 +155,9 @@ def ticket_norm(table: Table) -> str:
     said = [f"{word} {listing(names)}" for word, names in parts if names]
     if not said:
         return ""
-    window = ticket.runs[0].window
-    return (
-        f"Over the first {count(window, 'step')} the mean gradient norm of a ticket, "
-        f"{short(own)}, is {' and '.join(said)}."
-    )
+    over = early_window([*ticket.runs, *(run for n, _ in others for run in table[n].runs)])
+    when = "At step 0 the" if over == "step 0 alone" else f"Over {over} the mean"
+    return f"{when} gradient norm of a ticket, {short(own)}, is {' and '.join(said)}."
 
 
 def kernels_at_start(table: Table) -> str:

@@ -1,4 +1,8 @@
-"""The page: one HTML file with its figures inside, without scripts and without network."""
+"""The page: one HTML file with its figures and their values inside.
+
+It needs no network, and no script to be read: a small one switches methods on and off,
+and names what is under the pointer.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
+from urllib.parse import quote
 
 from sparseflow.core.optional import need
 from sparseflow.plotting import formats
 from sparseflow.plotting.palette import color_of, declarations, variables
-from sparseflow.plotting.vocabulary import kind_of
+from sparseflow.plotting.vocabulary import kind_of, look_of
 from sparseflow.recipes import FAMILIES
 from sparseflow.report import table
-from sparseflow.report.figures import expected
-from sparseflow.report.findings import findings
+from sparseflow.report.commands import commands
+from sparseflow.report.figures import OF_MAIN, expected
+from sparseflow.report.findings import DENSE, findings
 from sparseflow.report.results import Results
-from sparseflow.report.summary import rows
-
-FEW = 6
-"""Recipes up to which the page names each of them in the commands."""
+from sparseflow.report.summary import Row, early_window, rows
 
 
 @dataclass(frozen=True)
@@ -68,16 +71,26 @@ def render(results: Results, drawings: dict[str, str], sections: Sequence[Sectio
         headline=_headline(results),
         facts=_facts(results),
         findings=findings(results),
-        rows=[(row, colors[color_of(row.recipe)]) for row in shown],
+        rows=[(row, colors[color_of(row.recipe)], kind_of(row.recipe).method) for row in shown],
+        methods=_methods(shown),
         referred=any(row.reference for row in shown),
         table=table,
+        early_window=early_window(results.runs),
         variants=sum(bool(run.variant) for run in results.runs),
         figures=[
-            (figure, figure.finding(results), safe(inline(drawings[figure.name], figure.name)))
+            (
+                figure,
+                figure.finding(results),
+                safe(inline(drawings[figure.name], figure.name)),
+                data_link(figure.data(results).csv()),
+            )
             for figure in drawn
         ],
         absent=[figure for name, figure in possible.items() if name not in drawings],
         commands=commands(results),
+        shows=shown_variant(results),
+        of_main=OF_MAIN,
+        script=safe(_source("page.js")),
         light=safe(declarations(dark=False)),
         dark=safe(declarations(dark=True)),
         style=safe("\n".join([_source("page.css"), *(section.style for section in sections)])),
@@ -117,51 +130,56 @@ def inline(svg: str, name: str) -> str:
     return svg.replace("'DejaVu Sans'", "var(--sans)")
 
 
-def commands(results: Results) -> list[str]:
-    """Commands that run the same again."""
-    if results.evidence:
-        return [f"sparseflow reproduce {results.family} -o report/{_settings(results)}"]
-    recipes = list(dict.fromkeys(run.recipe for run in results.main))
-    what = results.family
-    if 0 < len(recipes) <= FEW:
-        what = " ".join(f"{results.family}/{recipe}" for recipe in recipes)
-    numbers = sorted({run.seeds[0] for run in results.main}) or [0]
-    several = ",".join(map(str, numbers))
-    if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
-        several = f"{numbers[0]}-{numbers[-1]}"
-    extra = _settings(results) if results.main else ""
+def data_link(text: str) -> str:
+    """Write a file into a link.
+
+    >>> data_link("a,b c")
+    'data:text/csv;charset=utf-8,a,b%20c'
+    """
+    return "data:text/csv;charset=utf-8," + quote(text, safe=",:;()+/=")
+
+
+def shown_variant(results: Results) -> str:
+    """Say which of several variants the figures of one variant show; empty if there is one."""
+    if not results.main or not any(run.variant for run in results.runs):
+        return ""
+    density, steps = formats.percent(results.density), formats.count(results.steps, "step")
+    named = {run.recipe: run.settings for run in results.main if run.settings}
+    recipes: dict[str, list[str]] = {}
+    for recipe, settings in named.items():
+        recipes.setdefault(settings, []).append(recipe)
+    told = "; ".join(f"{formats.listing(names)} with {each}" for each, names in recipes.items())
+    return (
+        f"Shown are the runs at density {density} and of {steps}{told and f', {told}'}. "
+        "The other variants are in the table."
+    )
+
+
+def _methods(shown: Sequence[Row]) -> list[tuple[str, str, str]]:
+    """Name, label and colour of every method of the table."""
+    colors = variables()
+    named = {kind_of(row.recipe).method: row.recipe for row in shown}
     return [
-        f"sparseflow sweep {what} --seeds {several} --jobs 2{extra}",
-        f"sparseflow report {what} -o report/{extra}",
+        (method, look_of(recipe).label, colors[color_of(recipe)])
+        for method, recipe in named.items()
     ]
 
 
-def _settings(results: Results) -> str:
-    """Options that give the density and length of these runs."""
-    family = FAMILIES.get(results.family)
-    if family is None:
-        return ""
-    said, steps = "", family.train.steps
-    if results.steps != steps:
-        scale = float(f"{results.steps / steps:.3g}")
-        exact = round(steps * scale) == results.steps
-        said = f" --scale {scale:g}" if exact else f" --set train.steps={results.steps}"
-    return said + f" --set density={results.density:g}" * (results.density != family.density)
-
-
 def _headline(results: Results) -> str:
-    family = FAMILIES.get(results.family)
-    return family.headline if family else f"Gradient flow of {results.family}"
+    known = results.family in FAMILIES
+    return FAMILIES[results.family].headline if known else f"Gradient flow of {results.family}"
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:
     dead = sum(run.dead for run in results.runs)
     alone = [run for run in results.main if not kind_of(run.recipe).group] or results.main
     names = sorted({run.seed for run in alone}, key=lambda s: (len(s), s))
+    sparse = {run.density for run in results.runs if kind_of(run.recipe).method not in DENSE}
+    lengths = sorted({run.steps for run in results.runs})
     facts = [
         ("family", results.family),
-        ("sparsity", formats.percent(1 - results.density)),
-        ("training", formats.count(results.steps, "step")),
+        ("sparsity", ", ".join(formats.percent(1 - d) for d in sorted(sparse)[::-1]) or "none"),
+        ("training", " or ".join(formats.count(steps, "step") for steps in lengths)),
         ("seeds", formats.seeds(names)),
         ("runs", f"{len(results.runs)}, {dead} of them dead" if dead else f"{len(results.runs)}"),
     ]

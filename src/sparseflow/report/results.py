@@ -6,6 +6,7 @@ training anything again, so they are what is kept in version control.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -13,10 +14,14 @@ import msgspec
 from sparseflow.core.errors import StoreError
 from sparseflow.core.files import write_atomic
 from sparseflow.studies import Record, References, dead_below, decode
-from sparseflow.studies.values import Number
+from sparseflow.studies.values import Matrix, Number
 
-SCHEMA = 2
-"""Version of ``results.json``; a file of a newer one is refused."""
+SCHEMA = 3
+"""Version of ``results.json``; a file of a newer one is refused. From 3 on runs say how they
+were made."""
+
+SHOWN = 3
+"""Settings that a label names."""
 
 
 class _Part(msgspec.Struct, frozen=True):
@@ -79,13 +84,54 @@ class UpdateCurve(_Part, frozen=True):
     raised: int
 
 
+class LayerCurves(_Part, frozen=True):
+    """Density and churn of each layer, from the masks of kept checkpoints.
+
+    Attributes:
+        names: of the masked parameters.
+        steps: of the checkpoints.
+        density: share of active weights, a row a layer, a column a checkpoint.
+        churn: share of the connections at a checkpoint that the next one lacks, a row a
+            layer, a column a pair of checkpoints; empty where there is one checkpoint.
+    """
+
+    names: tuple[str, ...]
+    steps: tuple[int, ...]
+    density: Matrix
+    churn: Matrix
+
+
+class Told(_Part, frozen=True, omit_defaults=True):
+    """What to say to a recipe so that it makes a run again, id for id.
+
+    Attributes:
+        recipe: full name, such as ``lenet5-mnist/rigl+``.
+        seed: of the recipe.
+        scale: of its steps and schedules.
+        settings: ``path=value``, in the order in which they apply.
+        use: files and modules of the user's to load.
+        code: their names and digests: other text makes another run.
+        origin: id of the run that it was trained on from; empty if it was not.
+        parent: how that run is made; None where no recipe makes it.
+    """
+
+    recipe: str
+    seed: int
+    scale: float = 1.0
+    settings: tuple[str, ...] = ()
+    use: tuple[str, ...] = ()
+    code: tuple[str, ...] = ()
+    origin: str = ""
+    parent: Told | None = None
+
+
 class RunFigures(_Part, frozen=True):
     """One finished training run.
 
     Attributes:
         recipe: short name, such as ``rigl+``.
         variant: what differs from the settings that most runs share; empty
-            for those. Only the latter are drawn.
+            for those.
         id: name of the run's folder.
         seeds: of initialisation, masks and data order.
         density: of the specification.
@@ -109,6 +155,9 @@ class RunFigures(_Part, frozen=True):
         evals: accuracy at its cadence.
         updates: gradient norm around mask updates; None if there were none.
         classes: of the data set.
+        varied: path and value of each setting in which the runs of this recipe differ.
+        told: how to make it again; None if no recipe makes it, or nothing is known of it.
+        layers: density and churn by layer; None if it is dense, or keeps no checkpoint.
     """
 
     recipe: str
@@ -135,6 +184,15 @@ class RunFigures(_Part, frozen=True):
     evals: EvalCurve
     updates: UpdateCurve | None = None
     classes: int = 10
+    varied: tuple[tuple[str, float | str], ...] = ()
+    told: Told | None = None
+    layers: LayerCurves | None = None
+
+    @property
+    def settings(self) -> str:
+        """Name what tells it apart from other runs of its recipe; empty if nothing does."""
+        short = self.varied and len(self.varied) <= SHOWN
+        return described(self.varied) if short else self.variant or described(self.varied)
 
     @property
     def dead(self) -> bool:
@@ -164,6 +222,7 @@ class StartFigures(_Part, frozen=True):
         signal_images: standard deviation of the output on images.
         signal_noise: the same on N(0, 1) noise.
         cut_off: neurons without an active input.
+        told: how to make it again, see :class:`RunFigures`.
     """
 
     init: str
@@ -174,6 +233,7 @@ class StartFigures(_Part, frozen=True):
     signal_images: Number
     signal_noise: Number
     cut_off: int
+    told: Told | None = None
 
 
 class Results(_Part, frozen=True):
@@ -188,6 +248,7 @@ class Results(_Part, frozen=True):
         at_start: measured at initialisation only.
         evidence: what studies of the kept checkpoints measured; empty unless
             asked for (``sparseflow reproduce``).
+        left_out: names of runs that measured initialisation under other settings than most.
         schema: version of the file.
         references: what others measured, to be shown with it; handed in, never stored.
     """
@@ -199,18 +260,29 @@ class Results(_Part, frozen=True):
     runs: tuple[RunFigures, ...]
     at_start: tuple[StartFigures, ...]
     evidence: tuple[Record, ...] = ()
+    left_out: tuple[str, ...] = ()
     schema: int = SCHEMA
     references: References = References()
 
     @property
     def main(self) -> tuple[RunFigures, ...]:
-        """Runs of the shared settings: those that are drawn and compared."""
+        """Runs of the shared settings."""
         return tuple(run for run in self.runs if not run.variant)
 
     @property
     def dead_below(self) -> float:
         """Test accuracy in % under which its runs count as dead; they share a data set."""
         return self.runs[0].dead_below if self.runs else dead_below(10)
+
+
+def described(settings: Sequence[tuple[str, float | str]]) -> str:
+    """Name settings in a few words.
+
+    >>> described([("optimizer.lr", 0.1), ("train.steps", 600.0)])
+    'optimizer.lr=0.1, train.steps=600'
+    """
+    texts = [f"{path}={v:.15g}" if isinstance(v, float) else f"{path}={v}" for path, v in settings]
+    return ", ".join(texts[:SHOWN] + ["…"] * (len(texts) > SHOWN))
 
 
 class _Header(msgspec.Struct):
@@ -221,6 +293,8 @@ def encode(results: Results) -> str:
     """Results as JSON, one run a line, so that differences between versions read well."""
     fields = [f'"{n}":{_json(getattr(results, n))}' for n in ("schema", "family", "title")]
     fields += [f'"{n}":{_json(getattr(results, n))}' for n in ("density", "steps")]
+    if results.left_out:
+        fields.append(f'"left_out":{_json(results.left_out)}')
     for name in ("runs", "at_start", "evidence"):
         lines = ",\n".join(_json(part) for part in getattr(results, name))
         fields.append(f'"{name}":[\n{lines}\n]')

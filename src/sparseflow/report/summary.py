@@ -38,9 +38,14 @@ class Row:
     reference: Reference | None
 
     @property
+    def settings(self) -> str:
+        """What tells it apart from other rows of its recipe; empty if there are none."""
+        return self.runs[0].settings
+
+    @property
     def name(self) -> str:
-        """Recipe and variant."""
-        return f"{self.recipe} ({self.variant})" if self.variant else self.recipe
+        """Recipe, and its settings where others have other ones."""
+        return f"{self.recipe} ({self.settings})" if self.settings else self.recipe
 
     @property
     def dead(self) -> int:
@@ -99,6 +104,26 @@ def by_recipe(runs: Sequence[RunFigures]) -> dict[str, list[RunFigures]]:
 
 
 def legend_name(recipe: str, runs: Sequence[RunFigures]) -> str:
-    """Recipe, and how many of its runs are dead."""
+    """Recipe, how many of its runs are dead, and which of several settings they have."""
     dead = sum(run.dead for run in runs)
-    return f"{recipe} {dead}/{len(runs)} ×" if dead else recipe
+    name = f"{recipe} {dead}/{len(runs)} ×" if dead else recipe
+    return "\n".join([name, *runs[0].settings.split(", ")]) if runs[0].settings else name
+
+
+def early_window(runs: Sequence[RunFigures]) -> str:
+    """Steps over which the early means of these runs' gradient norms are taken.
+
+    >>> early_window([])
+    'first twelfth of the steps'
+    """
+    windows = {(run.window, early_points(run) > 1) for run in runs}
+    if windows and not any(several for _, several in windows):
+        return "step 0 alone"
+    if len(windows) != 1:
+        return "first twelfth of the steps"
+    return f"steps 0–{runs[0].window:,}"
+
+
+def early_points(run: RunFigures) -> int:
+    """How many measurements the early mean is of; of a thinned curve those that are left."""
+    return sum(step <= run.window for step in run.flow.step)

@@ -10,7 +10,7 @@ import msgspec
 from sparseflow.plotting.formats import NONE, accuracy, given, seeds, spread
 from sparseflow.plotting.table import Column, Table
 from sparseflow.report.results import Results
-from sparseflow.report.summary import Row, rows
+from sparseflow.report.summary import Row, early_window, rows
 from sparseflow.studies import Reference
 
 MARK = "✕"
@@ -18,11 +18,6 @@ MARK = "✕"
 
 _NOBODY = Reference()
 _START = "‖∇L‖ at step 0 (kernels alone)"
-
-
-def window(results: Results) -> int:
-    """Early window of the shared settings, in steps."""
-    return results.main[0].window if results.main else 0
 
 
 TEXTS: dict[str, Callable[[Row], str]] = {
@@ -72,7 +67,7 @@ def summary_table(results: Results) -> Table:
         "accuracy %, median of the living [range]",
         "each seed",
         _START,
-        f"mean ‖∇L‖, steps 0–{window(results):,}",
+        f"mean ‖∇L‖, {early_window(results.runs)}",
     ]
     referred = any(row.reference for row in shown)
     if referred:

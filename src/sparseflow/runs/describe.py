@@ -10,15 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from sparseflow.core.values import (
-    PARTS,
-    UnknownValue,
-    Value,
-    hints_of,
-    is_required,
-    to_data,
-    written,
-)
+from sparseflow.core.expressions import written
+from sparseflow.core.values import PARTS, UnknownValue, Value, hints_of, is_required, to_data
 from sparseflow.data import DATA
 from sparseflow.init import NAMED
 from sparseflow.models import MODELS

@@ -12,9 +12,9 @@ from msgspec.structs import replace
 from torch import Tensor, nn
 
 from sparseflow.core.errors import MeasureError
+from sparseflow.core.expressions import written
 from sparseflow.core.parameters import maskable
 from sparseflow.core.schedules import Moment
-from sparseflow.core.values import written
 from sparseflow.masks import Masks
 from sparseflow.masks.state import State
 from sparseflow.runs import Run, Store

@@ -1,4 +1,4 @@
-"""Attach masks and a method to any optimiser: the only file with hooks.
+"""Attach masks and a method to any optimiser: the only hooks on parameters and optimisers.
 
 How it keeps its promise. A post-accumulate hook masks ``.grad`` as soon as a
 backward pass has filled it, so clipping, accumulation and closures see the

@@ -9,7 +9,7 @@ import numpy as np
 from sparseflow.paper.claims.measures import gather, of_runs, runs_of
 from sparseflow.paper.judging import Alone, Bound, Claim, Compare, Measure, Sample, Test, log
 from sparseflow.report.results import FlowCurve, Results
-from sparseflow.report.table import window
+from sparseflow.report.summary import early_window
 from sparseflow.studies.values import Number
 
 LEVELS = 25
@@ -104,7 +104,7 @@ def _at_start(a: str, b: str, bound: Bound) -> tuple[Test, ...]:
 
 def _in_training(a: str, b: str, bound: Bound) -> tuple[Test, ...]:
     def first_steps(results: Results) -> str:
-        return f"steps 0–{window(results):,}"
+        return early_window(results.main)
 
     return (
         Compare(first_steps, _norm(a, "early"), _norm(b, "early"), bound),

@@ -8,11 +8,30 @@ from sparseflow import studies
 from sparseflow.plotting.figure import Figure
 from sparseflow.report.figures.accuracy import ACCURACY
 from sparseflow.report.figures.flow import FLOW, FLOW_KERNELS
+from sparseflow.report.figures.layers import LAYERS
+from sparseflow.report.figures.settings import SETTING, SPARSITY
 from sparseflow.report.figures.start import START_NORM, START_SIGNAL
+from sparseflow.report.figures.training import TRAINING
 from sparseflow.report.figures.updates import UPDATES
 from sparseflow.report.results import Results
 
-OF_RUNS = (ACCURACY, FLOW, FLOW_KERNELS, UPDATES, START_SIGNAL, START_NORM)
+OF_RUNS = (
+    ACCURACY,
+    SPARSITY,
+    SETTING,
+    TRAINING,
+    FLOW,
+    FLOW_KERNELS,
+    UPDATES,
+    LAYERS,
+    START_SIGNAL,
+    START_NORM,
+)
+OF_MAIN = ("training", "flow", "flow-kernels", "updates", "layers")
+"""Figures of one variant alone, of which a page says which."""
+
+OPTIONAL = (SPARSITY, SETTING)
+"""Figures of grids, which are not missed where nothing varies."""
 
 
 def figures() -> dict[str, Figure[Any]]:
@@ -25,5 +44,6 @@ def expected(results: Results) -> dict[str, Figure[Any]]:
     return {
         name: figure
         for name, figure in figures().items()
-        if results.evidence or not figure.evidence
+        if (results.evidence or not figure.evidence)
+        and not (figure in OPTIONAL and not any(run.settings for run in results.runs))
     }

@@ -8,11 +8,13 @@ import numpy as np
 
 from sparseflow.plotting.drawing import Axes, Drawing, mpl, style
 from sparseflow.plotting.figure import Figure
+from sparseflow.plotting.formats import accuracy
+from sparseflow.plotting.marks import mark, mark_all
 from sparseflow.plotting.palette import CARD, INK, MUTED
 from sparseflow.plotting.table import Table
 from sparseflow.plotting.vocabulary import kind_of
 from sparseflow.report import findings
-from sparseflow.report.results import Results
+from sparseflow.report.results import Results, RunFigures
 from sparseflow.report.summary import Row, rows
 
 FLOOR = 0.1
@@ -23,16 +25,19 @@ _TICKS = (11, 50, 80, 90, 95, 98, 99, 99.5)
 
 def _draw(results: Results) -> Drawing | None:
     """Draw final test accuracies on a scale logarithmic in the error."""
-    shown = [row for row in rows(results) if not row.variant]
+    shown = rows(results)
     if not shown:
         return None
     with style.styled():
-        figure = mpl.figure.Figure(figsize=(style.WIDTH, 1.05 + 0.25 * len(shown)))
+        height = 1.05 + sum(0.25 + 0.14 * bool(row.settings) for row in shown)
+        figure = mpl.figure.Figure(figsize=(style.WIDTH, height))
         axes = figure.subplots()
         places = _places(shown)
         for row, place in zip(shown, places, strict=True):
             _draw_row(axes, row, place)
-        axes.set_yticks(places, [row.recipe for row in shown])
+        axes.set_yticks(places, [_tick(row) for row in shown])
+        for label, row in zip(axes.get_yticklabels(), shown, strict=True):
+            mark(label, row.recipe)
         axes.set_ylim(places[-1] + 0.6, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
@@ -43,13 +48,17 @@ def _draw(results: Results) -> Drawing | None:
         return figure
 
 
+def _tick(row: Row) -> str:
+    return "\n".join([row.recipe, row.settings]) if row.settings else row.recipe
+
+
 def _places(shown: list[Row]) -> list[float]:
     """Vertical places, with a gap between methods."""
     places, place = [], 0.0
     for before, row in zip([None, *shown], shown, strict=False):
         if before is not None:
             same = kind_of(before.recipe).method == kind_of(row.recipe).method
-            place += 0.9 if same else 1.2
+            place += (0.9 if same else 1.2) + 0.5 * bool(row.settings)
         places.append(place)
     return places
 
@@ -57,27 +66,45 @@ def _places(shown: list[Row]) -> list[float]:
 def _draw_row(axes: Axes, row: Row, place: float) -> None:
     looks = style.look(row.recipe)
     axes.axhline(place, color=MUTED, linewidth=0.4, alpha=0.35, zorder=0)
-    living = [_error(run.test_accuracy) for run in row.living]
-    spread = np.linspace(-0.16, 0.16, len(living)) if len(living) > 1 else np.zeros(len(living))
+    count = len(row.living)
+    spread = np.linspace(-0.16, 0.16, count) if count > 1 else np.zeros(count)
     if row.interval:
         ends = [_error(end) for end in row.interval]
-        axes.plot(ends, [place] * 2, color=looks.color, linewidth=5, alpha=0.25, zorder=1)
-    axes.scatter(
-        living, place + spread, s=17, marker=looks.marker, color=looks.color, alpha=0.85,
-        linewidths=0, zorder=3,
-    )  # fmt: skip
-    if row.median is not None:
-        at = _error(row.median)
-        axes.plot([at] * 2, [place - 0.33, place + 0.33], color=looks.color, linewidth=2, zorder=2)
-    dead = [_error(run.test_accuracy) for run in row.runs if run.dead]
-    axes.scatter(dead, [place] * len(dead), s=30, marker="x", color=looks.color, zorder=3)
-    if dead:
-        text = f"{len(dead)} of {len(row.runs)} dead"
-        axes.annotate(
-            text, (min(dead), place), xytext=(7, 0), textcoords="offset points", va="center",
-            fontsize=9, color=looks.color,
+        band = axes.plot(ends, [place] * 2, color=looks.color, linewidth=5, alpha=0.25, zorder=1)
+        mark_all(band, row.recipe, f"{row.name}, range of the living")
+    for run, away in zip(row.living, spread, strict=True):
+        dot = axes.scatter(
+            [_error(run.test_accuracy)], [place + away], s=17, marker=looks.marker,
+            color=looks.color, alpha=0.85, linewidths=0, zorder=3,
         )  # fmt: skip
+        mark(dot, row.recipe, _says(row, run))
+    if row.median is not None:
+        ends, sides = [_error(row.median)] * 2, [place - 0.33, place + 0.33]
+        bar = axes.plot(ends, sides, color=looks.color, linewidth=2, zorder=2)
+        mark_all(bar, row.recipe, f"{row.name}, median of the living: {accuracy(row.median)} %")
+    _draw_dead(axes, row, place)
     _draw_reference(axes, row, place)
+
+
+def _says(row: Row, run: RunFigures) -> str:
+    dead = ", dead" * run.dead
+    return f"{row.name}, seed {run.seed}: {accuracy(run.test_accuracy)} %{dead}"
+
+
+def _draw_dead(axes: Axes, row: Row, place: float) -> None:
+    color, dead = style.look(row.recipe).color, [run for run in row.runs if run.dead]
+    for run in dead:
+        cross = axes.scatter(
+            [_error(run.test_accuracy)], [place], s=30, marker="x", color=color, zorder=3
+        )
+        mark(cross, row.recipe, _says(row, run))
+    if dead:
+        least = min(_error(run.test_accuracy) for run in dead)
+        text = axes.annotate(
+            f"{len(dead)} of {len(row.runs)} dead", (least, place), xytext=(7, 0),
+            textcoords="offset points", va="center", fontsize=9, color=color,
+        )  # fmt: skip
+        mark(text, row.recipe)
 
 
 def _draw_reference(axes: Axes, row: Row, place: float) -> None:
@@ -120,14 +147,20 @@ def _legend(shown: list[Row], others: str) -> tuple[list[Any], list[str]]:
     return [handle for handle, _ in entries], [label for _, label in entries]
 
 
-def _error(accuracy: float) -> float:
-    return max(100 - accuracy, FLOOR)
+def _error(percent: float) -> float:
+    return max(100 - percent, FLOOR)
 
 
 def _data(results: Results) -> Table:
     each = [
-        {"recipe": run.recipe, "seed": run.seed, "accuracy": run.test_accuracy, "dead": run.dead}
-        for run in results.main
+        {
+            "recipe": run.recipe,
+            "settings": run.settings,
+            "seed": run.seed,
+            "accuracy": run.test_accuracy,
+            "dead": run.dead,
+        }
+        for run in results.runs
     ]
     return Table.of("test accuracy of every run", each)
 

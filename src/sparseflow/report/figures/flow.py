@@ -10,6 +10,7 @@ import numpy as np
 
 from sparseflow.plotting.drawing import Axes, Drawing, mpl, style
 from sparseflow.plotting.figure import Figure
+from sparseflow.plotting.marks import mark, mark_all
 from sparseflow.plotting.palette import GRID
 from sparseflow.plotting.table import Table
 from sparseflow.plotting.vocabulary import look_of
@@ -67,31 +68,39 @@ def _draw_panel(axes: Axes, groups: dict[str, list[RunFigures]], name: str, part
     for recipe, runs in groups.items():
         if look_of(recipe).panel != name:
             steps, table = _stacked(_shown(runs), part)
-            axes.plot(steps, np.nanmedian(table, axis=0), color=GRID, linewidth=1.1, zorder=1)
+            median = np.nanmedian(table, axis=0)
+            mark_all(axes.plot(steps, median, color=GRID, linewidth=1.1, zorder=1), recipe, recipe)
             continue
         looks = style.look(recipe)
         _draw_recipe(axes, runs, part, recipe)
         handles.append(mpl.lines.Line2D([], [], color=looks.color, linestyle=looks.dashes))
         labels.append(legend_name(recipe, runs))
-    style.side_legend(axes, handles, labels)
+    style.side_legend(axes, handles, labels, [r for r in groups if look_of(r).panel == name])
 
 
 def _draw_recipe(axes: Axes, runs: list[RunFigures], part: Part, recipe: str) -> None:
     looks = style.look(recipe)
     curves = [_positive(run, part) for run in runs]
-    for steps, values in curves if len(runs) <= EACH else ():
-        axes.plot(steps, values, color=looks.color, linewidth=0.6, alpha=0.45, zorder=2)
-    ends = [(x[-1], y[-1]) for run, (x, y) in zip(runs, curves, strict=True) if run.dead and len(y)]
-    if ends:
-        axes.plot(
-            *zip(*ends, strict=True), "x", color=looks.color, markersize=5, zorder=5, clip_on=False
-        )
+    each = list(zip(runs, curves, strict=True))
+    for run, (steps, values) in each if len(runs) <= EACH else ():
+        lines = axes.plot(steps, values, color=looks.color, linewidth=0.6, alpha=0.45, zorder=2)
+        mark_all(lines, recipe, f"{recipe}, seed {run.seed}" + ", dead" * run.dead)
+    for run, (x, y) in each:
+        if run.dead and len(y):
+            crosses = axes.plot(
+                x[-1:], y[-1:], "x", color=looks.color, markersize=5, zorder=5, clip_on=False
+            )
+            mark_all(crosses, recipe, f"{recipe}, seed {run.seed}, dead")
     steps, table = _stacked(_shown(runs), part)
     if len(table) > 1:
         low, high = np.nanmin(table, axis=0), np.nanmax(table, axis=0)
-        axes.fill_between(steps, low, high, color=looks.color, alpha=0.15, linewidth=0, zorder=2)
+        band = axes.fill_between(
+            steps, low, high, color=looks.color, alpha=0.15, linewidth=0, zorder=2
+        )
+        mark(band, recipe)
     median = np.nanmedian(table, axis=0)
-    axes.plot(steps, median, color=looks.color, linestyle=looks.dashes, zorder=4)
+    lines = axes.plot(steps, median, color=looks.color, linestyle=looks.dashes, zorder=4)
+    mark_all(lines, recipe, f"{recipe}, median of {len(table)}")
 
 
 def _positive(run: RunFigures, part: Part) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ import numpy as np
 
 from sparseflow.plotting.drawing import Axes, Drawing, mpl, style
 from sparseflow.plotting.figure import Figure
+from sparseflow.plotting.marks import mark, mark_all
 from sparseflow.plotting.palette import MUTED
 from sparseflow.plotting.table import Table
 from sparseflow.plotting.vocabulary import look_of
@@ -40,7 +41,8 @@ def _draw(results: Results) -> Drawing | None:
                 _draw_recipe(axes, groups[recipe], recipe, results.steps)
             looks = [style.look(recipe) for recipe in recipes]
             lines = [mpl.lines.Line2D([], [], color=k.color, linestyle=k.dashes) for k in looks]
-            style.side_legend(axes, lines, [legend_name(r, groups[r]) for r in recipes])
+            names = [legend_name(r, groups[r]) for r in recipes]
+            style.side_legend(axes, lines, names, recipes)
         shared[-1].set_xlim(0, results.steps)
         shared[-1].xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:,.0f}"))
         shared[-1].set_xlabel("training step")
@@ -53,10 +55,17 @@ def _draw_recipe(axes: Axes, runs: list[RunFigures], recipe: str, last: int) -> 
     if len(runs) > 1:
         for run in runs:
             centres, (middle,) = _levels([run], last, (50,))
-            axes.plot(centres, middle, color=looks.color, linewidth=0.6, alpha=0.45, zorder=2)
+            lines = axes.plot(
+                centres, middle, color=looks.color, linewidth=0.6, alpha=0.45, zorder=2
+            )
+            mark_all(lines, recipe, f"{recipe}, seed {run.seed}")
     centres, (low, middle, high) = _levels(runs, last, (25, 50, 75))
-    axes.fill_between(centres, low, high, color=looks.color, alpha=0.18, linewidth=0, zorder=2)
-    axes.plot(centres, middle, color=looks.color, linestyle=looks.dashes, zorder=4)
+    band = axes.fill_between(
+        centres, low, high, color=looks.color, alpha=0.18, linewidth=0, zorder=2
+    )
+    mark(band, recipe)
+    lines = axes.plot(centres, middle, color=looks.color, linestyle=looks.dashes, zorder=4)
+    mark_all(lines, recipe, f"{recipe}, median")
 
 
 def _levels(
@@ -96,7 +105,7 @@ UPDATES = Figure(
     "Norm just after an update over the norm just before, minus one; beyond 1 % the scale is "
     "logarithmic. Line and band: median and "
     "middle half of the updates in twelve stretches of training; thin lines: the seeds.",
-    "set+, rigl+ or prune",
+    "runs whose masks change, such as set+, rigl+ or prune, with measure.updates above 0",
     _draw,
     _data,
     lambda results: findings.update_changes(findings.compared(results)),
