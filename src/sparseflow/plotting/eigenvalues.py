@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
 from sparseflow.plotting.formats import minus
+from sparseflow.plotting.marks import mark
 from sparseflow.plotting.palette import GRID, INK, MUTED, color_of
 from sparseflow.plotting.style import fixed_ticks
 
@@ -70,13 +71,17 @@ def draw_extremes(
     for place, (recipe, column) in enumerate(values.items()):
         sizes = [sign * value for value in column if value and sign * value > 0]
         every += sizes
-        axes.scatter(
+        dots = axes.scatter(
             sizes, [place - 0.1] * len(sizes), s=24, color=color_of(recipe), alpha=0.8,
             linewidths=0, zorder=3,
         )  # fmt: skip
+        mark(dots, recipe, recipe)
         if recipe in beside:
             every.append(sign * beside[recipe])
-            axes.scatter(every[-1:], [place + 0.2], s=18, marker="^", color=INK, linewidths=0)
+            theirs = axes.scatter(
+                every[-1:], [place + 0.2], s=18, marker="^", color=INK, linewidths=0
+            )
+            mark(theirs, recipe)
     axes.set_xscale("log")
     if every:
         axes.set_xlim(min(every) / 2, max(every) * 2)

@@ -14,6 +14,7 @@ from sparseflow.measure.mds import mds
 from sparseflow.plotting.drawing import Axes, Drawing, mpl, style
 from sparseflow.plotting.figure import Figure
 from sparseflow.plotting.formats import count, finite, short
+from sparseflow.plotting.marks import mark
 from sparseflow.plotting.palette import CARD, MUTED, color_of
 from sparseflow.plotting.table import Table
 from sparseflow.plotting.vocabulary import GROUPS, kind_of, place_of
@@ -176,24 +177,27 @@ def _draw_runs(axes: Axes, record: Distances, recipe: str, gone: set[str]) -> No
         if place.recipe != recipe:
             continue
         if place.when == "start":
-            axes.scatter(*point, facecolors=CARD, zorder=3, **look)
+            mark(axes.scatter(*point, facecolors=CARD, zorder=3, **look), recipe, label)
             continue
         own = label.removesuffix("end") + "start"
         start = at.get(own, at.get(STARTS.get(recipe, "")))
         if start is not None:
-            axes.annotate(
+            arrow = axes.annotate(
                 "", point, start, zorder=2,
                 arrowprops={
                     "arrowstyle": "-|>,head_length=0.35,head_width=0.18", "color": color,
                     "alpha": 0.6, "linewidth": 1, "shrinkA": 3, "shrinkB": 3,
                 },
             )  # fmt: skip
+            mark(arrow.arrow_patch, recipe)
         if label in gone:
-            axes.scatter(*point, color=color, marker="x", s=34, linewidths=1.3, zorder=4)
+            cross = axes.scatter(*point, color=color, marker="x", s=34, linewidths=1.3, zorder=4)
+            mark(cross, recipe, f"{label}, dead")
             continue
         if recipe == "prune":
             look |= {"marker": "*", "s": 150, "edgecolors": CARD}
-        axes.scatter(*point, facecolors=color, zorder=5 if recipe == "prune" else 4, **look)
+        dot = axes.scatter(*point, facecolors=color, zorder=5 if recipe == "prune" else 4, **look)
+        mark(dot, recipe, label)
 
 
 def _mark(color: str, shape: str, *, hollow: bool = False) -> Any:

@@ -17,6 +17,7 @@ from sparseflow.measure.path import interpolate
 from sparseflow.plotting.drawing import Axes, Drawing, mpl, style
 from sparseflow.plotting.figure import Figure
 from sparseflow.plotting.formats import count, finite, listing, short
+from sparseflow.plotting.marks import mark_all
 from sparseflow.plotting.palette import MUTED, color_of
 from sparseflow.plotting.table import Table
 from sparseflow.plotting.vocabulary import place_of
@@ -214,6 +215,7 @@ def _top(line: Line) -> float | None:
 class _Bundle:
     """Lines that are drawn alike."""
 
+    recipe: str
     name: str
     lines: list[Line]
     below: float
@@ -248,7 +250,8 @@ def _draw(results: Evidence) -> Drawing | None:
             for bundle in bundles:
                 _draw_bundle(axes, bundle)
             lines = [mpl.lines.Line2D([], [], color=b.color, linestyle=b.dashes) for b in bundles]
-            style.side_legend(axes, lines, [b.name for b in bundles])
+            names, recipes = [b.name for b in bundles], [b.recipe for b in bundles]
+            style.side_legend(axes, lines, names, recipes)
         shared[-1].set_xticks([0, 0.5, 1], ["the run", "½", "pruned"])
         shared[-1].margins(x=0.01)
         shared[-1].set_xlabel("place on the line")
@@ -263,7 +266,7 @@ def _bundle(results: Evidence, recipe: str, when: str, *, aligned: bool) -> _Bun
     if gone:
         name += f"\n({gone} of {len(lines)} dead)"
     dashes = _DASHED if aligned or when == "start" else "-"
-    return _Bundle(name, lines, results.dead_below, color_of(recipe), dashes)
+    return _Bundle(recipe, name, lines, results.dead_below, color_of(recipe), dashes)
 
 
 def _draw_bundle(axes: Axes, bundle: _Bundle) -> None:
@@ -273,15 +276,17 @@ def _draw_bundle(axes: Axes, bundle: _Bundle) -> None:
         look: dict[str, Any] = {"linewidth": 0.7, "alpha": 0.55, "linestyle": bundle.dashes}
         if dead(line, bundle.below):
             look = {"linewidth": 0.8, "alpha": 0.8, "linestyle": (0, (0.8, 2))}
-        axes.plot(alphas, losses, color=bundle.color, zorder=2, **look)
+        curve = axes.plot(alphas, losses, color=bundle.color, zorder=2, **look)
+        mark_all(curve, bundle.recipe, " – ".join(line.labels))
     if len(living) > 1:
         curves = [_curve(line) for line in living]
         shared = curves[0][0]
         table = [losses for alphas, losses in curves if np.array_equal(alphas, shared)]
-        axes.plot(
+        middle = axes.plot(
             shared, np.median(table, axis=0), color=bundle.color, linestyle=bundle.dashes,
             linewidth=2.2, zorder=4,
         )  # fmt: skip
+        mark_all(middle, bundle.recipe, f"{bundle.name.partition(chr(10))[0]}, median")
 
 
 def _curve(line: Line) -> tuple[np.ndarray, np.ndarray]:

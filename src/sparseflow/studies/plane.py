@@ -12,6 +12,7 @@ from sparseflow.measure.plane import plane
 from sparseflow.plotting.drawing import Axes, Drawing, mpl, style
 from sparseflow.plotting.figure import Figure
 from sparseflow.plotting.formats import listing, short
+from sparseflow.plotting.marks import mark
 from sparseflow.plotting.palette import CARD, INK, SCALE, color_of
 from sparseflow.plotting.table import Table
 from sparseflow.plotting.vocabulary import place_of
@@ -146,16 +147,18 @@ def _corners(axes: Axes, plane: Plane) -> None:
     middle = positions.mean(axis=0)
     for label, point in zip(plane.labels, positions, strict=True):
         recipe = place_of(label).recipe
-        axes.scatter(
+        dot = axes.scatter(
             *point, s=60, color=color_of(recipe), edgecolors=CARD, linewidths=1.2, zorder=4
         )
+        mark(dot, recipe, label)
         right, up = point[0] < middle[0], point[1] >= middle[1]
-        axes.annotate(
+        name = axes.annotate(
             recipe.replace("prune", "pruned"), point, xytext=(0, 9 if up else -9),
             textcoords="offset points", ha="left" if right else "right",
             va="bottom" if up else "top", fontsize=9, color=INK, zorder=5,
             bbox={"boxstyle": "round,pad=0.25", "facecolor": CARD, "edgecolor": "none"},
         )  # fmt: skip
+        mark(name, recipe)
 
 
 def _data(results: Evidence) -> Table:

@@ -112,13 +112,22 @@ def _draw_reference(axes: Axes, row: Row, place: float) -> None:
         return
     under = place + 0.36
     codes = [_error(value) for value in row.reference.accuracy]
-    axes.scatter(codes, [under] * len(codes), s=13, marker="^", color=INK, linewidths=0, zorder=4)
+    theirs = axes.scatter(
+        codes, [under] * len(codes), s=13, marker="^", color=INK, linewidths=0, zorder=4
+    )
+    mark(theirs, row.recipe, f"{row.recipe}, measured by others")
     if row.reference.published:
-        at = _error(row.reference.published[0])
-        axes.scatter(
+        mean = row.reference.published[0]
+        at = _error(mean)
+        published = axes.scatter(
             [at], [under], s=20, marker="^", facecolors=CARD, edgecolors=INK, linewidths=0.8,
             zorder=5,
         )  # fmt: skip
+        mark(
+            published,
+            row.recipe,
+            f"{row.recipe}, published: {accuracy(row.reference.published[0])} %",
+        )
 
 
 def _accuracies(axes: Axes, best: float) -> None:
