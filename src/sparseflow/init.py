@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Inexact
 from torch import Tensor, nn
 
 from sparseflow.core.errors import MaskError, SpecError, unknown
@@ -29,7 +29,7 @@ class Initialisation(Value):
 
     def draw(
         self, layer: Layer, mask: Bool[Tensor, "*w"], stream: torch.Generator
-    ) -> Float[Tensor, "*w"]:
+    ) -> Inexact[Tensor, "*w"]:
         """Draw the weights of one layer; inactive ones are set to zero afterwards.
 
         Args:
@@ -104,7 +104,7 @@ class Init(Initialisation):
 
     def draw(
         self, layer: Layer, mask: Bool[Tensor, "*w"], stream: torch.Generator
-    ) -> Float[Tensor, "*w"]:
+    ) -> Inexact[Tensor, "*w"]:
         """Standard numbers, the same for every mask, times each weight's standard deviation."""
         standard = _standard(layer.values(), self.distribution, stream).to(layer.parameter.device)
         return standard.mul_(deviation(layer, mask, self).to(standard.device))

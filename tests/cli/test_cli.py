@@ -185,7 +185,7 @@ def test_a_damaged_data_file_is_one_clear_line(
 def test_a_newer_store_is_one_clear_line(cli: Cli) -> None:
     run = cli.json("run", "mlp-mnist/dense", *settings(*TINY))
     spec = Path(run["path"]) / "spec.json"
-    spec.write_text(spec.read_text().replace('"schema": 2', '"schema": 9'))
+    spec.write_text(spec.read_text().replace('"schema": 3', '"schema": 9'))
     for command in (["list"], ["measure", run["id"]], ["report", "mlp-mnist"]):
         assert "schema 9" in cli.fails(*command)
 

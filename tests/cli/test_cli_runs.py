@@ -8,6 +8,7 @@ from helpers.cli import Cli
 from helpers.small import TINY, alone, tiny
 from helpers.work import interrupt
 
+from sparseflow.cli import show
 from sparseflow.recipes import command, departure, extend, make_spec
 from sparseflow.runs import Store, execute, identity, with_overrides
 from sparseflow.runs.describe import describe, differences
@@ -50,7 +51,7 @@ def test_list_says_how_far_a_run_is_and_what_it_was_told(
     assert (lr["state"], lr["step"]) == ("finished", 12)
     stopped = rows[identity(alone(seed=1))]
     assert (stopped["state"], stopped["step"]) == ("started", 8)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(show.stdout, "_width", 200)
     assert "started, step 8 of 12" in cli("list")[0]
 
 
@@ -183,7 +184,7 @@ def test_user_code_is_shown_and_told_apart(
     (row,) = cli.json("list", "--use", str(file))["runs"]
     assert list(row["code"]) == ["mine_listed.py"]
     assert row["state"] == "finished"
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(show.stdout, "_width", 200)
     assert f"mine_listed.py {row['code']['mine_listed.py'][:8]}" in cli("list")[0]
 
     file.write_text(MINE.format(name="mine-listed", factor=2))

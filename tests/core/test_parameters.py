@@ -280,6 +280,7 @@ def test_a_padding_row_has_no_connections_and_stays_zero(pattern, density):
     assert not full["0.weight"][3].any()
 
 
+@pytest.mark.filterwarnings("ignore:2.weight left without a weight")
 @pytest.mark.parametrize("allocation", ["uniform", "er", "erk", "magnitude"])
 def test_a_padding_row_takes_no_part_in_allocation(allocation):
     net, layers = padded()

@@ -348,7 +348,7 @@ class Odd(nn.Module):
         (lambda s, x: s.a(x) + s.b(x).flatten(1), "through add .*along different dimensions"),
         (lambda s, x: s.c(s.a(x)), "through Linear 'c' .*dimension of a linear"),
         (lambda s, x: s.a(s.c(s.a(x).flatten(1))), "through Linear 'c'|dimension of a conv"),
-        (lambda s, x: functional.conv2d(x, s.gain[None]), "through .*it has weights"),
+        (lambda s, x: functional.conv2d(x, s.gain[None]), "through .*which units its weights make"),
         (lambda s, x: s.a(x) if x.sum() > 0 else s.b(x), "Odd cannot be traced by torch.fx"),
         (lambda s, x: s.a(x) + s.module(x), "through Conv2d 'module' .*groups=2"),
     ],
@@ -363,7 +363,10 @@ def test_operations_that_cannot_be_followed(between, message):
     [
         (nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)), "through LayerNorm '1'"),
         (nn.Sequential(nn.Linear(3, 4), nn.Linear(5, 2)), "takes 5 features and gets 4 units"),
-        (nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 2)), "Embedding '0' .*it has weights"),
+        (
+            nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 2)),
+            "Embedding '0' .*which units",
+        ),
         (nn.Sequential(nn.Linear(3, 4), nn.MaxPool2d(2)), "dimension of a pool"),
         (
             nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.Linear(4, 2)),

@@ -293,7 +293,7 @@ def test_what_is_not_kept_is_computed_again():
     kept = hessian(model, loss, batch, masks, chunk=3)
     v = torch.randn(kept.shape[0], 3, dtype=DOUBLE)
     product = kept @ v
-    stored = [r for _, r in kept._replay._known if r is not None]
+    stored = [r for _, r in kept._replay._linearised if r is not None]
     assert len(stored) == 3
     size = _bytes(stored[0], but=kept._replay._inputs(kept._chunks[0]))
     assert size > 0
@@ -301,7 +301,7 @@ def test_what_is_not_kept_is_computed_again():
         less = hessian(model, loss, batch, masks, chunk=3, cache=cache)
         assert torch.equal(less @ v, product)
         assert torch.equal(less @ v, product)
-        assert sum(r is not None for _, r in less._replay._known) == expected
+        assert sum(r is not None for _, r in less._replay._linearised) == expected
 
 
 def looks_at_values(model, batch):

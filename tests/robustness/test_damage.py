@@ -33,7 +33,7 @@ def study_of(store: Store, spec: RunSpec) -> DistanceStudy:
 
 
 def study_file(store: Store, spec: RunSpec) -> Path:
-    return store.root / "studies" / f"{studies.spec.key(study_of(store, spec))}.json"
+    return store.root / "studies" / f"{studies.key(study_of(store, spec))}.json"
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +296,7 @@ def test_a_store_of_version_0_1_is_refused_in_one_line(
     spec = Store(cli.store).run(SPEC).path / "spec.json"
     content = load_document(spec, "spec", spec.parent.name)
     spec.write_text(json.dumps({"schema": 1} | content))
-    refused = f"{spec} has schema 1, which sparseflow 0.1 wrote and this version does not read: "
+    refused = f"{spec} has schema 1, of sparseflow 0.1, which this version does not read: "
     assert refused + "choose another store" in cli.fails("list")
     with pytest.raises(StoreError, match="has schema 1"):
         execute(SPEC, Store(cli.store))

@@ -13,7 +13,8 @@ from helpers.small import tiny
 import sparseflow as sf
 from sparseflow.core.errors import SparseUnavailable, SpecError
 from sparseflow.masks import Masks
-from sparseflow.recipes import make_spec, reproduction
+from sparseflow.paper import reproduction
+from sparseflow.recipes import make_spec
 from sparseflow.runs import Local, Run, RunSpec, Store, execute, identity, plan, remeasure, sweep
 from sparseflow.runs.build import assemble
 from sparseflow.runs.execution import AUTO_DENSITY, resolve

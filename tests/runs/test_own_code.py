@@ -102,7 +102,7 @@ def test_a_changed_line_is_another_run(mine: Path, tmp_path: Path) -> None:
     assert identity(spec) != first.id
     assert not store.run(spec).finished
     (old,) = store.runs()
-    assert old.obsolete.startswith("made by other code (mine.py ")
+    assert old.obsolete.startswith("made by other code: mine.py ")
 
     mine.write_text(MINE)
     sf.use(mine)

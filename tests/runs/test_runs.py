@@ -275,9 +275,9 @@ def test_a_folder_of_a_newer_schema_is_refused(finished: Store, tmp_path: Path) 
     store = copy_of(finished, tmp_path)
     spec = tiny("mlp-mnist/prune")
     file = store.run(spec).path / "spec.json"
-    file.write_text(file.read_text().replace('"schema": 2', '"schema": 3'))
+    file.write_text(file.read_text().replace('"schema": 3', '"schema": 4'))
     for look in (lambda: store.run(spec), store.runs, lambda: execute(spec, store)):
-        with pytest.raises(StoreError, match="schema 3"):
+        with pytest.raises(StoreError, match="schema 4"):
             look()
 
 

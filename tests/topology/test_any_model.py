@@ -368,16 +368,22 @@ def test_a_parametrisation_that_keeps_zeros():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: with_parametrisation(Symmetric()), "parametrisation Symmetric makes weight"),
-        (lambda: with_parametrisation(Square(), Shifted()), "Shifted of Square makes weight"),
+        (lambda: with_parametrisation(Symmetric()), "parametrisation Symmetric computes weight"),
+        (lambda: with_parametrisation(Square(), Shifted()), "Shifted of Square computes weight"),
         (lambda: parametrizations.orthogonal(nn.Linear(6, 6)), "_Orthogonal"),
-        (lambda: parametrizations.weight_norm(nn.Linear(6, 6)), r"original1 .* _WeightNorm"),
-        (lambda: prune.l1_unstructured(nn.Linear(6, 6), "weight", 3), "a forward hook computes it"),
+        (
+            lambda: parametrizations.weight_norm(nn.Linear(6, 6)),
+            r"_WeightNorm computes .*original1",
+        ),
+        (
+            lambda: prune.l1_unstructured(nn.Linear(6, 6), "weight", 3),
+            r"0\..*weight.*a forward hook",
+        ),
     ],
 )
 def test_weights_whose_zeros_would_not_hold_are_refused(make, message):
     model = nn.Sequential(make(), nn.Linear(6, 2))
-    with pytest.raises(MaskError, match=rf"0\..*weight.*{message}"):
+    with pytest.raises(MaskError, match=message):
         sf.maskable(model)
     assert list(sf.maskable(model, exclude=r"^0\.")) == ["1.weight"]
 

@@ -11,6 +11,7 @@ from helpers.small import batch, loss, network
 from torch import nn
 
 import sparseflow as sf
+from sparseflow.core.chunks import parts_of
 from sparseflow.core.errors import MaskError, TopologyError
 from sparseflow.core.functional import gradient
 from sparseflow.topology import view
@@ -400,9 +401,8 @@ def test_flow_and_decrease_over_the_non_zeros():
 def test_gradient_over_the_non_zeros_and_dense_by_rows():
     (dense, _, topology), (sparse, *_) = pair(OPTIMIZERS["sgd"], METHODS["static"])
     data = batch(5, DOUBLE)
-    halves = [tuple(t[:4] for t in data), tuple(t[4:] for t in data)]
-    whole = gradient(dense, loss, [data])[1]
-    found = gradient(sparse, loss, halves)[1]
+    whole = gradient(dense, loss, parts_of(dense, loss, data, 5))[1]
+    found = gradient(sparse, loss, parts_of(sparse, loss, data, 4))[1]
     assert list(found) == list(whole)
     by_rows = sf.probe_gradient(sparse, loss, data, chunk=4)()
     for name, mask in topology.masks.items():

@@ -6,12 +6,9 @@ version need not wait for PyTorch.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 import sparseflow as sf
 from sparseflow.cli.compare import compare
@@ -28,7 +25,7 @@ from sparseflow.cli.options import (
     Threads,
     Use,
 )
-from sparseflow.cli.probes import check_count, make_study, places
+from sparseflow.cli.probes import check_count, check_probe, make_study, places
 from sparseflow.cli.ranks import joined
 from sparseflow.cli.reporting import report
 from sparseflow.cli.show import print_json, rich_table, run_progress, stdout
@@ -45,11 +42,6 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich would read [extra] as markup, and doubles the time of help
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def _add(command: Callable[..., None], name: str | None = None) -> None:
-    """Add a command; the brackets of extras in its help are not markup."""
-    app.command(name, help=escape(inspect.getdoc(command) or ""))(command)
 
 
 def _show_version(wanted: bool) -> bool:
@@ -70,12 +62,12 @@ def about(
     """Train sparse networks and measure their gradient flow."""
 
 
-_add(demo)
+app.command()(demo)
 
 
-_add(list_, "list")
-_add(show)
-_add(diff)
+app.command("list")(list_)
+app.command()(show)
+app.command()(diff)
 
 
 def run(
@@ -132,9 +124,9 @@ def run(
         stdout.print(run_table("finished", row | {"result": done.result}))
 
 
-_add(run)
-_add(sweep)
-_add(compare)
+app.command()(run)
+app.command()(sweep)
+app.command()(compare)
 
 
 def measure(
@@ -180,6 +172,7 @@ def measure(
     sf.runs.check_device(device)
     made = {"scale": scale, "settings": settings or ()}
     room, numbers = sf.runs.Store(store), parse_seeds(seeds)
+    check_probe(probe)
     found = places(names, numbers, at, room, **made)
     if probe == "flow":
         check_count(probe, found)
@@ -201,10 +194,10 @@ def measure(
         stdout.print(rich_table(shown))
 
 
-_add(measure)
-_add(reproduce)
+app.command()(measure)
+app.command()(reproduce)
 
 
-_add(report)
-_add(export)
-_add(tensorboard)
+app.command()(report)
+app.command()(export)
+app.command()(tensorboard)

@@ -45,11 +45,16 @@ def places(
     return found
 
 
-def check_count(probe: str, found: Sequence[sf.studies.Place]) -> None:
-    """Raise a SpecError unless there is such a probe, and it takes this number of checkpoints."""
+def check_probe(probe: str) -> None:
+    """Raise a SpecError unless there is such a probe."""
     kinds = probes()
     if probe != "flow" and probe not in kinds:
         raise SpecError(unknown("--probe", probe, ["flow", *kinds]))
+
+
+def check_count(probe: str, found: Sequence[sf.studies.Place]) -> None:
+    """Raise a SpecError unless a probe takes this number of checkpoints."""
+    kinds = probes()
     low, high = kinds[probe].takes if probe in kinds else (1, 1)
     if low <= len(found) <= (high or len(found)):
         return

@@ -161,3 +161,12 @@ def estimate(found: Estimate, shown: Callable[[float], str] = short) -> str:
     if not (math.isfinite(found.low) and math.isfinite(found.high)):
         return shown(found.value)
     return f"{shown(found.value)} [{shown(found.low)}, {shown(found.high)}]"
+
+
+def clipped(text: str, most: int = 40) -> str:
+    """Shorten a name of any length to what a picture has room for.
+
+    >>> clipped("rigl+"), clipped("x" * 50, most=5)
+    ('rigl+', 'xxxx…')
+    """
+    return text if len(text) <= most else f"{text[: most - 1]}…"

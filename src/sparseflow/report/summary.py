@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from sparseflow.plotting.formats import finite
+from sparseflow.plotting.formats import clipped, finite
 from sparseflow.report.results import Results, RunFigures
 from sparseflow.studies import Reference
 
@@ -106,8 +106,10 @@ def by_recipe(runs: Sequence[RunFigures]) -> dict[str, list[RunFigures]]:
 def legend_name(recipe: str, runs: Sequence[RunFigures]) -> str:
     """Recipe, how many of its runs are dead, and which of several settings they have."""
     dead = sum(run.dead for run in runs)
-    name = f"{recipe} {dead}/{len(runs)} ×" if dead else recipe
-    return "\n".join([name, *runs[0].settings.split(", ")]) if runs[0].settings else name
+    shown = clipped(recipe)
+    name = f"{shown} {dead}/{len(runs)} ×" if dead else shown
+    settings = map(clipped, runs[0].settings.split(", ")) if runs[0].settings else ()
+    return "\n".join([name, *settings])
 
 
 def early_window(runs: Sequence[RunFigures]) -> str:

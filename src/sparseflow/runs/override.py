@@ -256,7 +256,9 @@ def _fits(value: Any, cls: type[Any], name: str) -> bool:
 
 
 def _switch(current: Any, union: Any, kind: str, shown: str) -> Any:
-    kinds = {m.__struct_config__.tag: m for m in members(union)}
+    kinds = {str(m.__struct_config__.tag): m for m in members(union) if m.__struct_config__.tag}
+    if not kinds:
+        raise SpecError(f"{shown}={kind}: {shown} has fields, set one of them: {shown}.FIELD=...")
     if kind not in kinds:
         raise SpecError(unknown(f"{shown.removesuffix('.kind')} kind", kind, kinds))
     chosen = kinds[kind]
