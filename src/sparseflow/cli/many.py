@@ -95,7 +95,7 @@ def sweep(
 
     Skips what is finished, resumes what is not. A family stands for all its
     recipes, those that only measure initialisation included. Several values of a --set
-    are a sf.recipes.grid: --set optimizer.lr=0.1,0.05 --set density=0.02,0.05 makes four variants
+    are a grid: --set optimizer.lr=0.1,0.05 --set density=0.02,0.05 makes four variants
     of each recipe and seed. With --executor ray each run reserves as many CPUs as
     --threads says, one by default.
     Example: sparseflow sweep lenet5-mnist --seeds 0-4 --jobs 2

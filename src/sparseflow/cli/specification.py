@@ -162,7 +162,7 @@ def _parents(run: Any, root: Any) -> list[dict[str, Any]]:
         rows.append(
             {
                 "field": f"{field}.run",
-                "id": identity(parent, run.code),
+                "id": identity(parent),
                 "recipe": parent.recipe,
                 "differs": {path: value for path, value in differs.items() if value != ABSENT},
             }

@@ -17,6 +17,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from sparseflow.core.errors import SpecError, brief
 
@@ -51,6 +52,9 @@ class Source(NamedTuple):
 
 
 _USED: dict[str, Source] = {}
+_SEEN: WeakKeyDictionary[Any, Code] = WeakKeyDictionary()
+"""Source of each class and function as it was when first asked for, right after it was made:
+a file that changes later does not change what was loaded from it."""
 
 
 def use(name: str | Path) -> None:
@@ -67,29 +71,38 @@ def use(name: str | Path) -> None:
     if not text.endswith(".py"):
         load(Source(text))
         return
-    path = Path(text)
+    path = Path(text).resolve()
+    if not path.stem.isidentifier() or path.stem in sys.stdlib_module_names:
+        raise SpecError(
+            f"--use {text}: {path.stem!r} is not free as the name of a module: rename it"
+        )
     try:
         source = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"--use {text} cannot be read: {brief(error)}") from error
-    load(Source(path.stem, str(path.absolute()), source))
+    load(Source(path.stem, str(path), source))
 
 
 def load(source: Source) -> None:
     """Import what :func:`use` found, also in another process."""
-    if _USED.get(source.module) == source:
+    before = _USED.get(source.module)
+    if before == source:
         return
+    _USED[source.module] = source  # what it registers asks for its text at once
     try:
         if source.path:
             _execute(source)
         else:
             importlib.import_module(source.module)
-    except SpecError:
-        raise
-    except Exception as error:
+    except BaseException as error:
+        if before is None:
+            del _USED[source.module]
+        else:
+            _USED[source.module] = before
+        if isinstance(error, SpecError) or not isinstance(error, Exception):
+            raise
         where = source.path or source.module
         raise SpecError(f"--use {where} fails to import: {brief(error)}") from error
-    _USED[source.module] = source
 
 
 def used() -> tuple[Source, ...]:
@@ -125,30 +138,47 @@ def code_of(thing: type | Callable[..., Any]) -> tuple[Code, ...]:
         SpecError: if the source cannot be read, as of what is typed at a prompt.
     """
     owners = thing.__mro__ if isinstance(thing, type) else (inspect.unwrap(thing),)
-    modules = dict.fromkeys(owner.__module__ for owner in owners)
-    return tuple(_code(name, thing) for name in modules if not _trusted(name))
+    codes = (_code(owner) for owner in owners if not _trusted(owner.__module__))
+    return tuple({code.digest: code for code in codes}.values())
+
+
+def home_of(thing: type | Callable[..., Any]) -> str:
+    """Where a class or function comes from: a path, or a module's name; empty for our own."""
+    owner = thing if isinstance(thing, type) else inspect.unwrap(thing)
+    name = owner.__module__
+    if _trusted(name):
+        return ""
+    used_here = _USED.get(name)
+    return (used_here.path if used_here else "") or getattr(sys.modules.get(name), "__file__", name)
 
 
 def _trusted(module: str) -> bool:
     """Say whether a module is ours, or the language's: identified by version, not by digest."""
+    if module in _USED:
+        return False
     root = module.partition(".")[0]
     return root in ("sparseflow", "torch") or (
         root in sys.stdlib_module_names and root != "__main__"
     )
 
 
-def _code(name: str, thing: type | Callable[..., Any]) -> Code:
-    if name in _USED and _USED[name].path:
-        source = _USED[name]
-        return Code(Path(source.path).name, digest(source.text))
+def _code(owner: Any) -> Code:
+    if owner in _SEEN:
+        return _SEEN[owner]
+    name = owner.__module__
     try:
-        path = inspect.getsourcefile(sys.modules[name]) or ""
-        return Code(Path(path).name, digest(Path(path).read_text(encoding="utf-8")))
+        if name in _USED and _USED[name].path:
+            path, text = _USED[name].path, _USED[name].text
+        else:
+            path = inspect.getsourcefile(sys.modules[name]) or ""
+            text = Path(path).read_text(encoding="utf-8")
     except (KeyError, TypeError, OSError) as error:
         raise SpecError(
-            f"the source of {thing.__qualname__} (module {name}) cannot be read: a run needs it "
+            f"the source of {owner.__qualname__} (module {name}) cannot be read: a run needs it "
             "in a file, loaded with --use FILE.py or sf.use"
         ) from error
+    _SEEN[owner] = Code(Path(path).name, digest(text))
+    return _SEEN[owner]
 
 
 def digest(text: str) -> str:

@@ -68,9 +68,12 @@ def _evaluate(node: ast.expr, registry: Registry[Any], text: str) -> Any:
         if len(node.args) > len(fields):
             raise SpecError(f"{kind} takes {len(fields)} values in order, not {len(node.args)}")
         given = {f.name: a for f, a in zip(fields, node.args, strict=False)}
-        given |= {k.arg: k.value for k in node.keywords if k.arg}
+        named = {k.arg: k.value for k in node.keywords if k.arg}
+        if len(named) < len(node.keywords) or set(named) & set(given):
+            raise SpecError(f"{text!r} gives a field twice, or not by its name")
+        given |= named
         return make(cls, {n: _evaluate(a, PARTS, text) for n, a in given.items()}, kind)
     try:
         return ast.literal_eval(node)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise SpecError(f"{text!r} is not of the form name(value, field=value)") from error

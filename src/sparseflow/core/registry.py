@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from sparseflow.core.code import Code, code_of, load_installed
+from sparseflow.core.code import Code, code_of, home_of, load_installed
 from sparseflow.core.errors import SpecError, unknown
 
 T = TypeVar("T")
@@ -19,14 +20,25 @@ class Entry(Generic[T]):
     Attributes:
         name: under which it is registered.
         value: the thing itself.
-        code: source files that define it; empty for what comes with this package.
+        made_by: class or function that defines it.
+        home: where that comes from; empty for what comes with this package.
         facts: what else was said when it was registered.
     """
 
     name: str
     value: T
-    code: tuple[Code, ...] = ()
+    made_by: Callable[..., Any] | type
+    home: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def code(self) -> tuple[Code, ...]:
+        """Source files that define it; none for what comes with this package.
+
+        Raises:
+            SpecError: if a source cannot be read.
+        """
+        return code_of(self.made_by)
 
 
 class Registry(Mapping[str, T]):
@@ -59,12 +71,13 @@ class Registry(Mapping[str, T]):
         """
         if not name or not all(part.isidentifier() for part in name.replace("-", "_").split(".")):
             raise SpecError(f"{self.sort} name {name!r} must be letters, digits, - and _")
-        code = code_of(made_by)
-        before = self._entries.get(name)
-        if before is not None and _files(before.code) != _files(code):
-            owner = ", ".join(_files(before.code)) or "sparseflow"
+        home, before = home_of(made_by), self._entries.get(name)
+        if before is not None and before.home != home:
+            owner = before.home or "sparseflow"
             raise SpecError(f"{self.sort} {name!r} is registered by {owner}: choose another name")
-        self._entries[name] = Entry(name, value, code, facts)
+        with suppress(SpecError):  # what has no source serves in a loop, and is refused in a run
+            code_of(made_by)
+        self._entries[name] = Entry(name, value, made_by, home, facts)
 
     def entry(self, name: str) -> Entry[T]:
         """Return what a name stands for, with what is known of it.
@@ -101,7 +114,3 @@ class Registry(Mapping[str, T]):
 
     def __len__(self) -> int:
         return len(self._entries)
-
-
-def _files(code: tuple[Code, ...]) -> list[str]:
-    return [each.file for each in code]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import math
 import operator
 import sys
 import types
@@ -25,7 +26,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from sparseflow.core.code import Code, code_of
-from sparseflow.core.errors import SparseflowError, SpecError, first_line, unknown
+from sparseflow.core.errors import SparseflowError, SpecError, brief, first_line, unknown
 from sparseflow.core.registry import Registry
 
 V = TypeVar("V", bound="Value")
@@ -146,6 +147,9 @@ def to_data(value: Any) -> Any:
         kept = {n: getattr(value, n) for n, f in fields.items() if not is_default(value, f)}
         kept.pop("kind", None)
         hints = hints_of(type(value))
+        for field, number in kept.items():
+            if isinstance(number, float) and not math.isfinite(number):
+                raise SpecError(f"{name}: {field}={number} must be finite to stand in a run")
         return {"kind": name} | {n: to_data(exact(v, hints[n])) for n, v in kept.items()}
     if isinstance(value, Mapping):
         return {str(key): to_data(each) for key, each in value.items()}
@@ -191,6 +195,8 @@ def make(cls: type[V], given: Mapping[str, Any], kind: str) -> V:
         return cls(**read)
     except SparseflowError as error:
         raise SpecError(str(error)) from error
+    except Exception as error:  # whatever a user's own check raises
+        raise SpecError(f"{kind}: {brief(error)}") from error
 
 
 def read_field(data: Any, hint: Any, shown: str, *, strict: bool = True) -> Any:

@@ -65,7 +65,10 @@ def departure(spec: RunSpec) -> Departure | None:
     """
     plain = with_seeds(spec, 0)
     alike = ":" not in spec.recipe and with_seeds(plain, spec.seeds.data) == spec
-    found = _departure(plain if alike else spec)
+    try:
+        found = _departure(plain if alike else spec)
+    except TypeError:  # a field that cannot be hashed, such as densities by layer
+        found = _departure.__wrapped__(plain if alike else spec)
     if found is None or not found.origin:
         return found
     return replace(found, origin=identity(spec.weights.run))  # type: ignore[union-attr]

@@ -17,7 +17,7 @@ from sparseflow.core.errors import SpecError
 from sparseflow.core.registry import Entry, Registry
 from sparseflow.core.schedules import every, lr_proportional
 from sparseflow.init import GLOROT as GLOROT_INIT
-from sparseflow.init import INITS, Init, Initialisation
+from sparseflow.init import INITS, Init, Initialisation, find_init
 from sparseflow.runs.override import converted
 from sparseflow.runs.spec import (
     Data,
@@ -55,7 +55,7 @@ class Inits:
     def of(self, mark: str) -> Initialisation:
         """Return the initialisation of a mark; ``-NAME`` is one that a user registered."""
         marked = {"": self.dense, "-liu": self.liu, "+": self.fan_in}
-        return marked[mark] if mark in marked else INITS[mark[1:]]()
+        return marked[mark] if mark in marked else find_init(mark[1:])
 
 
 GLOROT = Inits(
@@ -220,7 +220,7 @@ def train_recipes(family: Family) -> dict[str, Maker]:
         "lottery": _lottery,
     }
     start = "shuffled" if family.start == "shuffled" else "static"
-    users = tuple(f"-{entry.name}" for entry in INITS.entries() if entry.code)
+    users = tuple(f"-{entry.name}" for entry in INITS.entries() if entry.home)
     rows: list[tuple[str, Any, tuple[str, ...], Callable[[Family], Method]]] = [
         (name.format(start=start), mask, MARKS, _static) for name, mask in _STATIC
     ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
 from msgspec.structs import replace
 
+from sparseflow.core.code import use
 from sparseflow.core.errors import SpecError, unknown
+from sparseflow.core.values import USE
 from sparseflow.recipes.family import FAMILIES, GROUPS, Family, start_recipes, train_recipes
 from sparseflow.recipes.mnist import LENET5
 from sparseflow.runs.override import scaled, with_overrides, with_seeds
@@ -85,7 +88,8 @@ def make_spec(
     """Build the specification of a recipe.
 
     Args:
-        name: such as ``lenet5-mnist/rigl+``.
+        name: such as ``lenet5-mnist/rigl+``, or ``package.module:function`` of a function
+            that returns a :class:`sparseflow.runs.RunSpec`.
         seed: of initialisation, masks and data order, in the run and its parents;
             in a group (``lottery:orders``) only of what its members differ in.
         scale: multiplies the steps and all schedules.
@@ -101,13 +105,16 @@ def make_spec(
         0.02
     """
     family_name, _, short = name.partition("/")
+    if ":" in family_name:
+        spec = scaled(with_seeds(_from_function(name), seed), scale)
+        return check(with_overrides(spec, settings))
     family = find_family(family_name)
     known = train_recipes(family) | start_recipes(family)
     base, varied = GROUPS.get(short, (short, None))
     if base not in known:
-        raise SpecError(
-            unknown(f"recipe of {family_name}", short, [*train_recipes(family), *GROUPS])
-        )
+        names = [*train_recipes(family), *GROUPS]
+        text = unknown(f"recipe of {family_name}", short, names)
+        raise SpecError(f"{text}; for a method of your own {USE}")
     density = family.density
     others = []
     for setting in settings:
@@ -123,6 +130,23 @@ def make_spec(
         spec = replace(spec, recipe=name, seeds=Seeds(**dict.fromkeys(varied, seed)))
     spec = scaled(spec, scale)
     return check(with_overrides(spec, others))
+
+
+def _from_function(name: str) -> RunSpec:
+    """Call ``package.module:function``, which returns a specification.
+
+    Raises:
+        SpecError: if there is no such function, or it returns something else.
+    """
+    module, _, function = name.partition(":")
+    use(module)
+    made_by = getattr(sys.modules[module], function, None)
+    if not callable(made_by):
+        raise SpecError(f"recipe {name}: module {module} has no function {function!r}")
+    spec = made_by()
+    if not isinstance(spec, RunSpec):
+        raise SpecError(f"recipe {name} returns a {type(spec).__name__}, not a RunSpec")
+    return replace(spec, recipe=spec.recipe or name)
 
 
 def makers(

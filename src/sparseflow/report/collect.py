@@ -290,7 +290,7 @@ def _norms(record: dict[str, Any]) -> Norms:
 
 def _comparable(runs: Sequence[Run]) -> list[Run]:
     """Keep, for each recipe, the runs of the settings that most have."""
-    settings: dict[str, str] = {r.id: identity(with_seeds(r.spec, 0)) for r in runs}
+    settings: dict[str, str] = {r.id: identity(with_seeds(r.spec, 0), r.code) for r in runs}
     recipes: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         recipes[short_name(run.spec)].append(run)

@@ -50,7 +50,7 @@ def variants(runs: Sequence[Run], density: float, steps: int) -> dict[str, Varia
     """
     recipes: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        recipes[short_name(run.spec)][identity(with_seeds(run.spec, 0))].append(run)
+        recipes[short_name(run.spec)][identity(with_seeds(run.spec, 0), run.code)].append(run)
     labels: dict[str, Variant] = {}
     for settings in recipes.values():
         leaves = {key: dict(_settings(group[0])) for key, group in settings.items()}

@@ -29,6 +29,7 @@ def export(run: Run, step: int, path: Path, kind: Format = "sparse") -> None:
             written.
         SparseflowError: if ``onnx`` is asked for and the extra is not installed.
     """
+    run.check_code()
     state = run.state(step)
     example = load_data(run.spec).train[: run.spec.train.batch][0]
     if kind == "onnx":

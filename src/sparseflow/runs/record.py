@@ -95,7 +95,7 @@ class Recorder:
         apart, step = self._spec.measure.updates, topology.step
         if not apart:
             return False
-        return not any(map(topology.method.due, range(step - step % apart, step)))
+        return not any(map(topology.method.due, range(max(1, step - step % apart), step)))
 
     def _flow(self, topology: Topology) -> Flow:
         parts = self._parts

@@ -41,6 +41,7 @@ def remeasure(run: Run, step: int, *, device: str = "cpu") -> dict[str, Any]:
     """
     weights, masks = run.checkpoint(step)
     start, _ = run.checkpoint(0)
+    run.check_code()
     model, data = make_model(run.spec).to(device), load_data(run.spec).to(device)
     model.load_state_dict(weights)
     masks = masks.to(device)

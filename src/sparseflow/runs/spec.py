@@ -197,9 +197,14 @@ def _read_value(kind: type, content: Any) -> Any:
     """Read a method or an initialisation; one that is not registered stays as it is."""
     if isinstance(content, kind):
         return content
+    registry = VALUES[kind]
     try:
-        return value_from(content, VALUES[kind])
-    except UnknownKindError as error:
+        return value_from(content, registry)
+    except SpecError as error:
+        name = content.get("kind") if isinstance(content, dict) else None
+        users = name in registry and registry.entry(name).home  # its class may have changed
+        if not (users or isinstance(error, UnknownKindError)):
+            raise
         return {Method: UnknownMethod, Initialisation: UnknownInit}[kind](content, str(error))
 
 
@@ -288,9 +293,30 @@ def identity(spec: RunSpec, code: Sequence[Code] | None = None) -> str:
 @lru_cache(maxsize=2**16)
 def _hash(spec: RunSpec, numerics: int, code: tuple[str, ...]) -> str:
     """Hash as above, kept: a sweep asks for each many times."""
-    content = {"numerics": numerics, "spec": _essential(spec)} | ({"code": code} if code else {})
+    return _digest(_essential(spec), numerics, code)
+
+
+def _digest(spec: Any, numerics: int, code: tuple[str, ...]) -> str:
+    content = {"numerics": numerics, "spec": spec} | ({"code": code} if code else {})
     text = msgspec.json.encode(content, order="deterministic")
     return hashlib.sha256(text).hexdigest()[:16]
+
+
+def identity_of_data(data: Any, code: Sequence[Code]) -> str:
+    """Identity of what :func:`as_data` wrote, as it stands: nothing of it is read as a value."""
+    digests = tuple(sorted(each.digest for each in code))
+    return _digest(_nameless(data), NUMERICS, digests)
+
+
+def _nameless(data: Any) -> Any:
+    """Leave out what does not enter the hash, here and in the runs within."""
+    kept = {name: value for name, value in data.items() if name != "recipe"}
+    for name, value in kept.items():
+        if name == "train" and isinstance(value, dict):
+            kept[name] = {n: v for n, v in value.items() if n != "resume"}
+        elif name in ("mask", "weights") and isinstance(value, dict) and "run" in value:
+            kept[name] = {**value, "run": _nameless(value["run"])}
+    return kept
 
 
 def code_of_run(spec: RunSpec) -> tuple[Code, ...]:

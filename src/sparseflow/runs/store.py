@@ -19,7 +19,15 @@ from sparseflow.core.errors import SpecError, StoreError
 from sparseflow.masks import Masks
 from sparseflow.masks.state import State
 from sparseflow.runs.journal import Mark, check
-from sparseflow.runs.spec import NUMERICS, RunSpec, as_data, code_of_run, from_data, identity
+from sparseflow.runs.spec import (
+    NUMERICS,
+    RunSpec,
+    as_data,
+    code_of_run,
+    from_data,
+    identity,
+    identity_of_data,
+)
 from sparseflow.train.checkpoint import load_state, resume_extra
 
 ID = re.compile(r"[0-9a-f]{16}")
@@ -59,9 +67,22 @@ class Run:
             here = code_of_run(self.spec)
         except SpecError as error:
             return str(error)
-        if here != self.code:
+        if {each.digest for each in here} != {each.digest for each in self.code}:
             return f"made by other code: {_listed(self.code)} there, {_listed(here)} here"
         return "" if identity(self.spec, here) == self.id else "older numerics"
+
+    def check_code(self) -> None:
+        """Refuse to build the run's network or method by other code than it was made by.
+
+        Raises:
+            StoreError: naming the files.
+        """
+        try:
+            here = code_of_run(self.spec)
+        except SpecError as error:
+            raise StoreError(f"{self.label} ({self.id}): {error}") from error
+        if {each.digest for each in here} != {each.digest for each in self.code}:
+            raise StoreError(f"{self.label} ({self.id}) was {self.obsolete}: load the code it had")
 
     @property
     def needs(self) -> list[str]:
@@ -318,7 +339,8 @@ class Store:
             code = tuple(Code(str(f), d) for d, f in sorted(content.get("code", {}).items()))
         except (AttributeError, TypeError) as error:
             raise StoreError(f"run folder {path}: spec.json has code of another form") from error
-        named = identity(spec, code) if numerics == NUMERICS else path.name
+        # What was written is hashed as it stands: a class of the user's may have changed since.
+        named = identity_of_data(content["spec"], code) if numerics == NUMERICS else path.name
         if named != path.name:
             raise StoreError(f"run folder {path} holds the specification of {named}")
         return Run(path, spec, code)

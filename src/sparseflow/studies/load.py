@@ -42,6 +42,7 @@ def load(point: Point, store: Store) -> Network:
     """
     run = store.find(point.run)
     state, masks = run.checkpoint(point.step)
+    run.check_code()
     model = make_model(run.spec)
     model.load_state_dict(state)
     return Network(point.label or run.label, run, model.eval(), state, masks)

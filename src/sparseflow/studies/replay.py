@@ -69,6 +69,7 @@ def just_before(run: Run, store: Store, step: int) -> tuple[Assembly, nn.Module,
     Raises:
         MeasureError: if the run makes no update at that step.
     """
+    run.check_code()
     parts = assemble(run.spec, store, execution=run.execution)
     model = make_model(run.spec).eval()
     before: list[tuple[Masks, Moment]] = []

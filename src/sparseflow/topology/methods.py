@@ -24,10 +24,15 @@ from torch import Tensor, nn
 
 from sparseflow.core.chunks import Chunks, parts_of
 from sparseflow.core.errors import TopologyError
+from sparseflow.core.expressions import written
 from sparseflow.core.functional import Loss, dense_gradient
 from sparseflow.core.schedules import (
+    Constant,
+    Cosine,
+    Cubic,
     Every,
     Fraction,
+    LrProportional,
     Moment,
     When,
     constant,
@@ -128,7 +133,11 @@ class SET(Method):
     def check(self, steps: int) -> None:
         """Refuse a schedule that lies outside of the training."""
         when = self.when
+        if isinstance(self.drop, Every):
+            raise TopologyError(f"method.drop={written(self.drop)} says when, not how much")
         if not isinstance(when, Every):
+            if isinstance(when, Constant | Cosine | LrProportional | Cubic):
+                raise TopologyError(f"method.when={written(when)} says how much, not when")
             return
         if when.stop is not None and when.stop > steps:
             raise TopologyError(f"method.when.stop={when.stop} is later than train.steps={steps}")

@@ -25,7 +25,8 @@ def _draw(results: Results) -> Drawing | None:
     groups = _groups(results)
     if not groups:
         return None
-    names = list(dict.fromkeys(n for runs in groups.values() for n in runs[0].layers.names))[:MOST]
+    drawn = [runs[0].layers for runs in groups.values()]
+    names = list(dict.fromkeys(n for layers in drawn if layers for n in layers.names))[:MOST]
     last = max(run.steps for runs in groups.values() for run in runs)
     with style.styled():
         figure = mpl.figure.Figure(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from sparseflow.core.errors import SpecError
 from sparseflow.runs.execution import check_device, check_execution
 from sparseflow.runs.jobs import Ended, Event, Executor, Lost, Task, Tell, Told
 from sparseflow.runs.jobs.graph import Graph, Job
@@ -53,7 +54,7 @@ def sweep(
             while jobs.ready and not executor.full:
                 job = jobs.take()
                 spec = msgspec.json.encode(as_data(job.spec))
-                executor.submit(Task(job.run.id, _work, (spec, root, device)))
+                executor.submit(Task(job.run.id, _work, (spec, root, device, job.run.id)))
                 changed(job)
             if executor.idle:
                 return
@@ -78,8 +79,10 @@ def _settle(jobs: Graph, event: Event, changed: Callable[[Job], None]) -> None:
                 changed(each)
 
 
-def _work(tell: Tell, encoded: bytes, root: str, device: str) -> float:
+def _work(tell: Tell, encoded: bytes, root: str, device: str, name: str) -> float:
     check_device(device)
     spec, store = from_data(msgspec.json.decode(encoded)), Store(Path(root))
+    if store.run(spec).id != name:
+        raise SpecError("this worker has other code than the sweep: its run would be another one")
     run = execute(spec, store, device=device, progress=lambda _, *reached: tell(reached))
     return float(run.result["test_accuracy"])
