@@ -200,7 +200,9 @@ def test_names_that_clash_are_refused(tmp_path: Path, mine: Path) -> None:
     sf.use(mine)
     other = tmp_path / "other.py"
     other.write_text(MINE)
-    with pytest.raises(SpecError, match=r"method 'mine' is registered by mine.py: choose another"):
+    with pytest.raises(
+        SpecError, match=r"method 'mine' is registered by .*mine.py: choose another"
+    ):
         sf.use(other)
     other.write_text(MINE.replace('"mine"', '"rigl"'))
     with pytest.raises(SpecError, match="method 'rigl' is registered by sparseflow: choose"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,7 +120,9 @@ def svg(figure: Figure) -> str:
     out = io.StringIO()
     for axes in figure.axes:
         mark_axes(axes)
-    with styled():
+    with styled(), warnings.catch_warnings():
+        # A name wider than the picture leaves the axes where they are.
+        warnings.filterwarnings("ignore", "constrained_layout not applied")
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
         figure.set_layout_engine("none")  # laid out once is enough
     text = _GEOMETRY.sub(lambda found: _DECIMALS.sub(r"\1", found[0]), out.getvalue())
