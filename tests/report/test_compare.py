@@ -195,7 +195,7 @@ def test_the_command_runs_what_is_missing_and_writes_it_down(cli, tmp_path):
     assert [v["recipe"] for v in found["versus"]] == ["mlp-mnist/snfs+", "mlp-mnist/granet+"]
     assert len(found["runs"]) == 6
     assert sorted(p.name for p in (tmp_path / "c").iterdir()) == [
-        f"comparison.{end}" for end in ("json", "md", "png", "svg")
+        f"comparison.{end}" for end in ("csv", "json", "md", "png", "svg", "tex")
     ]
     written = json.loads((tmp_path / "c" / "comparison.json").read_text())
     assert written == {k: v for k, v in found.items() if k != "files"}
