@@ -2,8 +2,10 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
@@ -29,3 +31,23 @@ pytest_collect_file = Sybil(
     setup=enter,
     teardown=leave,
 ).pytest()
+
+
+@pytest.fixture(autouse=True)
+def registries(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Forget what a test or a docstring registers; the examples of a page share it."""
+    if type(request.node).__name__ == "SybilItem":
+        yield
+        return
+    import sparseflow as sf  # noqa: PLC0415  (after the import hook of the tests)
+    from sparseflow.core.values import PARTS  # noqa: PLC0415
+    from sparseflow.data import DATA  # noqa: PLC0415
+    from sparseflow.models import MODELS  # noqa: PLC0415
+    from sparseflow.recipes import FAMILIES  # noqa: PLC0415
+
+    known = (sf.METHODS, sf.INITS, PARTS, MODELS, DATA, FAMILIES)
+    before = [dict(registry._entries) for registry in known]
+    yield
+    for registry, entries in zip(known, before, strict=True):
+        registry._entries.clear()
+        registry._entries.update(entries)
