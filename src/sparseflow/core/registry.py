@@ -54,7 +54,8 @@ class Registry(Mapping[str, T]):
 
     def __init__(self, sort: str, way: str) -> None:
         """Begin empty."""
-        self.sort, self.way = sort, way
+        self.sort: str = sort
+        self.way: str = way
         self._entries: dict[str, Entry[T]] = {}
 
     def add(self, name: str, value: T, made_by: Callable[..., Any] | type, **facts: Any) -> None:

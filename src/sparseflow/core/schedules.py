@@ -206,7 +206,11 @@ class Cubic(Value):
         return replace(self, final=final, stop=task.last_update if self.stop is None else self.stop)
 
 
-every, constant, cosine, lr_proportional, cubic = Every, Constant, Cosine, LrProportional, Cubic
+every: type[Every] = Every
+constant: type[Constant] = Constant
+cosine: type[Cosine] = Cosine
+lr_proportional: type[LrProportional] = LrProportional
+cubic: type[Cubic] = Cubic
 
 
 def _check_fraction(value: float) -> None:

@@ -242,4 +242,6 @@ class Layers(dict[str, Connections]):
     ) -> None:
         """Take the weights in the order of the masks."""
         super().__init__((connections.name, connections) for connections in layers)
-        self.moment, self.generator, self.state = moment, generator, state
+        self.moment: Moment = moment
+        self.generator: torch.Generator = generator
+        self.state: dict[str, Tensor] = state
