@@ -86,5 +86,5 @@ def holder(lock: Path) -> int | None:
 
 def kill_once(run: Path) -> None:
     """Kill the process that trains a run, between its resume checkpoint and its end."""
-    pid = until(lambda: (run / "resume.safetensors").exists() and holder(run / ".lock"))
+    pid = until(lambda: (run / "resume.safetensors").exists() and holder(run / ".lock"), 300)
     os.kill(pid, signal.SIGKILL)
