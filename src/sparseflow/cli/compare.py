@@ -53,8 +53,8 @@ def compare(
     """Run what is missing, then compare recipes with the first one, seed by seed.
 
     Accuracy, loss, gradient norm and cost, as paired differences with intervals
-    and exact tests; dead runs are counted apart. Writes comparison.md, .json,
-    .svg and .png. Stop it whenever you like; the same command goes on.
+    and exact tests; dead runs are counted apart. Writes comparison.md, .csv,
+    .tex, .json, .svg and .png. Stop it whenever you like; the same command goes on.
     Example: sparseflow compare lenet5-mnist/rigl+ lenet5-mnist/mine+
     --seeds 0-9 --use mine.py
     """

@@ -281,6 +281,11 @@ class Topology:
         if found is None:
             return None
         masks = self.masks if masks is None else masks
+        if odd := sorted(set(found) ^ set(masks)):
+            raise TopologyError(
+                f"{type(self.method).__name__}.stored must return all layers and no others: "
+                f"{', '.join(odd)}"
+            )
         return positions(
             self._weights, {n: torch.cat([found[n], masks.indices(n)]).unique() for n in masks}
         )

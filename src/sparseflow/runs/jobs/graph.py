@@ -124,7 +124,7 @@ def plan(specs: Iterable[RunSpec], store: Store) -> Graph:
 
     Raises:
         SpecError: if one of them makes no sense.
-        StoreError: if a run folder is damaged or of a another schema.
+        StoreError: if a run folder is damaged or of another schema.
     """
     jobs: dict[str, Job] = {}
     there = store.ids()
