@@ -42,6 +42,7 @@ from sparseflow.topology.view import Layers, NotFiniteError
 from sparseflow.topology.weights import (
     MaskedWeight,
     held,
+    pass_hooks,
     read_masks,
     weights_under,
 )
@@ -80,6 +81,7 @@ class Topology:
         self.updates: int = 0
         self._seed = seed
         self._around = around or (lambda topology: nullcontext())
+        self._optimizer = optimizer
         self._device = optimizer.param_groups[0]["params"][0].device
         self._weights = weights_under(model, masks, self._ranks)
         self._parameters = {name: weight.parameter for name, weight in self._weights.items()}
@@ -101,10 +103,7 @@ class Topology:
     @property
     def moment(self) -> Moment:
         """Step and learning-rate ratio now, that of the first masked weight's group."""
-        return next(iter(self._moments().values()))
-
-    def _moments(self) -> dict[str, Moment]:
-        return {name: Moment(self.step, ratio) for name, ratio in self._rates.ratios().items()}
+        return next(iter(self._rates.moments(self.step).values()))
 
     def detach(self) -> None:
         """Remove every hook; model and optimiser are then as if never attached."""
@@ -155,7 +154,7 @@ class Topology:
             raise TopologyError(f"topology state and masks differ in: {', '.join(odd)}")
         masks = self._agreed(read_masks(self._weights, state["masks"]))
         memory, aside, stored = restored(state["memory"], self._parameters)
-        memory.check(self._look(None, self._weights, masks, memory))
+        memory.check(self._look(masks=masks, memory=memory))
         check_memory(memory, self._ranks, self._device)
         self._rates.restore(state["initial_lr"])
         self.step, self.updates = int(state["step"]), int(state["updates"])
@@ -176,8 +175,7 @@ class Topology:
 
     def _hooks(self) -> Iterator[Any]:
         for weight in self._weights.values():
-            yield weight.parameter.register_hook(weight.arriving)
-            yield weight.parameter.register_post_accumulate_grad_hook(weight.accumulated)
+            yield from pass_hooks(weight)
         yield from self._steps.hooks()
         yield from self._loads.hooks()
 
@@ -252,16 +250,16 @@ class Topology:
 
     def _look(
         self,
-        gradients: Gradients | None,
-        names: Iterable[str],
+        gradients: Gradients | None = None,
+        names: Iterable[str] | None = None,
         masks: Masks | None = None,
         memory: Memory | None = None,
     ) -> Layers:
         return look(
-            {name: self._weights[name] for name in names},
+            {name: self._weights[name] for name in names or self._weights},
             self.masks if masks is None else masks,
             gradients,
-            self._moments(),
+            self._rates.moments(self.step),
             self._seed,
             self._ranks,
             self._memory if memory is None else memory,
@@ -269,8 +267,7 @@ class Topology:
 
     def _stored_by_method(self, layers: Layers, masks: Masks) -> Masks | None:
         stored = stored_by(self.method, self._weights, layers, masks, self._stored)
-        if stored is not None:
-            check_agreement(stored, self._ranks, self._device)
+        check_agreement(stored or masks, self._ranks, self._device)
         return stored
 
     @torch.no_grad()

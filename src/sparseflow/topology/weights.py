@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from sparseflow.core.errors import MaskError, TopologyError
 from sparseflow.core.functional import RowGradient
@@ -237,6 +239,23 @@ class SparseValues:
 
 
 Weight = MaskedWeight | SparseValues
+
+
+def pass_hooks(weight: Weight) -> Iterator[RemovableHandle]:
+    """Let a weight look at the backward passes that reach it.
+
+    The garbage collector does not see through post-accumulate hooks: one that held the weight,
+    and with it the parameter, would keep both for ever. The other hook keeps it alive.
+    """
+    accumulated = weakref.WeakMethod(weight.accumulated)
+
+    def fill(parameter: Tensor) -> None:
+        act = accumulated()
+        if act is not None:
+            act(parameter)
+
+    yield weight.parameter.register_hook(weight.arriving)
+    yield weight.parameter.register_post_accumulate_grad_hook(fill)
 
 
 def weights_under(
