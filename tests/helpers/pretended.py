@@ -21,7 +21,7 @@ MIXED = {"_to_copy", "copy_", "index", "index_put", "index_put_", "_index_put_im
 """Operations that take what they are given from the host; copies, and indices, are noted."""
 
 
-_waited: list[str] = []
+waited: list[str] = []
 _libraries: list[torch.library.Library] = []
 """Registrations end with the object that made them."""
 
@@ -47,7 +47,7 @@ class Pretended(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     def tolist(self) -> Any:
-        _waited.append("tolist")
+        waited.append("tolist")
         return self.raw.tolist()
 
     def numpy(self, *, force: bool = False) -> Any:
@@ -69,8 +69,13 @@ def carry_out(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     here = [t for t in tensors if not isinstance(t, Pretended) and t.ndim]
     if there and here and name not in MIXED:
         raise RuntimeError(f"{func}: expected all tensors on one device, found cpu and {NAME}")
-    if name in WAITS or here or (there and kind == "cpu") or (kind == NAME and name == "_to_copy" and not there):
-        _waited.append(name)
+    if (
+        name in WAITS
+        or here
+        or (there and kind == "cpu")
+        or (kind == NAME and name == "_to_copy" and not there)
+    ):
+        waited.append(name)
     args, kwargs = pytree.tree_map(lambda t: getattr(t, "raw", t), (args, kwargs))
     if kind == NAME:
         kwargs["device"] = torch.device("cpu")
@@ -101,7 +106,7 @@ def _register() -> torch.library.Library:
         return Pretended(torch.empty_strided(size, stride, dtype=dtype))
 
     def copy(tensor: Pretended, source: Tensor, non_blocking: bool = False) -> Tensor:
-        _waited.append("copy_")
+        waited.append("copy_")
         tensor.raw.copy_(source)
         return tensor
 
@@ -121,6 +126,6 @@ def device() -> torch.device:
 def pretending() -> Iterator[list[str]]:
     """Let the device work; yields the names of operations that the host waited for."""
     device()
-    _waited.clear()
+    waited.clear()
     with _Mode():
-        yield _waited
+        yield waited

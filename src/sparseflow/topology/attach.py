@@ -219,12 +219,8 @@ class Topology:
             weight.collect(on)
 
     def _refuse_capture(self, parameter: Tensor) -> None:
-        """Refuse what a CUDA graph would replay without these hooks, which its capture alone runs."""
-        if (
-            parameter.is_cuda
-            and self.method.changes
-            and torch.cuda.is_current_stream_capturing()
-        ):
+        """Refuse what a CUDA graph would replay: these hooks run at its capture alone."""
+        if parameter.is_cuda and self.method.changes and torch.cuda.is_current_stream_capturing():
             raise TopologyError(
                 f"{type(self.method).__name__} changes masks, and a captured CUDA graph replays "
                 "those of its capture: capture forward and backward alone, with "
