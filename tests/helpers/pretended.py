@@ -50,6 +50,9 @@ class Pretended(Tensor):
         waited.append("tolist")
         return self.raw.tolist()
 
+    def __format__(self, how: str) -> str:
+        return format(self.item() if how else str(self.raw), how)
+
     def numpy(self, *, force: bool = False) -> Any:
         raise TypeError(f"can't convert a tensor on {NAME} to numpy: copy it to the host first")
 
