@@ -186,6 +186,7 @@ class Topology:
         for weight in self._weights.values():
             yield weight.parameter.register_hook(weight.arriving)
             yield weight.parameter.register_post_accumulate_grad_hook(weight.accumulated)
+            yield weight.parameter.register_post_accumulate_grad_hook(self._refuse_capture)
         yield self._optimizer.register_step_post_hook(self._after_step)
 
     def _state(self, weight: Weight) -> Slots:
@@ -217,7 +218,18 @@ class Topology:
         for weight in self._weights.values():
             weight.collect(on)
 
+    def _refuse_capture(self, parameter: Tensor) -> None:
+        """Refuse what a CUDA graph would replay: these hooks run at its capture alone."""
+        if parameter.is_cuda and self.method.changes and torch.cuda.is_current_stream_capturing():
+            raise TopologyError(
+                f"{type(self.method).__name__} changes masks, and a captured CUDA graph replays "
+                "those of its capture: capture forward and backward alone, with "
+                "torch.cuda.make_graphed_callables, or attach Static()"
+            )
+
     def _before_step(self, _: object, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        for weight in self._weights.values():
+            self._refuse_capture(weight.parameter)
         if self._stored is None:
             return
         # The arguments are those of the unbound step: the optimiser itself comes first.
@@ -355,7 +367,8 @@ def attach(
 
     Raises:
         TopologyError: for LBFGS, an object that is not a method, or parameters
-            that are frozen, attached already or not held by the optimiser; on all
+            that are frozen, attached already or not held by the optimiser; in a CUDA
+            graph's capture if the method changes masks; on all
             ranks if their masks differ, now or at an update.
         MaskError: if the masks do not fit the model.
 

@@ -65,6 +65,7 @@ class MaskedWeight:
         self.name, self.parameter = name, parameter
         self.collecting = False
         self._kept: Tensor
+        self._inactive = self._multiplier = torch.empty(0)
         self._beyond: Tensor | None = None
         self._dense: Tensor | None = None
         self.aside: Tensor | None = None
@@ -91,8 +92,8 @@ class MaskedWeight:
         forward = part_like(mask.mask(), self.parameter)
         self._kept = forward if stored is None else part_like(stored.mask(), self.parameter)
         self._beyond = None if stored is None else self._kept & ~forward
-        self._inactive = ~self._kept
-        self._multiplier = self._kept.to(self.parameter.dtype)
+        self._inactive = _renewed(self._inactive, ~self._kept)
+        self._multiplier = _renewed(self._multiplier, self._kept.to(self.parameter.dtype))
         if self.parameter.grad is not None:
             local(self.parameter.grad).masked_fill_(self._inactive, 0)
 
@@ -262,6 +263,12 @@ class SparseValues:
 
     def bring_back(self) -> None:
         """Do nothing."""
+
+
+def _renewed(old: Tensor, new: Tensor) -> Tensor:
+    """New values in the memory of the old: a captured CUDA graph reads where they were."""
+    same = (old.shape, old.dtype, old.device) == (new.shape, new.dtype, new.device)
+    return old.copy_(new) if same else new
 
 
 def _left(grad: Tensor | None) -> Tensor | None:
