@@ -153,11 +153,14 @@ def home_of(thing: type | Callable[..., Any]) -> str:
 
 
 def _trusted(module: str) -> bool:
-    """Say whether a module is ours, or the language's: identified by version, not by digest."""
+    """Say whether a module is ours, the language's or of a library that bases of ours come from.
+
+    Those are identified by version, not by digest.
+    """
     if module in _USED:
         return False
     root = module.partition(".")[0]
-    return root in ("sparseflow", "torch") or (
+    return root in ("sparseflow", "torch", "msgspec") or (
         root in sys.stdlib_module_names and root != "__main__"
     )
 

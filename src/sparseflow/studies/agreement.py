@@ -25,11 +25,11 @@ from sparseflow.runs import Store
 from sparseflow.studies.evidence import Evidence, first
 from sparseflow.studies.load import load_all
 from sparseflow.studies.study import (
-    Kind,
     Place,
     Point,
     Record,
     Study,
+    StudyKind,
     Tagged,
     points_at,
     register_study,
@@ -337,7 +337,7 @@ DISAGREEMENT = Figure(
 )
 
 register_study(
-    Kind(
+    StudyKind(
         study=AgreementStudy,
         record=Agreement,
         probe="agreement",

@@ -22,7 +22,7 @@ from sparseflow.runs import Store
 from sparseflow.studies.agreement import dead_labels
 from sparseflow.studies.evidence import Evidence, first
 from sparseflow.studies.load import load_all
-from sparseflow.studies.study import Kind, Point, Record, Study, Tagged, register_study
+from sparseflow.studies.study import Point, Record, Study, StudyKind, Tagged, register_study
 from sparseflow.studies.values import Matrix, Number, matrix, rounded
 
 CENTRE = "prune 0 end"
@@ -231,7 +231,7 @@ MAP = Figure(
 )
 
 register_study(
-    Kind(
+    StudyKind(
         study=DistanceStudy,
         record=Distances,
         probe="distance",

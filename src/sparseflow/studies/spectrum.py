@@ -26,7 +26,15 @@ from sparseflow.plotting.vocabulary import kind_of, place_of
 from sparseflow.runs import Store
 from sparseflow.studies.evidence import Evidence, of
 from sparseflow.studies.load import examples, load_all
-from sparseflow.studies.study import Kind, Point, Record, Study, Tagged, points_at, register_study
+from sparseflow.studies.study import (
+    Point,
+    Record,
+    Study,
+    StudyKind,
+    Tagged,
+    points_at,
+    register_study,
+)
 from sparseflow.studies.values import Number, Row, rounded, row
 from sparseflow.train import cross_entropy
 
@@ -333,7 +341,7 @@ TRAINED = Figure(
 )
 
 register_study(
-    Kind(
+    StudyKind(
         study=SpectrumStudy,
         record=Spectrum,
         probe="hessian",

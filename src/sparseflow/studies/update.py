@@ -27,11 +27,11 @@ from sparseflow.studies.load import examples
 from sparseflow.studies.replay import TRIED, just_before, rule_of
 from sparseflow.studies.spectrum import Spectrum, measured_exactly
 from sparseflow.studies.study import (
-    Kind,
     Place,
     Point,
     Record,
     Study,
+    StudyKind,
     Tagged,
     label_of,
     register_study,
@@ -334,7 +334,7 @@ SPECTRA = Figure(
 )
 
 register_study(
-    Kind(
+    StudyKind(
         study=UpdateStudy,
         record=Updates,
         probe="update",
