@@ -11,7 +11,7 @@ import json
 import re
 from typing import Any
 
-from sparseflow.plotting.vocabulary import kind_of
+from sparseflow.plotting.vocabulary import parse_recipe
 
 _MARK = re.compile(r"""<g id=(["'])mark:(.*?)\1>""")
 _AXES = re.compile(r"""<g id=(["'])axes:(.*?)\1>""")
@@ -54,7 +54,7 @@ def revealed(svg: str) -> str:
 
 def _group(named: re.Match[str]) -> str:
     recipe, says = json.loads(html.unescape(named[2]))
-    method = html.escape(kind_of(recipe).method)
+    method = html.escape(parse_recipe(recipe).method)
     title = f"<title>{html.escape(says, quote=False)}</title>" if says else ""
     group = f'<g class="mark" data-method="{method}" data-recipe="{html.escape(recipe)}">'
     return group + title

@@ -20,7 +20,7 @@ from sparseflow.plotting.figure import Figure
 from sparseflow.plotting.formats import count, finite, listing
 from sparseflow.plotting.palette import CARD, INK, ON_SCALE, SCALE
 from sparseflow.plotting.table import Table
-from sparseflow.plotting.vocabulary import GROUPS
+from sparseflow.plotting.vocabulary import group_label
 from sparseflow.runs import Store
 from sparseflow.studies.evidence import Evidence, first
 from sparseflow.studies.load import load_all
@@ -276,7 +276,7 @@ def within_groups(results: Evidence) -> str:
         mean = mean_between(record, alive, alive)
         lost += len(group.members) - len(alive)
         if mean is not None:
-            means.append((mean, GROUPS.get(group.name, group.name)))
+            means.append((mean, group_label(group.name)))
     if not means:
         return ""
     said = [f"{name} {100 * mean:.2f} %" for mean, name in sorted(means)]
@@ -311,7 +311,7 @@ def _draw(results: Evidence) -> Drawing | None:
                     fontsize=9, color=CARD if high else INK, zorder=3,
                 )  # fmt: skip
         middles = [(a + b) / 2 for a, b, _ in spans]
-        heatmap.name_blocks(axes, len(order), middles, [GROUPS.get(n, n) for n, _ in groups])
+        heatmap.name_blocks(axes, len(order), middles, [group_label(n) for n, _ in groups])
         bounds = step * np.arange(len(SCALE) + 1)
         bar = style.scale_bar(figure, axes, bounds, [f"{b:.3g}" for b in bounds], aspect=36)
         bar.set_label("disagreement, % of test images")

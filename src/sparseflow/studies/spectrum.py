@@ -22,7 +22,7 @@ from sparseflow.plotting.figure import Figure
 from sparseflow.plotting.formats import count, finite, minus, percent, short
 from sparseflow.plotting.palette import INK, MUTED, color_of
 from sparseflow.plotting.table import Table
-from sparseflow.plotting.vocabulary import kind_of, place_of
+from sparseflow.plotting.vocabulary import parse_recipe, place_of
 from sparseflow.runs import Store
 from sparseflow.studies.evidence import Evidence, of
 from sparseflow.studies.load import examples, load_all
@@ -202,7 +202,7 @@ def at_start(results: Evidence) -> dict[str, list[Spectrum]]:
         place = place_of(record.label)
         if place.when == "start" and record.largest is not None and record.smallest is not None:
             table.setdefault(place.recipe, []).append(record)
-    return dict(sorted(table.items(), key=lambda item: kind_of(item[0]).order))
+    return dict(sorted(table.items(), key=lambda item: parse_recipe(item[0]).order))
 
 
 def curvature_at_start(results: Evidence) -> str:

@@ -20,9 +20,6 @@ Source = Callable[[], Mapping[str, Tensor | RowGradient]]
 
 GrowthGradient = Literal["batch", "probe"] | Source | None
 
-MARKS = ("", "-liu", "+")
-"""Initialisations that a method's recipes come with: masked dense, Liu et al.'s, the paper's."""
-
 M = TypeVar("M", bound="Method")
 
 
@@ -126,7 +123,7 @@ def register_method(
     group: str = "Other",
     color: tuple[str, str] | None = None,
     recipes: bool = True,
-    marks: tuple[str, ...] = MARKS,
+    marks: tuple[str, ...] | None = None,
     mask: Any = None,
 ) -> Callable[[type[M]], type[M]]:
     """Make a method known by name: to recipes, to ``--set method=NAME`` and to reports.
@@ -138,7 +135,7 @@ def register_method(
         group: methods of one group share a panel in pictures.
         color: in light and in dark pictures; by default one that is free.
         recipes: whether there are recipes of it.
-        marks: initialisations that its recipes come with.
+        marks: suffixes of its recipes, which say their initialisation; by default all.
         mask: mask that they start from (such as ``{"kind": "erk", "density": 0.5}``);
             by default the one that ``rigl`` starts from.
 
