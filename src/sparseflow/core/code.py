@@ -110,6 +110,18 @@ def used() -> tuple[Source, ...]:
     return tuple(_USED.values())
 
 
+def to_use(codes: Iterable[Code]) -> tuple[str, ...]:
+    """What ``--use`` is told to load these sources again: files by their names, and modules."""
+    digests = {code.digest for code in codes}
+    if not digests:
+        return ()
+    return tuple(
+        Path(source.path).name if source.path else source.module
+        for source in used()
+        if not source.path or digest(source.text) in digests
+    )
+
+
 def load_all(sources: Iterable[Source]) -> None:
     """Import what another process uses."""
     for source in sources:
