@@ -309,9 +309,7 @@ def _draw_changes(axes: Axes, table: dict[str, list[Effect]], rules: list[str], 
         axes.xaxis.set_major_formatter(shown)
 
 
-def _draw_mean(
-    axes: Axes, rule: str, place: int, mean: Estimate, show: Callable[[float], str]
-) -> None:
+def _draw_mean(axes: Axes, rule: str, place: int, mean: Estimate, text: str) -> None:
     color, across = color_of(rule), [place - 0.36, place + 0.36]
     lines = axes.plot([mean.value] * 2, across, color=color, linewidth=2, zorder=4)
     if np.isfinite(mean.low):
