@@ -25,7 +25,19 @@ Distribution = Literal["normal", "uniform"]
 
 
 class Initialisation(Value):
-    """Base of all initialisations: frozen dataclasses that draw the weights of a layer."""
+    """Base of all initialisations: frozen dataclasses that draw the weights of a layer.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Constant(Initialisation):
+        ...     value: float = 0.5
+        ...     def draw(self, layer, mask, stream):
+        ...         return torch.full(layer.shape, self.value)
+        >>> net = nn.Linear(4, 2)
+        >>> _ = sparsify(net, 0.5, init=Constant())
+        >>> sorted(net.weight.unique().tolist())
+        [0.0, 0.5]
+    """
 
     def draw(
         self, layer: Layer, mask: Bool[Tensor, "*w"], stream: torch.Generator
@@ -229,6 +241,13 @@ def initialise(
 
     Raises:
         MaskError: if a mask names no layer or does not fit it.
+
+    Example:
+        >>> net = nn.Linear(64, 32)
+        >>> masks = make_masks(maskable(net), 0.25)
+        >>> initialise(maskable(net), masks, "fan_in", seed=1)
+        >>> int((net.weight != 0).sum()) == masks.nnz
+        True
     """
     rule = find_init(init)
     dead = 0

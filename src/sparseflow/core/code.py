@@ -66,6 +66,11 @@ def use(name: str | Path) -> None:
     Raises:
         SpecError: if it does not exist, fails to import, or has the name of
             another module that is loaded already.
+
+    Example:
+        >>> use("json.tool")  # a module of your own, which registers what is in it
+        >>> used()[-1].module
+        'json.tool'
     """
     text = str(name)
     if not text.endswith(".py"):

@@ -22,6 +22,10 @@ class Moment(NamedTuple):
     Attributes:
         step: optimiser steps taken so far (1 after the first).
         lr_ratio: current learning rate over the one at the start.
+
+    Example:
+        >>> lr_proportional(0.3)(Moment(step=500, lr_ratio=0.5))
+        0.15
     """
 
     step: int
@@ -82,7 +86,12 @@ class Every(Value):
 @register_part("constant")
 @dataclass(frozen=True)
 class Constant(Value):
-    """The same fraction throughout."""
+    """The same fraction throughout.
+
+    Example:
+        >>> constant(0.3)(Moment(step=500))
+        0.3
+    """
 
     value: float
 
@@ -139,7 +148,12 @@ class Cosine(Value):
 @register_part("lr_proportional")
 @dataclass(frozen=True)
 class LrProportional(Value):
-    """``value`` times lr(t)/lr(0), the drop fraction of the paper's MNIST runs."""
+    """``value`` times lr(t)/lr(0), the drop fraction of the paper's MNIST runs.
+
+    Example:
+        >>> lr_proportional(0.3)(Moment(step=500, lr_ratio=0.1))
+        0.03
+    """
 
     value: float
 

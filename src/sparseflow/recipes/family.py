@@ -92,6 +92,11 @@ class Family:
         rewind: step of the pruning run whose weights a ticket starts from.
         sparsities: at which networks are measured at initialisation.
         headline: of a report on it.
+
+    Example:
+        >>> family = Family("small", Model("mlp"), 0.1, Optimizer(lr=0.1), RigL(every(50)))
+        >>> train_recipes(family)["set+"](family, 0.1).method
+        SET(when=Every(n=50, start=0, stop=None), drop=Constant(value=0.3))
     """
 
     name: str

@@ -55,6 +55,21 @@ class Method(Value):
     Attributes:
         gradients: steps whose dense gradient is asked for: those that update
             masks, or all. Truly sparse layers serve the former alone.
+
+    Example:
+        >>> import sparseflow as sf
+        >>> @dataclass(frozen=True)
+        ... class Halve(Method):
+        ...     at: int = 100
+        ...     def due(self, step):
+        ...         return step == self.at
+        ...     def update_layer(self, connections):
+        ...         largest = connections.values.abs().topk(len(connections.indices) // 2).indices
+        ...         return connections.indices[largest].sort().values
+        >>> net = nn.Linear(4, 4)
+        >>> masks = sf.full_masks(sf.maskable(net))
+        >>> sf.propose(Halve(), net, masks, sf.Moment(100)).density
+        0.5
     """
 
     gradients: ClassVar[Literal["updates", "all"]] = "updates"
