@@ -44,6 +44,11 @@ class Layer:
         groups: groups of a convolution, else 1.
         padding: row of an embedding that stands for padding: it has no gradient
             and no connections, and stays zero. None where there is none.
+
+    Example:
+        >>> layer = maskable(nn.Linear(4, 2))["weight"]
+        >>> layer.shape, layer.fan_in(torch.ones(2, 4, dtype=torch.bool)).unique().tolist()
+        (torch.Size([2, 4]), [4])
     """
 
     name: str

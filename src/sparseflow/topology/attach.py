@@ -59,6 +59,14 @@ class Topology:
         method: the method.
         step: optimiser steps taken.
         updates: mask updates made.
+
+    Example:
+        >>> import sparseflow as sf
+        >>> net = nn.Linear(8, 4)
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> topology = sf.attach(net, optimizer, sf.sparsify(net, 0.5), sf.Static())
+        >>> topology.masks.density, topology.step
+        (0.5, 0)
     """
 
     def __init__(
