@@ -1,6 +1,7 @@
 """Topology: the pure drop-and-grow, the methods, and ``attach``."""
 
 from sparseflow.topology.attach import Topology, attach
+from sparseflow.topology.bias import UPDATES, Update
 from sparseflow.topology.check import served, stores_more
 from sparseflow.topology.method import MARKS, METHODS, Method, Task, register_method
 from sparseflow.topology.methods import (
@@ -19,6 +20,7 @@ __all__ = [
     "MARKS",
     "METHODS",
     "SET",
+    "UPDATES",
     "Connections",
     "GradualPruning",
     "Layers",
@@ -28,6 +30,7 @@ __all__ = [
     "Static",
     "Task",
     "Topology",
+    "Update",
     "View",
     "attach",
     "drop_and_grow",

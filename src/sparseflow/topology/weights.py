@@ -147,6 +147,16 @@ class MaskedWeight:
         """The dense gradient of the passes collected, or None if there were none."""
         return self._dense
 
+    def places(self, positions: Tensor) -> tuple[Tensor, Tensor | slice]:
+        """Where connections are in what this rank holds, and which of them it holds."""
+        if not is_sharded(self.parameter):
+            return positions, slice(None)
+        numbers = positions.new_zeros(self.shape.numel())
+        numbers[positions] = torch.arange(1, len(positions) + 1, device=positions.device)
+        here = part_like(numbers.view(self.shape), self.parameter).reshape(-1)
+        at = here.nonzero().squeeze(1)
+        return at, here[at] - 1
+
     is_dense = True
 
     def read(self, mask: Entry) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
@@ -246,6 +256,10 @@ class SparseValues:
     def collected(self) -> RowGradient:
         """The dense gradient of the passes recorded, by rows."""
         return Recorded(self._layer, [(None, self._passes)])
+
+    def places(self, positions: Tensor) -> tuple[Tensor, Tensor | slice]:
+        """Where connections are among the values: all of them are here."""
+        return find(positions, self.indices())[0], slice(None)
 
     is_dense = False
 

@@ -1,0 +1,179 @@
+"""What an optimiser keeps: refused where masks, or the ages of connections, cannot reach it."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adafactor, Optimizer
+
+from sparseflow.core.errors import TopologyError, brief
+from sparseflow.core.parallel import is_sharded, local
+from sparseflow.topology.bias import Update, update_of
+from sparseflow.topology.method import Method
+from sparseflow.topology.weights import SparseValues, Weight
+
+OLD_WAY = "attach(..., fresh_steps=False) lets grown connections take steps of any length"
+
+
+def served_update(
+    optimizer: Optimizer, weights: Mapping[str, Weight], method: Method, *, fresh_steps: bool
+) -> Update | None:
+    """Return how an optimiser makes a step by age; None if age does not matter, or shall not.
+
+    An optimiser that is not known is tried: it makes one step of stand-ins of the
+    weights, which shows what it keeps of them and whether it counts.
+
+    Raises:
+        TopologyError: if it keeps what masks cannot reach; if it counts steps in a way
+            that is not known, and connections may be grown.
+    """
+    asked = fresh_steps and method.grows
+    try:
+        update = update_of(optimizer)
+    except KeyError:
+        _try(optimizer, weights, asked=asked)
+        return None
+    values = [name for name, weight in weights.items() if isinstance(weight, SparseValues)]
+    if asked and values and isinstance(optimizer, Adafactor):
+        raise TopologyError(
+            f"Adafactor counts steps for all values of the truly sparse {', '.join(values)} "
+            f"together: use masked dense layers, which it factors; {OLD_WAY}"
+        )
+    return update if asked else None
+
+
+def check_slots(name: str, optimizer: Optimizer, slots: Mapping[str, Any]) -> None:
+    """Refuse state of a weight that masks cannot reach.
+
+    Raises:
+        TopologyError: naming the optimiser, the weight and the key.
+    """
+    for key, value in slots.items():
+        where = f"{type(optimizer).__name__} keeps {key!r} of {name}"
+        if not isinstance(value, Tensor):
+            if _holds_tensors(value):
+                raise TopologyError(
+                    f"{where} inside a {type(value).__name__}, where masks cannot reach: use an "
+                    "optimiser whose state is one tensor a name"
+                )
+        elif value.numel() > 1 and not is_sharded(value):
+            plain = type(value) in (Tensor, nn.Parameter)
+            if not plain or (value.dtype.itemsize == 1 and value.dtype != torch.bool):
+                kind = str(value.dtype) if plain else type(value).__name__
+                raise TopologyError(
+                    f"{where} in low precision ({kind}), whose entries cannot be set "
+                    "to zero one by one: use an optimiser whose state is float32 or bfloat16"
+                )
+
+
+def _holds_tensors(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() > 1
+    if isinstance(value, Mapping):
+        return any(map(_holds_tensors, value.values()))
+    if isinstance(value, list | tuple | set):
+        return any(map(_holds_tensors, value))
+    return any(isinstance(each, Tensor) for each in getattr(value, "__dict__", {}).values())
+
+
+def _try(optimizer: Optimizer, weights: Mapping[str, Weight], *, asked: bool) -> None:
+    kind = type(optimizer).__name__
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(_devices(weights)):
+            warnings.simplefilter("ignore")
+            double, stand_ins = _stand_in(optimizer, weights)
+            before = dict(_numbers(double))
+            _step(double, list(stand_ins))
+    except Exception as error:  # whatever someone's optimiser raises
+        if asked:
+            raise TopologyError(
+                f"{kind} is not known, and a trial step of it failed ({brief(error)}), so whether "
+                f"it counts steps cannot be seen: {OLD_WAY}"
+            ) from error
+        return
+    for each in _nested(double):
+        for parameter, name in stand_ins.items():
+            check_slots(name, each, each.state.get(parameter, {}))
+    counters = [key for key, value in _numbers(double) if value == before.get(key, 0) + 1]
+    if asked and counters:
+        raise TopologyError(
+            f"{kind} counts steps ({counters[0][0]}), and how they enter its updates is not known, "
+            "so grown connections cannot step as under a fresh one: add the class to "
+            f"sparseflow.topology.UPDATES; {OLD_WAY}"
+        )
+
+
+def _stand_in(
+    optimizer: Optimizer, weights: Mapping[str, Weight]
+) -> tuple[Optimizer, dict[nn.Parameter, str]]:
+    """Copy an optimiser without its state, with a parameter of its own for each form of weight.
+
+    Everything it refers to is copied, other optimisers inside it too: nothing that is
+    trained is stepped.
+    """
+    names = {id(weight.parameter): name for name, weight in weights.items()}
+    memo: dict[int, Any] = {}
+    stand_ins: dict[nn.Parameter, str] = {}
+    forms = set()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            value, form = local(parameter.detach()), (parameter.shape, parameter.dtype)
+            other = nn.Parameter(value.new_empty(0))  # without a gradient: it is passed over
+            if id(parameter) in names and form not in forms:
+                forms.add(form)
+                other = nn.Parameter(torch.randn_like(value))
+                stand_ins[other] = names[id(parameter)]
+            memo[id(parameter)] = other
+    for each in _nested(optimizer):
+        memo[id(each.state)] = defaultdict(dict)
+    double = object.__new__(type(optimizer))
+    for key, value in vars(optimizer).items():
+        if key.endswith("_hooks"):
+            vars(double)[key] = OrderedDict()
+        elif key != "step":  # which learning-rate schedulers set on the optimiser itself
+            vars(double)[key] = copy.deepcopy(value, memo)
+    return double, stand_ins
+
+
+def _step(optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
+    def closure() -> Tensor:
+        for parameter in parameters:
+            parameter.grad = torch.randn_like(parameter)
+        return torch.zeros(())
+
+    closure()
+    try:
+        optimizer.step(closure)  # type: ignore[arg-type]
+    except TypeError:
+        optimizer.step()
+
+
+def _nested(optimizer: Optimizer) -> Iterator[Optimizer]:
+    """An optimiser, and those that it steps."""
+    yield optimizer
+    for value in vars(optimizer).values():
+        if isinstance(value, Optimizer):
+            yield from _nested(value)
+
+
+def _numbers(optimizer: Optimizer) -> Iterator[tuple[tuple[str, int, int], float]]:
+    """Single numbers of an optimiser, of its groups and of its state, by where they are."""
+    for depth, each in enumerate(_nested(optimizer)):
+        places = {"attribute": [vars(each)], "group": each.param_groups}
+        for what, mappings in (places | {"state": each.state.values()}).items():
+            for index, mapping in enumerate(mappings):
+                for key, value in mapping.items():
+                    single = isinstance(value, Tensor) and value.numel() == 1
+                    if single or (isinstance(value, int | float) and not isinstance(value, bool)):
+                        yield (f"{what} {key!r}", depth, index), float(value)
+
+
+def _devices(weights: Mapping[str, Weight]) -> list[torch.device]:
+    found = {weight.parameter.device for weight in weights.values()}
+    return [device for device in found if device.type == "cuda"]

@@ -1,0 +1,307 @@
+"""Grown connections take their steps as under a fresh optimiser."""
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from helpers.scatter import scattered
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import sparseflow as sf
+from sparseflow.topology import ages
+
+OUT, IN = 6, 8
+PLACES = OUT * IN
+START = tuple(range(0, PLACES, 2))
+GROWN = tuple(range(1, PLACES, 6))
+AFTER = tuple(sorted(START[: -len(GROWN)] + GROWN))
+STEPS = 50
+
+
+@dataclass(frozen=True)
+class Scripted(sf.Method):
+    """Connections after each step as they are written down; None: no update."""
+
+    script: tuple[tuple[int, ...] | None, ...]
+
+    def due(self, step: int) -> bool:
+        return step <= len(self.script) and self.script[step - 1] is not None
+
+    def update_layer(self, connections: sf.Connections) -> Tensor:
+        return torch.tensor(self.script[connections.moment.step - 1])
+
+
+def layer(places: tuple[int, ...], dtype: torch.dtype, *, sparse: bool) -> tuple[nn.Module, Any]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(IN, OUT)).to(dtype)
+    masks = sf.Masks.from_indices({"0.weight": (torch.tensor(places), model[0].weight.shape)})
+    masks.apply(model)
+    return (scattered(model, masks) if sparse else model), masks
+
+
+def gradients(step: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Inputs and gradients with respect to outputs: the weight's own do not depend on it."""
+    stream = torch.Generator().manual_seed(step)
+    x, dy = (torch.randn(4, n, generator=stream, dtype=torch.float64) for n in (IN, OUT))
+    return x.to(dtype), dy.to(dtype)
+
+
+def take(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    x, dy = gradients(step, next(model.parameters()).dtype)
+    optimizer.zero_grad()
+    model(x).backward(dy)
+    optimizer.step()
+
+
+def weight_of(model: nn.Module) -> nn.Parameter:
+    return model[0].values if hasattr(model[0], "values") else model[0].weight
+
+
+def dense(model: nn.Module) -> Tensor:
+    return (model[0].dense() if hasattr(model[0], "dense") else model[0].weight).detach().flatten()
+
+
+def grow_late(optimizer: torch.optim.Optimizer, model: nn.Module, steps: int) -> None:
+    """Let an optimiser count as if there had been many steps, whose moments it has."""
+    for parameter in model.parameters():
+        state = optimizer.state[parameter]
+        state["step"].fill_(steps)
+        if "mu_product" in state:
+            state["mu_product"].zero_()
+
+
+Make = Callable[[Any], torch.optim.Optimizer]
+DECAY: dict[str, Any] = {"weight_decay": 0.1}
+MADE: dict[str, Make] = {}
+for kind, options in {
+    "Adam": [{}, {"amsgrad": True}, {"fused": True}, {"fused": True, "amsgrad": True}],
+    "AdamW": [{}, {"fused": True}],
+    "NAdam": [{}, {"decoupled_weight_decay": True}],
+    "RAdam": [{}, {"decoupled_weight_decay": True}],
+    "Adamax": [{}],
+    "Adagrad": [{"lr_decay": 0.1}, {"lr_decay": 0.1, "fused": True}],
+}.items():
+    for extra in options:
+        each = [{"foreach": False}, {"foreach": True, "maximize": True}, DECAY | {"foreach": True}]
+        for more in [DECAY | {"maximize": True}] if "fused" in extra else each:
+            words = [k for k, v in (extra | more).items() if v]
+
+            def make(p: Any, kind: str = kind, choice: Any = extra | more) -> torch.optim.Optimizer:
+                return getattr(torch.optim, kind)(p, lr=0.01, **choice)
+
+            MADE[" ".join([kind, *words])] = make
+MADE["Adam lr tensor"] = lambda p: torch.optim.Adam(p, lr=torch.tensor(0.01), foreach=False)
+MADE["Adam betas"] = lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.5, 0.9), eps=1e-3)
+MADE["RAdam never rectified"] = lambda p: torch.optim.RAdam(p, lr=0.01, betas=(0.9, 0.5))
+MADE["NAdam without momentum"] = lambda p: torch.optim.NAdam(p, lr=0.01, betas=(0.0, 0.99))
+
+
+def trained(make: Make, *, sparse: bool, dtype: torch.dtype, late: int, **options: Any) -> Tensor:
+    """Weights of all places over the steps after an update, which grows some."""
+    model, masks = layer(START, dtype, sparse=sparse)
+    optimizer = make(model.parameters())
+    method = Scripted((None, None, AFTER))
+    sf.attach(model, optimizer, masks, method, **options)
+    for step in range(2):
+        take(model, optimizer, step)
+    grow_late(optimizer, model, late)
+    take(model, optimizer, 2)
+    path = []
+    for step in range(3, 3 + STEPS):
+        take(model, optimizer, step)
+        path.append(dense(model).clone())
+    return torch.stack(path)
+
+
+def fresh(make: Make, dtype: torch.dtype) -> Tensor:
+    """The grown connections alone, from zero, under an optimiser of their own."""
+    weight = nn.Parameter(torch.zeros(len(GROWN), dtype=dtype))
+    optimizer, path = make([weight]), []
+    for step in range(3, 3 + STEPS):
+        x, dy = gradients(step, dtype)
+        weight.grad = (dy.T @ x).flatten()[list(GROWN)]
+        optimizer.step()
+        path.append(weight.detach().clone())
+    return torch.stack(path)
+
+
+def check_fresh(make: Make, *, sparse: bool) -> None:
+    path = trained(make, sparse=sparse, dtype=torch.float32, late=1000)[:, list(GROWN)]
+    torch.testing.assert_close(path, fresh(make, torch.float32), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_grown_connections_step_as_under_a_fresh_optimiser(make):
+    """The first 50 steps, though the optimiser has counted 1,000."""
+    check_fresh(make, sparse=False)
+
+
+@pytest.mark.parametrize("kind", ["Adam", "AdamW fused", "NAdam", "RAdam", "Adamax", "Adagrad"])
+def test_those_of_truly_sparse_layers_too(kind):
+    check_fresh(next(make for name, make in MADE.items() if name.startswith(kind)), sparse=True)
+
+
+@pytest.mark.parametrize("kind", ["Adam", "NAdam", "RAdam", "Adamax", "Adagrad lr_decay"])
+def test_other_connections_step_as_ever(kind):
+    """Bit for bit; and without ages, grown ones step otherwise."""
+    ours, was = (
+        trained(MADE[kind], sparse=False, dtype=torch.float32, late=1000, fresh_steps=on)
+        for on in (True, False)
+    )
+    stayed = sorted(set(AFTER) - set(GROWN))
+    assert torch.equal(ours[:, stayed], was[:, stayed])
+    assert not ours[:, sorted(set(range(PLACES)) - set(AFTER))].any()
+    assert (ours[0, list(GROWN)] - was[0, list(GROWN)]).abs().min() > 1e-5
+
+
+@pytest.mark.parametrize("kind", ["Adam", "NAdam", "RAdam", "Adamax"])
+def test_it_is_exact(kind):
+    """In float64 nothing but rounding is left."""
+
+    def make(parameters: Any) -> torch.optim.Optimizer:
+        return getattr(torch.optim, kind)(parameters, lr=0.01)
+
+    path = trained(make, sparse=False, dtype=torch.float64, late=300)[:, list(GROWN)]
+    # NAdam itself holds the product of its momenta in float32.
+    bound = 1e-8 if kind == "NAdam" else 1e-14
+    torch.testing.assert_close(path, fresh(make, torch.float64), rtol=0, atol=bound)
+
+
+def test_the_first_step_is_one_learning_rate_and_was_more_than_two():
+    ours, was = (
+        trained(MADE["Adam"], sparse=False, dtype=torch.float64, late=1000, fresh_steps=on)
+        for on in (True, False)
+    )
+    long = 0.1 * math.sqrt((1 - 0.999**1002) / 0.001)
+    for path, length in ((ours, 0.01), (was, 0.01 * long)):
+        steps = path[0, list(GROWN)].abs()
+        torch.testing.assert_close(steps, torch.full_like(steps, length), rtol=1e-5, atol=0)
+    assert long > 2.5
+
+
+def test_half_precision_rounds_once():
+    """bfloat16 weights are worked out in float32, as fused Adam does."""
+    make = MADE["AdamW fused weight_decay maximize"]
+    path = trained(make, sparse=False, dtype=torch.bfloat16, late=1000)[:, list(GROWN)]
+    assert torch.equal(path[0], fresh(make, torch.bfloat16)[0])
+    torch.testing.assert_close(path, fresh(make, torch.bfloat16), rtol=0.02, atol=1e-3)
+
+
+def test_capturable(monkeypatch):
+    """The count of steps is then a tensor on the weight's device, which is not read."""
+    module = sys.modules["torch.optim.adam"]
+    monkeypatch.setattr(module, "_get_capturable_supported_devices", lambda: ["cpu"])
+
+    def make(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=torch.tensor(0.01), capturable=True, foreach=True)
+
+    path = trained(make, sparse=False, dtype=torch.float32, late=1000)[:, list(GROWN)]
+    torch.testing.assert_close(path, fresh(make, torch.float32), rtol=0, atol=1e-6)
+
+
+class Reference:
+    """Adam, AdamW, RAdam or Adamax with an age a connection, written out for one weight."""
+
+    def __init__(self, start: Tensor, active: Tensor, kind: str, rate: float, decay: float):
+        self.weight, self.active, self.kind, self.rate, self.decay = (
+            start,
+            active,
+            kind,
+            rate,
+            decay,
+        )
+        self.mean, self.square, self.age = (torch.zeros_like(start) for _ in range(3))
+
+    def step(self, gradient: Tensor) -> None:
+        w, on = self.weight, self.active
+        self.age += on
+        t = self.age.clamp(min=1)
+        w = w * (1 - self.rate * self.decay) if self.kind == "AdamW" else w
+        g = torch.where(on, gradient + (0 if self.kind == "AdamW" else self.decay * w), 0)
+        self.mean = 0.9 * self.mean + 0.1 * g
+        mean = self.mean / (1 - 0.9**t)
+        if self.kind == "Adamax":
+            self.square = torch.maximum(0.999 * self.square, g.abs() + 1e-8)
+            change = mean / self.square
+        else:
+            self.square = 0.999 * self.square + 0.001 * g * g
+            root = (self.square / (1 - 0.999**t)).sqrt()
+            change = mean / (root + 1e-8)
+            if self.kind == "RAdam":
+                last = 1999.0
+                rho = last - 2 * t * 0.999**t / (1 - 0.999**t)
+                r = (rho - 4) * (rho - 2) * last / ((last - 4) * (last - 2) * rho)
+                root = (self.square.sqrt() + 1e-8) / (1 - 0.999**t).sqrt()
+                change = torch.where(rho > 5, r.clamp(min=0).sqrt() * mean / root, mean)
+        self.weight = torch.where(on, w - self.rate * change, 0)
+
+    def update(self, active: Tensor) -> None:
+        """Take new connections: what is gone is forgotten."""
+        for name in ("weight", "mean", "square", "age"):
+            stays = self.active & active
+            setattr(self, name, torch.where(stays, getattr(self, name), 0))
+        self.active = active
+
+
+SHAPES = ((3, 4), (2, 5))
+EVENT = st.tuples(st.booleans(), st.booleans(), st.integers(0, 2**32 - 1))
+
+
+@given(
+    kind=st.sampled_from(["Adam", "AdamW", "RAdam", "Adamax"]),
+    events=st.lists(EVENT, min_size=3, max_size=14),
+    small=st.sampled_from([0, 1 << 16]),
+    apart=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_any_sequence_of_updates(kind, events, small, apart):
+    """Against a reference with an age a connection: any masks, some weights idle in some steps."""
+    stream = torch.Generator().manual_seed(1)
+    model = nn.ParameterList(
+        nn.Parameter(torch.randn(s, generator=stream, dtype=torch.float64)) for s in SHAPES
+    )
+    masks = {str(i): torch.rand(s, generator=stream) < 0.5 for i, s in enumerate(SHAPES)}
+    script = []
+    for update, _, seed in events:
+        draws = torch.Generator().manual_seed(seed)
+        places = [tuple(torch.randperm(10, generator=draws)[:4].sort()[0].tolist()) for _ in SHAPES]
+        script.append(dict(zip(masks, places, strict=True)) if update else None)
+
+    @dataclass(frozen=True)
+    class Drawn(Scripted):
+        def update_layer(self, connections):
+            return torch.tensor(script[connections.moment.step - 1][connections.name])
+
+    rates = (0.1, 0.03) if apart else (0.1, 0.1)
+    groups = [{"params": [p], "lr": r} for p, r in zip(model, rates, strict=True)]
+    decay = 0.1
+    optimizer = getattr(torch.optim, kind)(
+        groups if apart else list(model), lr=0.1, weight_decay=decay
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ages, "SMALL", small)
+        topology = sf.attach(model, optimizer, masks, Drawn(tuple(script)))
+        references = [
+            Reference(p.detach().clone(), m, kind, r, decay)
+            for p, m, r in zip(model, masks.values(), rates, strict=True)
+        ]
+        for _, idle, seed in events:
+            draws = torch.Generator().manual_seed(seed)
+            for i, (p, reference) in enumerate(zip(model, references, strict=True)):
+                gradient = torch.randn(p.shape, generator=draws, dtype=torch.float64)
+                p.grad = None
+                if not (idle and i == seed % 2):
+                    p.grad = gradient * topology.masks[str(i)]
+                    reference.step(gradient)
+            optimizer.step()
+            for i, reference in enumerate(references):
+                reference.update(topology.masks[str(i)])
+                torch.testing.assert_close(
+                    model[i].detach(), reference.weight, rtol=1e-9, atol=1e-12
+                )
