@@ -1,5 +1,6 @@
 """Grown connections take their steps as under a fresh optimiser."""
 
+import copy
 import math
 import sys
 from collections.abc import Callable
@@ -8,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import ranks
 from helpers.scatter import scattered
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sparseflow as sf
+from sparseflow.core.errors import TopologyError
 from sparseflow.topology import ages
 
 OUT, IN = 6, 8
@@ -196,13 +199,15 @@ def test_half_precision_rounds_once():
 def test_capturable(monkeypatch):
     """The count of steps is then a tensor on the weight's device, which is not read."""
     module = sys.modules["torch.optim.adam"]
-    monkeypatch.setattr(module, "_get_capturable_supported_devices", lambda: ["cpu"])
+    devices = lambda supports_xla=True: ["cpu"]  # noqa: E731
+    monkeypatch.setattr(module, "_get_capturable_supported_devices", devices)
 
     def make(parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=torch.tensor(0.01), capturable=True, foreach=True)
 
     path = trained(make, sparse=False, dtype=torch.float32, late=1000)[:, list(GROWN)]
-    torch.testing.assert_close(path, fresh(make, torch.float32), rtol=0, atol=1e-6)
+    # PyTorch's own factors are less exact here: it takes powers in float32.
+    torch.testing.assert_close(path, fresh(MADE["Adam"], torch.float32), rtol=0, atol=1e-7)
 
 
 class Reference:
@@ -259,7 +264,7 @@ EVENT = st.tuples(st.booleans(), st.booleans(), st.integers(0, 2**32 - 1))
     small=st.sampled_from([0, 1 << 16]),
     apart=st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_any_sequence_of_updates(kind, events, small, apart):
     """Against a reference with an age a connection: any masks, some weights idle in some steps."""
     stream = torch.Generator().manual_seed(1)
@@ -288,7 +293,7 @@ def test_any_sequence_of_updates(kind, events, small, apart):
         patch.setattr(ages, "SMALL", small)
         topology = sf.attach(model, optimizer, masks, Drawn(tuple(script)))
         references = [
-            Reference(p.detach().clone(), m, kind, r, decay)
+            Reference(p.detach().clone(), m, kind, r, 0.1)
             for p, m, r in zip(model, masks.values(), rates, strict=True)
         ]
         for _, idle, seed in events:
@@ -304,4 +309,134 @@ def test_any_sequence_of_updates(kind, events, small, apart):
                 reference.update(topology.masks[str(i)])
                 torch.testing.assert_close(
                     model[i].detach(), reference.weight, rtol=1e-9, atol=1e-12
+                )
+
+
+def attached(
+    make: Make, dtype: torch.dtype = torch.float32, *, sparse: bool = False, script: Any = None
+) -> tuple[nn.Module, torch.optim.Optimizer, sf.topology.Topology]:
+    model, masks = layer(START, dtype, sparse=sparse)
+    optimizer = make(model.parameters())
+    return model, optimizer, sf.attach(model, optimizer, masks, Scripted(script or (None, AFTER)))
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["masked", "sparse"])
+def test_ages_are_saved(sparse):
+    """Interrupted among young connections and resumed in other objects: bit for bit."""
+    model, optimizer, topology = attached(MADE["NAdam"], sparse=sparse)
+    for step in range(5):
+        take(model, optimizer, step)
+    saved = copy.deepcopy([x.state_dict() for x in (model, optimizer, topology)])
+    births = saved[2]["memory"]["born/0.weight"]
+    assert births.dtype == torch.int32
+    assert births.tolist() == [2 * (place in GROWN) for place in AFTER]
+    other, other_optimizer, other_topology = attached(MADE["NAdam"], sparse=sparse)
+    for ours, state in zip((other, other_optimizer, other_topology), saved, strict=True):
+        ours.load_state_dict(state)
+    for step in range(5, 9):
+        take(model, optimizer, step)
+        take(other, other_optimizer, step)
+    assert torch.equal(dense(model), dense(other))
+    with pytest.raises(TopologyError, match="has 3 births for the 24 connections"):
+        other_topology.load_state_dict(
+            saved[2] | {"memory": {"born/0.weight": torch.ones(3, dtype=torch.int32)}}
+        )
+
+
+def test_what_comes_back_at_once_keeps_its_age_and_what_comes_back_later_is_young():
+    there, gone = START, START[1:]
+    script = (None, AFTER, AFTER, there, None, gone, there)
+    model, optimizer, topology = attached(MADE["Adam"], script=script)
+    born = []
+    for step in range(7):
+        take(model, optimizer, step)
+        places = topology.masks.indices("0.weight").tolist()
+        births = topology.state_dict()["memory"].get("born/0.weight", torch.zeros(len(places)))
+        born.append({p: b for p, b in zip(places, births.tolist(), strict=True) if b})
+    lost = START[-len(GROWN) :]
+    assert [len(each) for each in born] == [0, 8, 8, 8, 8, 8, 9]
+    assert set(born[2].values()) == {2}
+    assert set(born[3]) == set(lost)
+    assert sorted(born[6].values()) == [4] * 8 + [7]
+
+
+def test_old_connections_are_let_go(monkeypatch):
+    """Once its age makes no difference to rounding, a connection costs nothing any more."""
+    monkeypatch.setattr(ages, "SETTLING", 10)
+
+    def make(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=0.01, betas=(0.1, 0.5))
+
+    model, optimizer, topology = attached(make)
+    counts = []
+    for step in range(45):
+        take(model, optimizer, step)
+        counts.append("born/0.weight" in topology.state_dict()["memory"])
+    # 0.5^age is below a quarter of float32's rounding from age 26 on.
+    assert counts == [1 < step <= 29 for step in range(1, 46)]
+
+
+def test_before_anything_is_grown_nothing_is_done(monkeypatch):
+    monkeypatch.setattr(ages._Young, "note", None)
+    model, optimizer, _ = attached(MADE["Adam"], script=(None, START, START[1:]))
+    for step in range(5):
+        take(model, optimizer, step)
+
+
+def test_weights_kept_beyond_the_mask_are_old():
+    """A method that stores more than its mask: what it stores is there, what it adds is young."""
+    model, masks = layer(START, torch.float32, sparse=False)
+    optimizer = torch.optim.Adam(model.parameters())
+
+    @dataclass(frozen=True)
+    class Storing(Scripted):
+        def stored(self, layers):
+            return {name: torch.tensor(START + GROWN[:3]).sort()[0] for name in layers}
+
+    topology = sf.attach(model, optimizer, masks, Storing((None, AFTER)))
+    for step in range(3):
+        take(model, optimizer, step)
+    births = topology.state_dict()["memory"]["born/0.weight"]
+    assert int((births > 0).sum()) == len(GROWN) - 3
+
+
+@pytest.mark.parametrize("kind", ["Adam", "NAdam", "Adamax"])
+def test_weights_in_another_memory_order_and_complex_ones(kind):
+    """As a contiguous and as two real weights."""
+
+    def path(weight: Tensor, mask: Tensor) -> Tensor:
+        model = nn.ParameterList([nn.Parameter(weight.clone())])
+        optimizer = getattr(torch.optim, kind)(model, lr=0.01)
+        places = mask.flatten().nonzero().squeeze(1)
+        script = (None, tuple((places[:-1] + 1).unique().tolist()))
+        sf.attach(model, optimizer, {"0": mask}, Scripted(script))
+        found = []
+        for step in range(6):
+            stream = torch.Generator().manual_seed(step)
+            drawn = torch.randn((*mask.shape, 2), generator=stream)
+            gradient = torch.view_as_complex(drawn) if weight.is_complex() else drawn[..., 0]
+            model[0].grad = gradient * (model[0] != 0) if step < 2 else gradient
+            optimizer.step()
+            found.append(model[0].detach().clone().contiguous())
+        return torch.stack(found)
+
+    stream = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 3, 2, 2, generator=stream)
+    mask = torch.rand(weight.shape, generator=stream) < 0.5
+    plain = path(weight, mask)
+    assert torch.equal(path(weight.to(memory_format=torch.channels_last), mask), plain)
+    both = path(torch.complex(weight, -weight), mask)
+    torch.testing.assert_close(both.real, plain, rtol=0, atol=1e-8)
+
+
+def test_ranks_have_equal_ages(crew):
+    """Under DDP and under fully_shard, whose ranks hold parts of a weight: as one process."""
+    alone = ranks.grown("plain")
+    for how in ("ddp", "fsdp"):
+        for found in crew(2)(ranks.grown, how):
+            assert found["born"] == alone["born"]
+            assert any(map(any, found["born"].values()))
+            for name, values in found["weights"].items():
+                torch.testing.assert_close(
+                    torch.tensor(values), torch.tensor(alone["weights"][name]), rtol=0, atol=1e-9
                 )

@@ -141,8 +141,8 @@ class Ages:
         assert self._update is not None
         group = self._optimizer.param_groups[self._group(weight)]
         steps = self._steps(weight.name)
-        ages = torch.cat([births.new_tensor([steps]), steps - births]).clamp_(min=1)
-        factors = torch.stack(tuple(self._update.factors(ages.double(), group)))
+        ages = torch.cat([births.new_tensor([steps]), steps - births]) + 1  # at the next step
+        factors = torch.stack(tuple(self._update.factors(ages.clamp_(min=1).double(), group)))
         own, each = factors[:, :1], factors[:, 1:]
         rounding = torch.finfo(_precise(weight.parameter.dtype)).eps / 4
         return births[((each - own).abs() <= rounding * own.abs()).all(0)]
