@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,8 +27,8 @@ def served_update(
 ) -> Update | None:
     """Return how an optimiser makes a step by age; None if age does not matter, or shall not.
 
-    An optimiser that is not known is tried: it makes one step of stand-ins of the
-    weights, which shows what it keeps of them and whether it counts.
+    An optimiser that is not known is tried: it makes two steps of stand-ins of the
+    weights, which show what it keeps of them and whether it counts.
 
     Raises:
         TopologyError: if it keeps what masks cannot reach; if it counts steps in a way
@@ -85,9 +86,9 @@ def _holds_tensors(value: Any) -> bool:
 def _try(optimizer: Optimizer, weights: Mapping[str, Weight], *, asked: bool) -> None:
     kind = type(optimizer).__name__
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng(_devices(weights)):
-            warnings.simplefilter("ignore")
+        with _quietly(weights):
             double, stand_ins = _stand_in(optimizer, weights)
+            _step(double, list(stand_ins))
             before = dict(_numbers(double))
             _step(double, list(stand_ins))
     except Exception as error:  # whatever someone's optimiser raises
@@ -100,7 +101,8 @@ def _try(optimizer: Optimizer, weights: Mapping[str, Weight], *, asked: bool) ->
     for each in _nested(double):
         for parameter, name in stand_ins.items():
             check_slots(name, each, each.state.get(parameter, {}))
-    counters = [key for key, value in _numbers(double) if value == before.get(key, 0) + 1]
+    grew = [(key, value - before.get(key, 0)) for key, value in _numbers(double)]
+    counters = [key for key, by in grew if by >= 1 and by == int(by)]
     if asked and counters:
         raise TopologyError(
             f"{kind} counts steps ({counters[0][0]}), and how they enter its updates is not known, "
@@ -174,6 +176,15 @@ def _numbers(optimizer: Optimizer) -> Iterator[tuple[tuple[str, int, int], float
                         yield (f"{what} {key!r}", depth, index), float(value)
 
 
-def _devices(weights: Mapping[str, Weight]) -> list[torch.device]:
-    found = {weight.parameter.device for weight in weights.values()}
-    return [device for device in found if device.type == "cuda"]
+@contextmanager
+def _quietly(weights: Mapping[str, Weight]) -> Iterator[None]:
+    """Leave random streams as they are, warn of nothing, and compile nothing for two steps."""
+    devices = {weight.parameter.device for weight in weights.values()}
+    cuda = [device for device in devices if device.type == "cuda"]
+    with (
+        torch.random.fork_rng(cuda),
+        warnings.catch_warnings(),
+        torch.compiler.set_stance("force_eager"),
+    ):
+        warnings.simplefilter("ignore")
+        yield
