@@ -400,6 +400,61 @@ def test_weights_kept_beyond_the_mask_are_old():
     assert int((births > 0).sum()) == len(GROWN) - 3
 
 
+def test_a_step_that_a_scaler_skips_leaves_them():
+    """A fused optimiser looks for itself whether gradients were finite."""
+    found = []
+    for skipping in (False, True):
+        model, optimizer, _ = attached(MADE["Adam fused weight_decay maximize"])
+        for step in range(6):
+            if skipping and step == 4:
+                optimizer.found_inf = torch.tensor(1.0)
+                take(model, optimizer, 99)
+                del optimizer.found_inf
+            take(model, optimizer, step)
+        found.append(dense(model))
+    assert torch.equal(*found)
+
+
+def test_sharpness_aware_steps_are_of_the_inner_optimiser():
+    """Weights are moved, a second gradient is taken there, and the step is made from before."""
+
+    class SAM(torch.optim.Optimizer):
+        def __init__(self, params):
+            super().__init__(params, {"rho": 0.05})
+            self.inner = torch.optim.Adam(self.param_groups, lr=0.01)
+
+        @torch.no_grad()
+        def first_step(self):
+            self.moved = [
+                (p, p.clone()) for p in self.param_groups[0]["params"] if p.grad is not None
+            ]
+            for p, _ in self.moved:
+                p.add_(p.grad, alpha=0.05)
+
+        @torch.no_grad()
+        def second_step(self):
+            for p, before in self.moved:
+                p.copy_(before)
+            self.inner.step()
+
+        def step(self, closure):
+            self.first_step()
+            closure()
+            self.second_step()
+
+    plain, plain_optimizer, _ = attached(MADE["Adam"])
+    model, optimizer, topology = attached(SAM)
+    for step in range(8):
+        take(plain, plain_optimizer, step)
+        for half in (optimizer.first_step, optimizer.second_step):
+            x, dy = gradients(step, torch.float32)
+            optimizer.zero_grad()
+            model(x).backward(dy)  # does not depend on the weights
+            half()
+    assert (topology.step, topology.updates) == (8, 1)
+    assert torch.equal(dense(model), dense(plain))
+
+
 @pytest.mark.parametrize("kind", ["Adam", "NAdam", "Adamax"])
 def test_weights_in_another_memory_order_and_complex_ones(kind):
     """As a contiguous and as two real weights."""
@@ -429,6 +484,7 @@ def test_weights_in_another_memory_order_and_complex_ones(kind):
     torch.testing.assert_close(both.real, plain, rtol=0, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_ranks_have_equal_ages(crew):
     """Under DDP and under fully_shard, whose ranks hold parts of a weight: as one process."""
     alone = ranks.grown("plain")

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -113,6 +114,18 @@ class Around(torch.optim.Optimizer):
         self.inner.step()
 
 
+class Several(torch.optim.Optimizer):
+    """Whose optimisers take one step after the other."""
+
+    def __init__(self, params: Any):
+        super().__init__(params, {"lr": 0.1})
+        self.inner = [torch.optim.Adam(self.param_groups), torch.optim.NAdam(self.param_groups)]
+
+    def step(self, closure=None):
+        for each in self.inner:
+            each.step()
+
+
 class Broken(Momentum):
     def counted(self, state, group):
         raise ValueError("needs a teacher\nand more")
@@ -161,7 +174,8 @@ def test_state_out_of_reach_is_refused(kind, words):
         (CountingInGroup, r"CountingInGroup counts steps \(group 'k'\)"),
         (OwnStep, r"OwnStep counts steps \(state 'step'\)"),
         (torch.optim.ASGD, r"ASGD counts steps \(state 'step'\)"),
-        (lambda p: Around(p, torch.optim.Adam), r"Around counts steps \(state 'step'\)"),
+        (lambda p: Around(p, OwnStep), r"Around counts steps \(state 'step'\)"),
+        (Several, "Several holds 2 optimisers that count steps"),
         (Broken, r"trial step of it failed \(ValueError: needs a teacher\)"),
     ],
 )
@@ -199,6 +213,18 @@ def test_a_subclass_of_adam_has_ages():
     for step in range(3):
         take(model, optimizer, step)
     assert "born/0.weight" in topology.state_dict()["memory"]
+
+
+def test_an_optimiser_inside_another_has_ages():
+    """The weights are as under the inner one alone."""
+    found = []
+    for make in (torch.optim.Adam, lambda p, lr: Around(p, torch.optim.Adam)):
+        model, optimizer, topology = attach(partial(make, lr=0.1))
+        for step in range(6):
+            take(model, optimizer, step)
+        assert "born/0.weight" in topology.state_dict()["memory"]
+        found.append(model[0].weight.detach())
+    assert torch.equal(*found)
 
 
 def test_a_class_may_be_added(monkeypatch):

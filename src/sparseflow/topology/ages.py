@@ -35,20 +35,26 @@ SMALL = 1 << 16
 
 
 class Ages:
-    """Since when each connection is there, and the steps of those that are young."""
+    """Since when each connection is there, and the steps of those that are young.
+
+    Attributes:
+        births: by weight, the optimiser's count of steps at the birth of each connection,
+            in order; 0 for those as old as the optimiser. A weight without young
+            connections has none.
+    """
 
     def __init__(
-        self, optimizer: Optimizer, weights: Mapping[str, Weight], update: Update | None
+        self, weights: Mapping[str, Weight], optimizer: Optimizer, update: Update | None
     ) -> None:
         """Look after weights that have no young connection so far.
 
         Args:
-            optimizer: takes the steps.
             weights: by name.
+            optimizer: takes their steps.
             update: how it makes a step, by age; None where age does not matter.
         """
-        self._optimizer, self._weights, self._update = optimizer, weights, update
-        self._births: dict[str, Tensor] = {}  # of each connection; 0: as old as the optimiser
+        self._weights, self._optimizer, self._update = weights, optimizer, update
+        self.births: dict[str, Tensor] = {}
         self._positions: dict[str, Tensor] = {}
         self._young: list[_Young] | None = None
 
@@ -65,46 +71,51 @@ class Ages:
             positions = after.indices(name)
             where, stays = find(positions, before.indices(name))
             births = torch.full_like(positions, self._steps(name), dtype=torch.int32)
-            old = self._births.get(name)
+            old = self.births.get(name)
             births[stays] = 0 if old is None else old[where[stays]]
             self._keep(name, births, positions)
         self.settle()
 
     def settle(self) -> None:
         """Let go of connections whose age makes no difference any more."""
-        for name, births in tuple(self._births.items()):
+        for name, births in tuple(self.births.items()):
             cohorts = births.unique()
             old = self._settled(self._weights[name], cohorts[cohorts > 0])
             if len(old):
                 young = births.masked_fill(torch.isin(births, old), 0)
                 self._keep(name, young, self._positions[name])
 
-    def before_step(self) -> None:
-        """Note the weights of young connections."""
-        if self._births and self._young is None:
+    def settle_at(self, step: int) -> None:
+        """Let go of the old now and then, by a count of steps that is saved.
+
+        A training that was interrupted then does so when the uninterrupted one does,
+        and ends bit for bit like it.
+        """
+        if step % SETTLING == 0:
+            self.settle()
+
+    def hooks_before(self) -> Iterator[Any]:
+        """Note weights before a step, until the handle is removed."""
+        if self._update is not None:
+            yield self._optimizer.register_step_pre_hook(self._before_step)
+
+    def hooks_after(self) -> Iterator[Any]:
+        """Write them after it, until the handle is removed."""
+        if self._update is not None:
+            yield self._optimizer.register_step_post_hook(self._after_step)
+
+    def _before_step(self, *_: Any) -> None:
+        if self.births and self._young is None:
             self._young = list(self._groups())
         for young in self._young or ():
             young.note()
 
-    def after_step(self, step: int) -> None:
-        """Write the weights of young connections as their own ages have them.
-
-        Args:
-            step: number of steps taken.
-        """
+    def _after_step(self, *_: Any) -> None:
         for young in self._young or ():
             young.write()
-        # By the count of steps, which is saved: an interrupted training lets go of them as the
-        # uninterrupted one does, and ends bit for bit like it.
-        if step % SETTLING == 0:
-            self.settle()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return, by weight, the birth of each connection in order; 0 if it is not young."""
-        return dict(self._births)
 
     def load(self, births: Mapping[str, Tensor], places: Masks) -> None:
-        """Restore :meth:`tensors`.
+        """Restore :attr:`births`.
 
         Args:
             births: by weight.
@@ -113,7 +124,7 @@ class Ages:
         Raises:
             TopologyError: if there is not one birth a connection.
         """
-        self._births, self._positions, self._young = {}, {}, None
+        self.births, self._positions, self._young = {}, {}, None
         for name, born in births.items():
             positions = places.indices(name)
             if born.shape != positions.shape:
@@ -127,9 +138,9 @@ class Ages:
     def _keep(self, name: str, births: Tensor, positions: Tensor) -> None:
         self._young = None
         if bool(births.any()):
-            self._births[name], self._positions[name] = births, positions
+            self.births[name], self._positions[name] = births, positions
         else:
-            self._births.pop(name, None)
+            self.births.pop(name, None)
             self._positions.pop(name, None)
 
     def _steps(self, name: str) -> int:
@@ -157,7 +168,7 @@ class Ages:
         """Young connections, those together that take their steps alike."""
         assert self._update is not None
         alike: dict[tuple[int, torch.dtype, torch.device], list[str]] = defaultdict(list)
-        for name in self._births:
+        for name in self.births:
             parameter = self._weights[name].parameter
             alike[self._group(self._weights[name]), parameter.dtype, parameter.device].append(name)
         for (group, *_), names in alike.items():
@@ -167,7 +178,7 @@ class Ages:
                 group,
                 self._update,
                 [self._weights[name] for name in names],
-                [self._births[name] for name in names],
+                [self.births[name] for name in names],
                 [self._positions[name] for name in names],
             )
 
@@ -225,7 +236,12 @@ class _Young:
             parameters = [weight.parameter for weight in self._weights]
             gradient = self._read([p if p.grad is None else p.grad for p in parameters])
         factors = self._factors(states, group)
-        after = update.stepped(self._before, moments, factors, gradient, group)
+        # Set by GradScaler for the time of the step, where a fused optimiser itself skips it.
+        skipped = getattr(self._optimizer, "found_inf", None)
+        before = self._before if skipped is None else self._before.clone()
+        after = update.stepped(before, moments, factors, gradient, group)
+        if skipped is not None:
+            after = torch.where(skipped > 0, self._before, after)
         dtype = self._weights[0].parameter.dtype
         after = (torch.view_as_complex(after) if dtype.is_complex else after).to(dtype)
         own = [local(weight.parameter.detach()) for weight in self._weights]
