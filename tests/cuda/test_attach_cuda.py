@@ -92,6 +92,7 @@ def test_fused_optimisers_keep_the_masks(optimizer: str, gpu: torch.device) -> N
     assert_same_training(ours, trained("cpu", "rigl", optimizer), gpu)
 
 
+@pytest.mark.filterwarnings("ignore:This instance was constructed with capturable")
 @pytest.mark.parametrize("optimizer", CAPTURABLE)
 def test_capturable_optimisers_keep_the_masks(optimizer: str, gpu: torch.device) -> None:
     ours = trained(gpu, "rigl", optimizer, capturable=True)

@@ -13,6 +13,7 @@ from sparseflow.core.errors import TopologyError
 from sparseflow.topology import Topology
 
 WARM = 3
+pytestmark = pytest.mark.filterwarnings("ignore:This instance was constructed with capturable")
 
 
 def made(
