@@ -209,7 +209,8 @@ def deviation(layer: Layer, mask: Bool[Tensor, "*w"], init: Init) -> Float[Tenso
     else:
         fan = (layer.fan_in(counted) + layer.fan_out(counted)) / 2
     if init.kind == "layer":
-        fan = fan * mask.float().mean()
+        # On the CPU: a GPU multiplies by 1/n where a CPU divides, and may round otherwise.
+        fan = fan * mask.cpu().float().mean()
     return torch.where(fan > 0, init.scale / fan, 0.0).sqrt()
 
 

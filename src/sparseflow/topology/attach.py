@@ -232,7 +232,7 @@ class Topology:
                 weight.bring_back()
 
     def _read(self) -> None:
-        self._growth.read(self.step + 1, self._steps.unit)
+        self._growth.read(self.step + 1, lambda: self._steps.unit)
 
     def _refuse_capture(self, parameter: Tensor) -> None:
         """Refuse what a CUDA graph would replay: these hooks run at its capture alone."""
