@@ -24,7 +24,8 @@ from sparseflow.core.errors import SpecError, StoreError
 from sparseflow.report import load_results, markdown_table, write_report
 from sparseflow.report.results import Results, encode
 from sparseflow.runs import Store, audit, execute
-from sparseflow.runs.spec import as_data, from_data, identity
+from sparseflow.runs.identity import identity
+from sparseflow.runs.spec import as_data, from_data
 from sparseflow.train.checkpoint import resume_extra
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,9 +12,10 @@ from sparseflow.recipes.family import FAMILIES
 from sparseflow.recipes.grid import grid
 from sparseflow.recipes.make import expand, make_spec, makers
 from sparseflow.runs.override import matches
+from sparseflow.runs.run import Run
 from sparseflow.runs.select import matching
 from sparseflow.runs.spec import RunSpec
-from sparseflow.runs.store import Run, Store
+from sparseflow.runs.store import Store
 
 _ID = re.compile(r"[0-9a-f]{1,16}")
 

@@ -14,9 +14,10 @@ from sparseflow.recipes.extend import attached, is_attached
 from sparseflow.recipes.family import FAMILIES
 from sparseflow.recipes.make import make_spec
 from sparseflow.runs.describe import ABSENT, pairs, text_of
+from sparseflow.runs.identity import identity
 from sparseflow.runs.override import assigned, path_of, scaled, with_seeds
-from sparseflow.runs.spec import RunSpec, identity
-from sparseflow.runs.store import Run
+from sparseflow.runs.run import Run
+from sparseflow.runs.spec import RunSpec
 
 DIGITS = range(1, 7)
 """Significant digits of a scale that are tried."""

@@ -9,8 +9,8 @@ from msgspec.structs import replace
 from sparseflow.core.errors import SpecError
 from sparseflow.recipes.make import make_spec
 from sparseflow.runs.override import path_of
+from sparseflow.runs.run import Run
 from sparseflow.runs.spec import FullMask, ParentMask, ParentWeights, RunSpec
-from sparseflow.runs.store import Run
 from sparseflow.runs.validate import check
 
 INHERITED = ("density", "data", "model", "mask", "init", "weights")

@@ -2,23 +2,15 @@
 
 from sparseflow.runs.audit import Finding, audit, inspect
 from sparseflow.runs.execution import check_device
+from sparseflow.runs.identity import identity
 from sparseflow.runs.jobs import Executor, Local, Ray
 from sparseflow.runs.jobs.graph import Graph, Job, plan
 from sparseflow.runs.jobs.sweep import sweep
 from sparseflow.runs.override import scaled, with_overrides, with_seeds
+from sparseflow.runs.run import Run
 from sparseflow.runs.select import matching, remeasure
-from sparseflow.runs.spec import (
-    Data,
-    Measure,
-    Model,
-    Optimizer,
-    RunSpec,
-    Train,
-    ancestors,
-    identity,
-    parents,
-)
-from sparseflow.runs.store import Run, Store
+from sparseflow.runs.spec import Data, Measure, Model, Optimizer, RunSpec, Train, ancestors, parents
+from sparseflow.runs.store import Store
 from sparseflow.runs.training import execute
 from sparseflow.runs.validate import check
 

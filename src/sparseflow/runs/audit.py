@@ -12,7 +12,8 @@ from sparseflow.core.errors import StoreError
 from sparseflow.core.files import orphans
 from sparseflow.runs.journal import check
 from sparseflow.runs.progress import reached
-from sparseflow.runs.store import ID, Run, Store
+from sparseflow.runs.run import Run
+from sparseflow.runs.store import ID, Store
 from sparseflow.train.checkpoint import load_state
 
 

@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from sparseflow.core.expressions import written
-from sparseflow.core.values import PARTS, UnknownValue, Value, hints_of, is_required, to_data
+from sparseflow.core.fields import hints_of, is_required
+from sparseflow.core.values import PARTS, UnknownValue, Value, to_data
 from sparseflow.data import DATA
 from sparseflow.init import NAMED
 from sparseflow.models import MODELS
