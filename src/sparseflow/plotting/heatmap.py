@@ -14,7 +14,7 @@ from sparseflow.plotting.palette import SCALE
 
 
 def round_step(least: float) -> float:
-    """Smallest of 1, 2, 2.5, 5 times a power of ten that is no less.
+    """Smallest of 1, 2, 2.5, 5 times a power of ten that is not less.
 
     >>> round_step(2.3), round_step(0.9)
     (2.5, 1.0)

@@ -136,8 +136,8 @@ class RecipeName:
     @property
     def order(self) -> tuple[int, str, int, str]:
         """Place in the table."""
-        known = list(looks())
-        place = known.index(self.method) if self.method in known else len(known)
+        methods = list(looks())
+        place = methods.index(self.method) if self.method in methods else len(methods)
         inits = list(init_marks())
         return place, self.method, inits.index(self.init), self.group
 
@@ -174,7 +174,7 @@ class Place:
 
 
 def place_of(label: str) -> Place:
-    """Split the label of a checkpoint; one that is no label is all recipe.
+    """Split the label of a checkpoint; one of another form is all recipe.
 
     >>> place_of("scratch:inits 3 end")
     Place(recipe='scratch:inits', seed='3', when='end')

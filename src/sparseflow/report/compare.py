@@ -201,10 +201,10 @@ def _metrics(run: Run) -> dict[str, str]:
 
 
 def _outcomes(recipe: str, group: RunsBySeed) -> dict[int, Outcome]:
-    found = {}
+    outcomes = {}
     for seed, run in group.items():
         result = run.result
-        found[seed] = Outcome(
+        outcomes[seed] = Outcome(
             recipe=recipe,
             seed=seed,
             run=run.id,
@@ -218,7 +218,7 @@ def _outcomes(recipe: str, group: RunsBySeed) -> dict[int, Outcome]:
                 "flops": training_flops(run) / TERA,
             },
         )
-    return found
+    return outcomes
 
 
 def _norms(run: Run) -> dict[str, float]:

@@ -102,10 +102,10 @@ def differences(one: RunSpec, other: RunSpec) -> list[Difference]:
         >>> differences(make_spec("mlp-mnist/dense"), make_spec("mlp-mnist/dense", seed=1))[0]
         Difference(path='seeds.init', one='0', other='1')
     """
-    found = [Difference(path, text_of(a), text_of(b)) for path, a, b in pairs(one, other)]
+    rows = [Difference(path, text_of(a), text_of(b)) for path, a, b in pairs(one, other)]
     if _one_parent(one) and _one_parent(other):
-        found = [each for each in found if not each.path.startswith("weights.run.")]
-    return sorted(found, key=lambda each: ".run" in each.path)
+        rows = [each for each in rows if not each.path.startswith("weights.run.")]
+    return sorted(rows, key=lambda each: ".run" in each.path)
 
 
 def pairs(one: Any, other: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

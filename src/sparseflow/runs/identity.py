@@ -64,13 +64,13 @@ def identity_of_data(data: Any, code: Sequence[Code]) -> str:
 
 def _nameless(data: Any) -> Any:
     """Leave out what does not enter the hash, here and in the runs within."""
-    kept = {name: value for name, value in data.items() if name != "recipe"}
-    for name, value in kept.items():
+    named = {name: value for name, value in data.items() if name != "recipe"}
+    for name, value in named.items():
         if name == "train" and isinstance(value, dict):
-            kept[name] = {n: v for n, v in value.items() if n != "resume"}
+            named[name] = {n: v for n, v in value.items() if n != "resume"}
         elif name in ("mask", "weights") and isinstance(value, dict) and "run" in value:
-            kept[name] = {**value, "run": _nameless(value["run"])}
-    return kept
+            named[name] = {**value, "run": _nameless(value["run"])}
+    return named
 
 
 def code_of_run(spec: RunSpec) -> tuple[Code, ...]:
@@ -79,10 +79,10 @@ def code_of_run(spec: RunSpec) -> tuple[Code, ...]:
     Raises:
         SpecError: if one is not loaded, or cannot be read.
     """
-    found: dict[str, Code] = {}
+    codes: dict[str, Code] = {}
     for run in (*ancestors(spec), spec):
         parts = [*code_in(run.method), *code_in(run.init)]
         for registry, name in ((MODELS, run.model.name), (DATA, run.data.name)):
             parts += registry.entry(name).code
-        found |= {code.digest: code for code in parts}
-    return tuple(sorted(found.values()))
+        codes |= {code.digest: code for code in parts}
+    return tuple(sorted(codes.values()))

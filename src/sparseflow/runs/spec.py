@@ -238,8 +238,8 @@ def check_name(recipe: str) -> None:
 
 def parents(spec: RunSpec) -> list[RunSpec]:
     """Runs that must be finished first, without repeats."""
-    found = [part.run for part in (spec.mask, spec.weights) if hasattr(part, "run")]  # type: ignore[union-attr]
-    return found[:1] if len(found) == 2 and found[0] == found[1] else found
+    runs = [part.run for part in (spec.mask, spec.weights) if hasattr(part, "run")]  # type: ignore[union-attr]
+    return runs[:1] if len(runs) == 2 and runs[0] == runs[1] else runs
 
 
 def ancestors(spec: RunSpec) -> Iterator[RunSpec]:

@@ -64,12 +64,12 @@ class Store:
         Raises:
             StoreError: if none or several do.
         """
-        found = [p.parent for p in sorted(self.root.glob("*/spec.json"))]
-        found = [p for p in found if prefix and p.name.startswith(prefix)]
-        if len(found) != 1:
-            names = ", ".join(p.name for p in found) or "none"
+        folders = [p.parent for p in sorted(self.root.glob("*/spec.json"))]
+        folders = [p for p in folders if prefix and p.name.startswith(prefix)]
+        if len(folders) != 1:
+            names = ", ".join(p.name for p in folders) or "none"
             raise StoreError(f"{prefix!r} names no single run in {self.root}: {names}")
-        return self.read(found[0])
+        return self.read(folders[0])
 
     def read(self, path: Path) -> Run:
         """Return the run in a folder of the store.

@@ -232,9 +232,9 @@ def _draw_start(results: Evidence) -> Drawing | None:
             figure.subplots(1, 2, sharey=True), ("largest", "smallest"), (1, -1), strict=True
         ):
             values = {r: [getattr(s, name) for s in records] for r, records in groups.items()}
-            beside = {r: getattr(pair, name) for r, pair in others.curvature.items()}
+            theirs = {r: getattr(pair, name) for r, pair in others.curvature.items()}
             axes.set_title(f"{name.capitalize()} eigenvalue")
-            eigenvalues.draw_extremes(axes, values, beside, sign)
+            eigenvalues.draw_extremes(axes, values, theirs, sign)
         handles = [
             mpl.lines.Line2D([], [], linestyle="", marker=m, color=c, markersize=5)
             for m, c in (("o", MUTED), ("^", INK))
@@ -333,7 +333,7 @@ AT_START = Figure(
 TRAINED = Figure(
     "spectrum",
     "The whole spectrum of a trained sparse network",
-    "Every eigenvalue computed (grey) beside Lanczos quadrature (lines), which takes a "
+    "Every eigenvalue computed (grey), and Lanczos quadrature (lines), which takes a "
     "fraction of the time. The shaded side is negative; the bins are logarithmic away "
     "from zero, and so are the counts.",
     "spectra of a trained network",

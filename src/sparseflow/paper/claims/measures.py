@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterable
 
 from sparseflow.paper.judging import Measure, Sample
 from sparseflow.plotting.vocabulary import place_of
-from sparseflow.report.results import Results, RunFigures
+from sparseflow.report.results import Results, RunValues
 from sparseflow.studies import Line, Spectrum
 from sparseflow.studies.agreement import dead_labels
 from sparseflow.studies.evidence import of
 from sparseflow.studies.values import Number
 
-Value = Callable[[RunFigures], Number]
+Value = Callable[[RunValues], Number]
 
 
-def runs_of(results: Results, recipe: str) -> list[RunFigures]:
+def runs_of(results: Results, recipe: str) -> list[RunValues]:
     """Runs of one recipe with the settings that most share."""
     return [run for run in results.main if run.recipe == recipe]
 

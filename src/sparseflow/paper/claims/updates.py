@@ -27,7 +27,7 @@ from sparseflow.paper.judging import (
     minus_each,
 )
 from sparseflow.plotting.vocabulary import RULES, place_of
-from sparseflow.report.results import Results, RunFigures
+from sparseflow.report.results import Results, RunValues
 from sparseflow.studies import Spectrum, Updates
 from sparseflow.studies.evidence import of
 from sparseflow.studies.update import Trial
@@ -100,7 +100,7 @@ def tried(rule: str, change: Change) -> Measure:
 def recorded(recipe: str, *, half: bool) -> Measure:
     """One value a run: median log change of the gradient norm over its updates."""
 
-    def value(run: RunFigures) -> Number:
+    def value(run: RunValues) -> Number:
         if run.updates is None:
             return None
         columns = zip(run.updates.step, run.updates.before, run.updates.after, strict=True)

@@ -16,7 +16,7 @@ from sparseflow.plotting.table import Table
 from sparseflow.plotting.vocabulary import look_of
 from sparseflow.plotting.vocabulary import panels as all_panels
 from sparseflow.report import findings
-from sparseflow.report.results import Results, RunFigures
+from sparseflow.report.results import Results, RunValues
 from sparseflow.report.summary import by_recipe, legend_name
 
 Part = Literal["total", "kernels"]
@@ -59,11 +59,11 @@ def _draw(results: Results, part: Part) -> Drawing | None:
         return figure
 
 
-def _height(groups: dict[str, list[RunFigures]], panel: str) -> float:
+def _height(groups: dict[str, list[RunValues]], panel: str) -> float:
     return max(1.55, 0.62 + 0.2 * sum(look_of(r).panel == panel for r in groups))
 
 
-def _draw_panel(axes: Axes, groups: dict[str, list[RunFigures]], name: str, part: Part) -> None:
+def _draw_panel(axes: Axes, groups: dict[str, list[RunValues]], name: str, part: Part) -> None:
     handles, labels = [], []
     for recipe, runs in groups.items():
         if look_of(recipe).panel != name:
@@ -78,7 +78,7 @@ def _draw_panel(axes: Axes, groups: dict[str, list[RunFigures]], name: str, part
     style.side_legend(axes, handles, labels, [r for r in groups if look_of(r).panel == name])
 
 
-def _draw_recipe(axes: Axes, runs: list[RunFigures], part: Part, recipe: str) -> None:
+def _draw_recipe(axes: Axes, runs: list[RunValues], part: Part, recipe: str) -> None:
     looks = style.stroke(recipe)
     curves = [_positive(run, part) for run in runs]
     each = list(zip(runs, curves, strict=True))
@@ -103,17 +103,17 @@ def _draw_recipe(axes: Axes, runs: list[RunFigures], part: Part, recipe: str) ->
     mark_all(lines, recipe, f"{recipe}, median of {len(table)}")
 
 
-def _positive(run: RunFigures, part: Part) -> tuple[np.ndarray, np.ndarray]:
+def _positive(run: RunValues, part: Part) -> tuple[np.ndarray, np.ndarray]:
     """Leave out norms of exactly zero, for which a logarithmic axis has no place."""
     steps, values = (np.array(c, dtype=float) for c in (run.flow.step, getattr(run.flow, part)))
     return steps[values > 0], values[values > 0]
 
 
-def _shown(runs: list[RunFigures]) -> list[RunFigures]:
+def _shown(runs: list[RunValues]) -> list[RunValues]:
     return [run for run in runs if not run.dead] or runs
 
 
-def _stacked(runs: Sequence[RunFigures], field: str) -> tuple[np.ndarray, np.ndarray]:
+def _stacked(runs: Sequence[RunValues], field: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps that all runs have in common, and one row of the flow curve a run."""
     common = sorted(set.intersection(*(set(run.flow.step) for run in runs)))
     table = []

@@ -10,7 +10,7 @@ from sparseflow.plotting.marks import mark
 from sparseflow.plotting.table import Table
 from sparseflow.plotting.vocabulary import look_of
 from sparseflow.plotting.vocabulary import panels as all_panels
-from sparseflow.report.results import Results, RunFigures
+from sparseflow.report.results import Results, RunValues
 from sparseflow.report.summary import by_recipe, legend_name
 
 
@@ -40,7 +40,7 @@ def _draw(results: Results) -> Drawing | None:
         return figure
 
 
-def _draw_recipe(axes: Axes, runs: list[RunFigures], recipe: str) -> None:
+def _draw_recipe(axes: Axes, runs: list[RunValues], recipe: str) -> None:
     """A thin line a seed, and the median of the living where there are several."""
     looks = style.stroke(recipe)
     for run in runs:

@@ -12,7 +12,7 @@ from sparseflow.plotting.table import Table
 from sparseflow.plotting.vocabulary import look_of
 from sparseflow.plotting.vocabulary import panels as all_panels
 from sparseflow.report import findings
-from sparseflow.report.results import Results, RunFigures
+from sparseflow.report.results import Results, RunValues
 from sparseflow.report.summary import by_recipe, changes, legend_name
 
 BINS = 12
@@ -50,7 +50,7 @@ def _draw(results: Results) -> Drawing | None:
         return figure
 
 
-def _draw_recipe(axes: Axes, runs: list[RunFigures], recipe: str, last: int) -> None:
+def _draw_recipe(axes: Axes, runs: list[RunValues], recipe: str, last: int) -> None:
     looks = style.stroke(recipe)
     if len(runs) > 1:
         for run in runs:
@@ -69,7 +69,7 @@ def _draw_recipe(axes: Axes, runs: list[RunFigures], recipe: str, last: int) -> 
 
 
 def _levels(
-    runs: list[RunFigures], last: int, levels: tuple[int, ...]
+    runs: list[RunValues], last: int, levels: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Percentiles of the changes in each stretch of the training, and its middle."""
     steps, values = np.array(changes(runs), dtype=float).reshape(-1, 2).T
