@@ -204,7 +204,7 @@ class AgreementStudy(Study, Tagged, frozen=True, tag="agreement"):
                 for i in indices
             )
             living = [logits[i] for i, m in zip(indices, members, strict=True) if not m.dead]
-            together = _ensemble(living, classes) if len(living) > 1 else None
+            together = ensemble_record(living, classes) if len(living) > 1 else None
             groups.append(GroupRecord(group.name, members, together))
         checkpoints = tuple(f"{point.run}@{point.step}" for point in points)
         return Agreement(tuple(groups), labels, checkpoints, *apart)
@@ -232,7 +232,7 @@ def _member(
     )
 
 
-def _ensemble(logits: list[Tensor], truth: Tensor) -> Ensemble:
+def ensemble_record(logits: list[Tensor], truth: Tensor) -> Ensemble:
     """Score an ensemble; its gain is a mean over test examples, and so has a standard error."""
     mean = ensemble(logits)
     result = score(mean, truth)

@@ -127,6 +127,11 @@ class Method(Value):
         """Say whether masks ever change."""
         return True
 
+    @property
+    def grows(self) -> bool:
+        """Say whether an update may add connections."""
+        return self.changes
+
 
 METHODS: Registry[type[Method]] = Registry("method", USE)
 

@@ -274,6 +274,11 @@ class GradualPruning(Method):
         count = round(density * connections.size)
         return pruned(connections.indices, connections.values.abs(), count)
 
+    @property
+    def grows(self) -> bool:
+        """It never does."""
+        return False
+
     def scaled(self, factor: float) -> GradualPruning:
         """As many updates in a training of another length, and never less than one."""
         interval, start = scaled_steps(self.interval, factor), scaled_steps(self.start, factor)
