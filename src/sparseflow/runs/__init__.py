@@ -1,6 +1,6 @@
 """Runs: specification, store, execution, sweeps."""
 
-from sparseflow.runs.audit import Finding, audit, inspect
+from sparseflow.runs.audit import Finding, inspect
 from sparseflow.runs.execution import check_device
 from sparseflow.runs.identity import identity
 from sparseflow.runs.jobs import Executor, Local, Ray
@@ -30,7 +30,6 @@ __all__ = [
     "Store",
     "Train",
     "ancestors",
-    "audit",
     "check",
     "check_device",
     "execute",

@@ -33,11 +33,6 @@ class Finding(NamedTuple):
     broken: bool = True
 
 
-def audit(store: Store) -> Iterator[Finding]:
-    """What is wrong in a store: :func:`inspect` without the files that are well."""
-    return (each for each in inspect(store) if each.wrong)
-
-
 def inspect(store: Store) -> Iterator[Finding]:
     """Read all files of all runs, and compare them with their checksums.
 

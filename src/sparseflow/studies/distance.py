@@ -22,7 +22,7 @@ from sparseflow.runs import Store
 from sparseflow.studies.agreement import dead_labels
 from sparseflow.studies.evidence import Evidence, first
 from sparseflow.studies.load import load_all
-from sparseflow.studies.study import Point, Record, Study, StudyKind, Tagged, register_study
+from sparseflow.studies.study import Point, Record, Study, Tagged, register_study
 from sparseflow.studies.values import Matrix, Number, matrix, rounded
 
 CENTRE = "prune 0 end"
@@ -231,12 +231,10 @@ MAP = Figure(
 )
 
 register_study(
-    StudyKind(
-        study=DistanceStudy,
-        record=Distances,
-        probe="distance",
-        takes=(2, None),
-        order=3,
-        figures=(MAP,),
-    )
+    DistanceStudy,
+    Distances,
+    probe="distance",
+    takes=(2, None),
+    order=3,
+    figures=(MAP,),
 )

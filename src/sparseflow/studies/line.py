@@ -24,16 +24,7 @@ from sparseflow.plotting.vocabulary import place_of
 from sparseflow.runs import Store
 from sparseflow.studies.evidence import Evidence, of
 from sparseflow.studies.load import examples, load_all
-from sparseflow.studies.study import (
-    Place,
-    Point,
-    Record,
-    Study,
-    StudyKind,
-    Tagged,
-    points_at,
-    register_study,
-)
+from sparseflow.studies.study import Place, Point, Record, Study, Tagged, points_at, register_study
 from sparseflow.studies.values import Number, Row, rounded, row
 
 PARENT = ("prune", "end")
@@ -321,13 +312,11 @@ PATHS = Figure(
 )
 
 register_study(
-    StudyKind(
-        study=LineStudy,
-        record=Line,
-        probe="interpolate",
-        takes=(2, 2),
-        options=("examples", "aligned"),
-        order=4,
-        figures=(PATHS,),
-    )
+    LineStudy,
+    Line,
+    probe="interpolate",
+    takes=(2, 2),
+    options=("examples", "aligned"),
+    order=4,
+    figures=(PATHS,),
 )

@@ -27,15 +27,7 @@ from sparseflow.plotting.vocabulary import parse_recipe, place_of
 from sparseflow.runs import Store
 from sparseflow.studies.evidence import Evidence, of
 from sparseflow.studies.load import examples, load_all
-from sparseflow.studies.study import (
-    Point,
-    Record,
-    Study,
-    StudyKind,
-    Tagged,
-    points_at,
-    register_study,
-)
+from sparseflow.studies.study import Point, Record, Study, Tagged, points_at, register_study
 from sparseflow.studies.values import Number, Row, rounded, row
 from sparseflow.train import cross_entropy
 
@@ -344,13 +336,11 @@ TRAINED = Figure(
 )
 
 register_study(
-    StudyKind(
-        study=SpectrumStudy,
-        record=Spectrum,
-        probe="hessian",
-        takes=(1, 1),
-        options=("examples", "exact"),
-        order=1,
-        figures=(AT_START, TRAINED),
-    )
+    SpectrumStudy,
+    Spectrum,
+    probe="hessian",
+    takes=(1, 1),
+    options=("examples", "exact"),
+    order=1,
+    figures=(AT_START, TRAINED),
 )

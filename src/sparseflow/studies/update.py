@@ -27,16 +27,7 @@ from sparseflow.studies.evidence import Evidence, of
 from sparseflow.studies.load import examples
 from sparseflow.studies.replay import TRIED, just_before, rule_of
 from sparseflow.studies.spectrum import Spectrum, measured_exactly
-from sparseflow.studies.study import (
-    Place,
-    Point,
-    Record,
-    Study,
-    StudyKind,
-    Tagged,
-    label_of,
-    register_study,
-)
+from sparseflow.studies.study import Place, Point, Record, Study, Tagged, label_of, register_study
 from sparseflow.studies.values import Number, rounded
 from sparseflow.topology import propose
 
@@ -343,14 +334,12 @@ SPECTRA = Figure(
 )
 
 register_study(
-    StudyKind(
-        study=UpdateStudy,
-        record=Updates,
-        probe="update",
-        takes=(1, 1),
-        options=("examples",),
-        order=2,
-        version=2,
-        figures=(SPECTRA,),
-    )
+    UpdateStudy,
+    Updates,
+    probe="update",
+    takes=(1, 1),
+    options=("examples",),
+    order=2,
+    version=2,
+    figures=(SPECTRA,),
 )
