@@ -79,6 +79,16 @@ def choose(
     Raises:
         SpecError: if a name, a pattern or a field is unknown, or runs are of several families.
         StoreError: if nothing finished is chosen.
+
+    Example:
+        >>> import tempfile
+        >>> from sparseflow.runs import execute
+        >>> short = ["mask=erk", "train.steps=2", "data.limit=300", "data.probe=64"]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = execute(make_spec("mlp-mnist/set+", settings=short), Store(folder))
+        ...     choice = choose(["mlp-mnist/set*"], Store(folder), settings=short)
+        >>> [run.label for run in choice.runs], choice.published
+        (['mlp-mnist/set+ seed 0'], False)
     """
     changed = [f"scale {scale:g}"] * (scale != 1) + list(settings)
     if where and changed:
