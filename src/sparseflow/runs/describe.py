@@ -51,7 +51,7 @@ class Field(NamedTuple):
     settable: bool = True
 
 
-class Difference(NamedTuple):
+class FieldDifference(NamedTuple):
     """A field in which two specifications differ; :data:`ABSENT` where one lacks it."""
 
     path: str
@@ -92,7 +92,7 @@ def describe(spec: RunSpec) -> list[Field]:
     return list(_rows(spec, ""))
 
 
-def differences(one: RunSpec, other: RunSpec) -> list[Difference]:
+def differences(one: RunSpec, other: RunSpec) -> list[FieldDifference]:
     """Fields in which two specifications differ, their own first, then those of their parents.
 
     A parent that gives both mask and weights, on both sides, is compared once.
@@ -100,9 +100,9 @@ def differences(one: RunSpec, other: RunSpec) -> list[Difference]:
     Example:
         >>> from sparseflow.recipes import make_spec
         >>> differences(make_spec("mlp-mnist/dense"), make_spec("mlp-mnist/dense", seed=1))[0]
-        Difference(path='seeds.init', one='0', other='1')
+        FieldDifference(path='seeds.init', one='0', other='1')
     """
-    rows = [Difference(path, text_of(a), text_of(b)) for path, a, b in pairs(one, other)]
+    rows = [FieldDifference(path, text_of(a), text_of(b)) for path, a, b in pairs(one, other)]
     if _one_parent(one) and _one_parent(other):
         rows = [each for each in rows if not each.path.startswith("weights.run.")]
     return sorted(rows, key=lambda each: ".run" in each.path)

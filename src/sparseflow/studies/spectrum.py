@@ -23,7 +23,7 @@ from sparseflow.plotting.formats import count, finite, minus, percent, short
 from sparseflow.plotting.marks import mark
 from sparseflow.plotting.palette import INK, MUTED, color_of
 from sparseflow.plotting.table import Table
-from sparseflow.plotting.vocabulary import parse_recipe, place_of
+from sparseflow.plotting.vocabulary import parse_label, parse_recipe
 from sparseflow.runs import Store
 from sparseflow.studies.evidence import Evidence, of
 from sparseflow.studies.load import examples, load_all
@@ -192,7 +192,7 @@ def at_start(results: Evidence) -> dict[str, list[Spectrum]]:
     """Spectra at initialisation by recipe, in the order of the table."""
     table: dict[str, list[Spectrum]] = {}
     for record in of(results, Spectrum):
-        place = place_of(record.label)
+        place = parse_label(record.label)
         if place.when == "start" and record.largest is not None and record.smallest is not None:
             table.setdefault(place.recipe, []).append(record)
     return dict(sorted(table.items(), key=lambda item: parse_recipe(item[0]).order))
@@ -241,7 +241,7 @@ def trained(results: Evidence) -> list[list[Spectrum]]:
     """Spectra of trained networks, those of one network together."""
     groups: dict[str, list[Spectrum]] = {}
     for record in of(results, Spectrum):
-        if place_of(record.label).when not in ("start", ""):
+        if parse_label(record.label).when not in ("start", ""):
             groups.setdefault(record.label, []).append(record)
     return list(groups.values())
 
@@ -267,7 +267,7 @@ def _draw_trained(results: Evidence) -> Drawing | None:
     if not groups:
         return None
     shown = sorted(groups[0], key=lambda s: (not s.exact, s.examples))
-    recipe = place_of(shown[0].label).recipe
+    recipe = parse_label(shown[0].label).recipe
     with style.styled():
         figure = mpl.figure.Figure(figsize=(style.WIDTH, 2.7 + 0.2 * len(shown)))
         axes = figure.subplots()

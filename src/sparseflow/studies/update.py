@@ -20,7 +20,7 @@ from sparseflow.plotting.formats import change, count, estimate, finite, minus, 
 from sparseflow.plotting.marks import mark, mark_all
 from sparseflow.plotting.palette import INK, MUTED, color_of
 from sparseflow.plotting.table import Table
-from sparseflow.plotting.vocabulary import RULES, place_of
+from sparseflow.plotting.vocabulary import RULES, parse_label
 from sparseflow.runs import Store
 from sparseflow.runs.build import probe_batch
 from sparseflow.studies.evidence import Evidence, of
@@ -193,7 +193,7 @@ def _effect(update: Updates, rule: str) -> Effect | None:
         return None
     more = statistics.fmean(t.negative for t in after) - before.negative * before.parameters
     rise = statistics.geometric_mean(norms) / before.norm - 1
-    return Effect(place_of(update.label).seed, update.step, more, rise)
+    return Effect(parse_label(update.label).seed, update.step, more, rise)
 
 
 def update_effects(results: Evidence) -> str:
@@ -206,7 +206,7 @@ def update_effects(results: Evidence) -> str:
     if not said:
         return ""
     updates = of(results, Updates)
-    seeds = {place_of(update.label).seed for update in updates}
+    seeds = {parse_label(update.label).seed for update in updates}
     return (
         f"Mean change at one update of {count(len(updates), 'network')} of "
         f"{count(len(seeds), 'run')}: {'; '.join(said)}."
@@ -232,7 +232,7 @@ def _draw(results: Evidence) -> Drawing | None:
         eigenvalues.scale(list(panels), [spectrum.histogram for spectrum in spectra])
         upper.supylabel("eigenvalues in a bin", fontsize=9.5)
         panels[-1].set_xlabel("eigenvalue (logarithmic away from 0)")
-        place = place_of(shown.label)
+        place = parse_label(shown.label)
         name = f"{place.recipe}, seed {place.seed}, step {shown.step:,}"
         marks = [
             mpl.patches.Patch(facecolor=MUTED, alpha=0.45),

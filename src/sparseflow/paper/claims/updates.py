@@ -26,7 +26,7 @@ from sparseflow.paper.judging import (
     log,
     minus_each,
 )
-from sparseflow.plotting.vocabulary import RULES, place_of
+from sparseflow.plotting.vocabulary import RULES, parse_label
 from sparseflow.report.results import Results, RunValues
 from sparseflow.studies import Spectrum, Updates
 from sparseflow.studies.evidence import of
@@ -84,7 +84,7 @@ def tried(rule: str, change: Change) -> Measure:
         steps: dict[tuple[str, str], list[Number]] = defaultdict(list)
         gone: set[tuple[str, str]] = set()
         for updates in of(results, Updates):
-            place = place_of(updates.label)
+            place = parse_label(updates.label)
             run = place.recipe, place.seed
             changes = [change(updates.before, t) for t in updates.after if t.rule == rule]
             if run in dead:
