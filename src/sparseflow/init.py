@@ -80,7 +80,9 @@ class InitMark:
 
 MASKED_DENSE, FAN_IN = "masked-dense", "fan-in"
 _MARKS = {
-    "dense": InitMark("", MASKED_DENSE, "masked dense", ("#6f6c65", "#aaa69c"), (0, (1.2, 1.3)), "o"),
+    "dense": InitMark(
+        "", MASKED_DENSE, "masked dense", ("#6f6c65", "#aaa69c"), (0, (1.2, 1.3)), "o",
+    ),
     "layer": InitMark(
         "-liu", "liu", "layer-scaled (Liu et al.)", ("#0091d5", "#45b5f0"), (0, (4.5, 1.6)), "s",
     ),
