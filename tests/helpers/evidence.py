@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from msgspec.structs import replace
 
-from sparseflow.plotting.vocabulary import kind_of
-from sparseflow.report import Results, RunFigures, load_results
+from sparseflow.plotting.vocabulary import parse_recipe
+from sparseflow.report import Results, RunValues, load_results
 from sparseflow.studies import Agreement, Distances, Line, Plane, Record, Spectrum, Updates
 from sparseflow.studies.agreement import Ensemble, GroupRecord, Member
 from sparseflow.studies.update import Trial
@@ -57,16 +57,16 @@ def reproduction(*, seed: int = 0, thin: int = 1) -> Results:
     own = {run.recipe for run in found.runs}
     groups = [name for name in GROUPS if ":" in name and name not in own]
     made = [_child(found, name, s) for name in groups for s in SEEDS if s]
-    runs = sorted((*found.runs, *made), key=lambda run: kind_of(run.recipe).order)
+    runs = sorted((*found.runs, *made), key=lambda run: parse_recipe(run.recipe).order)
     return replace(found, runs=tuple(runs), evidence=evidence(seed=seed))
 
 
-def _thinned(run: RunFigures, thin: int) -> RunFigures:
+def _thinned(run: RunValues, thin: int) -> RunValues:
     columns = {name: getattr(run.flow, name)[::thin] for name in run.flow.__struct_fields__}
     return replace(run, flow=replace(run.flow, **columns))
 
 
-def _child(found: Results, group: str, seed: int) -> RunFigures:
+def _child(found: Results, group: str, seed: int) -> RunValues:
     """A run of a group, in the likeness of its recipe's first."""
     recipe = group.partition(":")[0]
     like = next(run for run in found.runs if run.recipe == recipe)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.evidence import reproduction
+from msgspec.structs import replace
 from scipy import stats
 
 from sparseflow.measure.statistics import Estimate
@@ -19,9 +20,9 @@ from sparseflow.paper.claims.flow import equal_loss
 from sparseflow.paper.claims.forms import claims_values
 from sparseflow.paper.claims.functions import with_reference, within
 from sparseflow.paper.claims.start import fewer
-from sparseflow.paper.claims.updates import norm_change, tried
+from sparseflow.paper.claims.updates import norm_change, recorded, tried
 from sparseflow.paper.judging import RATIO, Bound, Sample, against, alone
-from sparseflow.report import Results, RunFigures, StartFigures, load_results
+from sparseflow.report import Results, RunValues, StartValues, load_results
 from sparseflow.report.results import EvalCurve, FlowCurve, Norms, UpdateCurve
 from sparseflow.studies import Agreement, Line, Record, Spectrum, Updates
 from sparseflow.studies.agreement import Ensemble, GroupRecord, Member
@@ -52,13 +53,13 @@ def run(
     whole: float = 1.0,
     level: float = 1.0,
     rise: float | None = None,
-) -> RunFigures:
+) -> RunValues:
     """A run whose gradient norm is ``level`` times its loss, if it was ever trained."""
     loss = (2.0, 1.0, 0.4, 0.1)
     norm, none = tuple(level * v for v in loss), (None,) * 4
     moves = rise and UpdateCurve((100, 500), (0.2, 0.2), (0.2 * rise, 0.2 * rise), 2, 0)
     norms = [Norms(v, kernels, v, v) for v in (start, early, whole)]
-    return RunFigures(
+    return RunValues(
         recipe, "", f"{recipe}-{seed}", (seed, seed, seed), 0.05, 600, False, accuracy, 0.1, 98.0,
         2210, *norms, 51, 3.0, 0.4, 0.5, 0.6, 3,
         FlowCurve((0, 50, 400, 600), norm, none, none, none, loss, none, none),
@@ -67,7 +68,7 @@ def run(
 
 
 def results(
-    *runs: RunFigures, at_start: Sequence[StartFigures] = (), evidence: Sequence[Record] = ()
+    *runs: RunValues, at_start: Sequence[StartValues] = (), evidence: Sequence[Record] = ()
 ) -> Results:
     return Results("lenet5-mnist", "a trial", 0.05, 600, runs, tuple(at_start), tuple(evidence))
 
@@ -76,9 +77,9 @@ def each(recipe: str, effects: Effects, make: Callable[[float], dict[str, float]
     return [run(recipe, seed, **make(e)) for seed, e in enumerate(effects)]
 
 
-def initial(init: str, sparsity: float, effects: Effects) -> list[StartFigures]:
+def initial(init: str, sparsity: float, effects: Effects) -> list[StartValues]:
     return [
-        StartFigures(init, sparsity, str(s), "", Norms(1.0, 1.0, 1.0, 1.0), 1.0, math.exp(e), 0)
+        StartValues(init, sparsity, str(s), "", Norms(1.0, 1.0, 1.0, 1.0), 1.0, math.exp(e), 0)
         for s, e in enumerate(effects)
     ]
 
@@ -600,12 +601,31 @@ def test_updates_of_the_first_half_are_judged_apart() -> None:
     runs = [run("rigl+", s) for s in range(5)]
     fields = [{n: getattr(r, n) for n in r.__struct_fields__} for r in runs]
     ups = (1.2, 1.3, 1.25, 1.22, 1.28)
-    own = [RunFigures(**f | {"updates": moved(u)}) for f, u in zip(fields, ups, strict=True)]
+    own = [RunValues(**f | {"updates": moved(u)}) for f, u in zip(fields, ups, strict=True)]
     found = claim("update-norm", results(*own))
     verdicts = {j.window: j.verdict for j in found.judgements}
     assert verdicts == {"RigL, first half of training": "holds", "RigL, whole run": "does not hold"}
     assert found.judgements[0].estimate.value == pytest.approx(stats.gmean(ups))
     assert found.judgements[0].ours.startswith("+25 % [")
+
+
+def test_one_large_update_does_not_move_a_runs_median() -> None:
+    curve = UpdateCurve((100, 200, 300), (1.0,) * 3, (1.1, 1.2, 50.0), 3, 2)
+    world = results(replace(run("rigl+"), updates=curve))
+    for half in (True, False):
+        (value,) = recorded("rigl+", half=half)(world).values.values()
+        assert value == pytest.approx(math.log(1.2))
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.2, "holds"), (1.3, "does not hold")])
+def test_a_ticket_may_have_a_quarter_more_gradient(factor: float, verdict: str) -> None:
+    """Up to a factor of 1.25 counts as no better: the threshold that the claim's note names."""
+    spread = (1.0, 1.001, 0.999, 1.0005, 0.9995)
+    runs = [run("scratch", seed) for seed in range(5)]
+    runs += [run("lottery", seed, early=factor * x) for seed, x in enumerate(spread)]
+    found = judged("ticket-flow", results(*runs), "steps 0–51")
+    assert found.verdict == verdict
+    assert "at most 1.25 times" in claim("ticket-flow", results(*runs)).note
 
 
 def test_blocks_of_the_disagreement_matrix() -> None:

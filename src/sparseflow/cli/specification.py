@@ -20,7 +20,7 @@ def show(
     seed: Seed = 0,
     scale: Scale = 1.0,
     settings: Settings = None,
-    store: StorePath = RUNS,
+    folder: StorePath = RUNS,
     use: Use = None,
     as_json: Json = False,
 ) -> None:
@@ -35,8 +35,8 @@ def show(
     from sparseflow.cli.work import row_of, run_table
     from sparseflow.recipes import command
 
-    run = _named([name], store, seed, scale, settings)[0]
-    fields, parents = _fields(run), _parents(run, store)
+    run = _named([name], folder, seed, scale, settings)[0]
+    fields, parents = _fields(run), _parents(run)
     head = row_of(run) | {
         "path": str(run.path) if run.path.exists() else None,
         "command": command(run),
@@ -59,7 +59,7 @@ def diff(
     seed: Seed = 0,
     scale: Scale = 1.0,
     settings: Settings = None,
-    store: StorePath = RUNS,
+    folder: StorePath = RUNS,
     use: Use = None,
     as_json: Json = False,
 ) -> None:
@@ -72,28 +72,28 @@ def diff(
 
     if len(names) != 2:
         raise SpecError(f"diff compares two runs or recipes, not {len(names)}")
-    one, other = _named(names, store, seed, scale, settings)
-    found = [each._asdict() for each in differences(one.spec, other.spec)]
+    one, other = _named(names, folder, seed, scale, settings)
+    rows = [each._asdict() for each in differences(one.spec, other.spec)]
     mine, theirs = ({code.file: code.digest for code in run.code} for run in (one, other))
     for file in dict.fromkeys((*mine, *theirs)):
         digests = mine.get(file, ABSENT), theirs.get(file, ABSENT)
         if digests[0] != digests[1]:
-            found.append({"path": f"code {file}", "one": digests[0], "other": digests[1]})
+            rows.append({"path": f"code {file}", "one": digests[0], "other": digests[1]})
     if as_json:
-        print_json({"one": one.id, "other": other.id, "fields": found})
+        print_json({"one": one.id, "other": other.id, "fields": rows})
         return
     heads = [f"{name} ({run.id[:8]})" for name, run in zip(names, (one, other), strict=True)]
-    rows = [{"field": r["path"], heads[0]: r["one"], heads[1]: r["other"]} for r in found]
+    shown = [{"field": r["path"], heads[0]: r["one"], heads[1]: r["other"]} for r in rows]
     if one.id == other.id:
         stdout.print(f"one run, {one.id}", highlight=False)
-    elif not rows:
+    elif not shown:
         stdout.print(f"the same fields, made by other numerics: {one.obsolete or other.obsolete}")
-    if rows:
-        stdout.print(table("differences", rows))
+    if shown:
+        stdout.print(table("differences", shown))
 
 
 def _named(
-    names: Sequence[str], root: Any, seed: int, scale: float, settings: list[str] | None
+    names: Sequence[str], folder: Any, seed: int, scale: float, settings: list[str] | None
 ) -> list[Any]:
     """Runs that the words stand for; what is said of recipes needs one among them."""
     from sparseflow.recipes import is_id, named
@@ -104,11 +104,11 @@ def _named(
     if told and all(map(is_id, names)):
         raise SpecError(f"{told[0]} is for recipes; run {names[0]} is what it is")
     making = {"seed": seed, "scale": scale, "settings": settings or ()}
-    return [named(name, Store(root), **making) for name in names]
+    return [named(name, Store(folder), **making) for name in names]
 
 
 def _fields(run: Any) -> list[dict[str, Any]]:
-    """Rows of the specification, with the recipe's own value beside each."""
+    """Rows of the specification, with the recipe's own value next to each."""
     from sparseflow.core.errors import SparseflowError
     from sparseflow.recipes import make_spec
     from sparseflow.runs.describe import describe
@@ -147,10 +147,10 @@ def _parent_text(parent: dict[str, Any]) -> str:
     return f"parent: {parent['recipe']}, run {parent['id']}, with {other or 'the same settings'}"
 
 
-def _parents(run: Any, root: Any) -> list[dict[str, Any]]:
+def _parents(run: Any) -> list[dict[str, Any]]:
     """Parents by the field that they come in, with their fields that are not the run's own."""
     from sparseflow.runs.describe import ABSENT, differences
-    from sparseflow.runs.spec import identity
+    from sparseflow.runs.identity import identity
 
     rows = []
     for field in ("mask", "weights"):

@@ -23,6 +23,10 @@ class Moment(NamedTuple):
         step: optimiser steps taken so far (1 after the first).
         lr_ratio: current learning rate over the one at the start; at an update that of
             the parameter group that a weight is in.
+
+    Example:
+        >>> lr_proportional(0.3)(Moment(step=500, lr_ratio=0.5))
+        0.15
     """
 
     step: int
@@ -83,7 +87,12 @@ class Every(Value):
 @register_part("constant")
 @dataclass(frozen=True)
 class Constant(Value):
-    """The same fraction throughout."""
+    """The same fraction throughout.
+
+    Example:
+        >>> constant(0.3)(Moment(step=500))
+        0.3
+    """
 
     value: float
 

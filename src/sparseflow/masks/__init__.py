@@ -64,7 +64,15 @@ def make_masks(
 
 
 def shuffle_masks(masks: Masks, seed: int = 0) -> Masks:
-    """Shuffle every mask within its layer: the same counts at random positions."""
+    """Shuffle every mask within its layer: the same counts at random positions.
+
+    Example:
+        >>> import sparseflow as sf
+        >>> masks = make_masks(sf.maskable(torch.nn.Linear(64, 32)), 0.25)
+        >>> shuffled = shuffle_masks(masks, seed=1)
+        >>> shuffled.nnz == masks.nnz, shuffled.digest() == masks.digest()
+        (True, False)
+    """
     return Masks(
         {
             name: patterns.shuffled(mask, generator(seed, "shuffle", name))
@@ -74,7 +82,13 @@ def shuffle_masks(masks: Masks, seed: int = 0) -> Masks:
 
 
 def full_masks(layers: Mapping[str, Layer]) -> Masks:
-    """All weights active: a dense network."""
+    """All weights active: a dense network.
+
+    Example:
+        >>> import sparseflow as sf
+        >>> full_masks(sf.maskable(torch.nn.Linear(4, 2))).density
+        1.0
+    """
     ones = {
         name: torch.ones(layer.shape, dtype=torch.bool, device=_device(layer))
         for name, layer in layers.items()

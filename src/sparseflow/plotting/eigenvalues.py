@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patches import StepPatch
 from matplotlib.ticker import NullFormatter
 
 from sparseflow.plotting.formats import minus
@@ -20,16 +21,16 @@ Histogram = tuple[Sequence[float | None], Sequence[float | None]]
 """Edges of the bins, and the (expected) number of eigenvalues in each."""
 
 
-def fill(axes: Axes, histogram: Histogram) -> None:
+def fill(axes: Axes, histogram: Histogram) -> StepPatch:
     """Draw a histogram as a grey surface."""
     edges, counts = _drawn(histogram)
-    axes.stairs(counts, edges, fill=True, color=MUTED, alpha=0.45, linewidth=0, zorder=1)
+    return axes.stairs(counts, edges, fill=True, color=MUTED, alpha=0.45, linewidth=0, zorder=1)
 
 
-def outline(axes: Axes, histogram: Histogram, **look: object) -> None:
+def outline(axes: Axes, histogram: Histogram, **look: object) -> StepPatch:
     """Draw a histogram as a line."""
     edges, counts = _drawn(histogram)
-    axes.stairs(counts, edges, **look)  # type: ignore[arg-type]
+    return axes.stairs(counts, edges, **look)  # type: ignore[arg-type]
 
 
 def scale(panels: Sequence[Axes], histograms: Sequence[Histogram]) -> None:
@@ -56,7 +57,7 @@ def scale(panels: Sequence[Axes], histograms: Sequence[Histogram]) -> None:
 def draw_extremes(
     axes: Axes,
     values: Mapping[str, Sequence[float | None]],
-    beside: Mapping[str, float],
+    others: Mapping[str, float],
     sign: int,
 ) -> None:
     """Draw eigenvalues of one sign on a logarithmic scale: recipes down, a dot for each value.
@@ -64,7 +65,7 @@ def draw_extremes(
     Args:
         axes: to draw on.
         values: by recipe.
-        beside: by recipe, what others measured; drawn as triangles.
+        others: by recipe, what others measured; drawn as triangles.
         sign: 1 or -1; values of the other are left out.
     """
     every: list[float] = []
@@ -76,8 +77,8 @@ def draw_extremes(
             linewidths=0, zorder=3,
         )  # fmt: skip
         mark(dots, recipe, recipe)
-        if recipe in beside:
-            every.append(sign * beside[recipe])
+        if recipe in others:
+            every.append(sign * others[recipe])
             theirs = axes.scatter(
                 every[-1:], [place + 0.2], s=18, marker="^", color=INK, linewidths=0
             )

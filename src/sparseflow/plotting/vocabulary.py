@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from sparseflow.init import MASKED_DENSE, InitMark, marks
 from sparseflow.topology import METHODS
-
-MASKED_DENSE, LIU, FAN_IN = "masked-dense", "liu", "fan-in"
-INITS = {
-    MASKED_DENSE: "masked dense",
-    LIU: "layer-scaled (Liu et al.)",
-    FAN_IN: "per-neuron fan-in (paper's, +)",
-}
-"""Initialisations and what to call them."""
 
 OTHER = "Other"
 
@@ -73,7 +67,7 @@ def look_of(recipe: str) -> Look:
     >>> look_of("rigl-liu").label, look_of("from-elsewhere+").panel
     ('RigL', 'Other')
     """
-    method = kind_of(recipe).method
+    method = parse_recipe(recipe).method
     return looks().get(method) or Look(method, OTHER, *_UNKNOWN)
 
 
@@ -88,7 +82,7 @@ OWN_INIT = ("lottery", "prune-restart")
 RULES = {"rigl": "RigL", "set": "SET", "rigl-inverted": "RigL inverted", "random": "Random"}
 """Rules that a mask update is tried by, in the order of the figures."""
 
-GROUPS = {
+_GROUPS = {
     "lottery:orders": "lottery",
     "scratch:orders": "scratch",
     "scratch:inits": "scratch, inits",
@@ -100,9 +94,34 @@ GROUPS = {
 """Groups whose predictions are compared, and what to call them."""
 
 
+def group_label(name: str) -> str:
+    """What to call a group of runs.
+
+    >>> group_label("scratch:inits"), group_label("set-liu")
+    ('scratch, inits', 'set-liu')
+    """
+    return _GROUPS.get(name, name)
+
+
+def init_marks() -> dict[str, InitMark]:
+    """Initialisations by the name that they have in results, in the order of the table."""
+    return {mark.name: mark for mark in marks().values()}
+
+
+def mark_of(init: str) -> InitMark:
+    """How an initialisation is shown, also one that is not registered here."""
+    return init_marks().get(init) or InitMark(f"-{init}", init, init)
+
+
+def inits_in_order(names: Iterable[str]) -> list[str]:
+    """Sort initialisations as the table does, each once; those not registered here come last."""
+    given, registered = set(names), init_marks()
+    return [*(n for n in registered if n in given), *sorted(given.difference(registered))]
+
+
 @dataclass(frozen=True)
-class Kind:
-    """Method and initialisation of a recipe.
+class RecipeName:
+    """What the short name of a recipe says.
 
     Attributes:
         method: how its mask comes about.
@@ -117,30 +136,30 @@ class Kind:
     @property
     def order(self) -> tuple[int, str, int, str]:
         """Place in the table."""
-        known = list(looks())
-        place = known.index(self.method) if self.method in known else len(known)
-        inits = list(INITS)
+        methods = list(looks())
+        place = methods.index(self.method) if self.method in methods else len(methods)
+        inits = list(init_marks())
         return place, self.method, inits.index(self.init), self.group
 
 
-def kind_of(recipe: str) -> Kind:
-    """Split a recipe's short name.
+def parse_recipe(recipe: str) -> RecipeName:
+    """Split a recipe's short name; one without a suffix is masked dense.
 
-    >>> kind_of("rigl-inverted+")
-    Kind(method='rigl-inverted', init='fan-in', group='')
-    >>> kind_of("set-liu").init, kind_of("scratch:orders").group
+    >>> parse_recipe("rigl-inverted+")
+    RecipeName(method='rigl-inverted', init='fan-in', group='')
+    >>> parse_recipe("set-liu").init, parse_recipe("scratch:orders").group
     ('liu', 'orders')
     """
     name, _, group = recipe.partition(":")
-    if name.endswith("+"):
-        return Kind(name[:-1], FAN_IN, group)
-    if name.endswith("-liu"):
-        return Kind(name.removesuffix("-liu"), LIU, group)
-    return Kind(name, MASKED_DENSE, group)
+    if name not in _LOOKS and name not in METHODS:
+        for mark in sorted(init_marks().values(), key=lambda mark: -len(mark.suffix)):
+            if mark.suffix and name.endswith(mark.suffix):
+                return RecipeName(name.removesuffix(mark.suffix), mark.name, group)
+    return RecipeName(name, MASKED_DENSE, group)
 
 
 @dataclass(frozen=True)
-class Place:
+class CheckpointLabel:
     """What the label of a checkpoint says.
 
     Attributes:
@@ -154,11 +173,11 @@ class Place:
     when: str
 
 
-def place_of(label: str) -> Place:
-    """Split the label of a checkpoint; one that is no label is all recipe.
+def parse_label(label: str) -> CheckpointLabel:
+    """Split the label of a checkpoint; one of another form is all recipe.
 
-    >>> place_of("scratch:inits 3 end")
-    Place(recipe='scratch:inits', seed='3', when='end')
+    >>> parse_label("scratch:inits 3 end")
+    CheckpointLabel(recipe='scratch:inits', seed='3', when='end')
     """
     parts = label.rsplit(" ", 2)
-    return Place(*parts) if len(parts) == 3 else Place(label, "", "")
+    return CheckpointLabel(*parts) if len(parts) == 3 else CheckpointLabel(label, "", "")

@@ -8,14 +8,16 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from sparseflow.core.code import Code
+from sparseflow.core.code import Code, to_use
 from sparseflow.core.errors import SparseflowError
 from sparseflow.recipes.extend import attached, is_attached
+from sparseflow.recipes.family import FAMILIES
 from sparseflow.recipes.make import make_spec
 from sparseflow.runs.describe import ABSENT, pairs, text_of
+from sparseflow.runs.identity import identity
 from sparseflow.runs.override import assigned, path_of, scaled, with_seeds
-from sparseflow.runs.spec import RunSpec, identity
-from sparseflow.runs.store import Run
+from sparseflow.runs.run import Run
+from sparseflow.runs.spec import RunSpec
 
 DIGITS = range(1, 7)
 """Significant digits of a scale that are tried."""
@@ -66,12 +68,12 @@ def departure(spec: RunSpec) -> Departure | None:
     plain = with_seeds(spec, 0)
     alike = ":" not in spec.recipe and with_seeds(plain, spec.seeds.data) == spec
     try:
-        found = _departure(plain if alike else spec)
+        how = _departure(plain if alike else spec)
     except TypeError:  # a field that cannot be hashed, such as densities by layer
-        found = _departure.__wrapped__(plain if alike else spec)
-    if found is None or not found.origin:
-        return found
-    return replace(found, origin=identity(spec.weights.run))  # type: ignore[union-attr]
+        how = _departure.__wrapped__(plain if alike else spec)
+    if how is None or not how.origin:
+        return how
+    return replace(how, origin=identity(spec.weights.run))  # type: ignore[union-attr]
 
 
 @lru_cache(maxsize=4096)
@@ -81,10 +83,10 @@ def _departure(spec: RunSpec) -> Departure | None:
     try:
         plain = _Base(spec, None)
         bases = [plain] if parent is None else [plain, _Base(spec, parent)]
-        found = [base.compare() for base in bases]
+        candidates = [base.compare() for base in bases]
     except SparseflowError:
         return None
-    return min(found, key=lambda each: not each.exact)
+    return min(candidates, key=lambda each: not each.exact)
 
 
 class _Base:
@@ -98,11 +100,11 @@ class _Base:
 
     def compare(self) -> Departure:
         """The scale, if one has a part in it, that leaves the fewest settings to say."""
-        found, scale = [self._compare(1.0)], self._scale()
+        candidates, scale = [self._compare(1.0)], self._scale()
         if scale != 1:
             with suppress(SparseflowError):  # a recipe that cannot be scaled so was not
-                found.append(self._compare(scale))
-        return min(found, key=lambda each: (not each.exact, len(each.settings)))
+                candidates.append(self._compare(scale))
+        return min(candidates, key=lambda each: (not each.exact, len(each.settings)))
 
     def _compare(self, scale: float) -> Departure:
         current, settings, hopeless = self._made(scale), list(self._density), list[str]()
@@ -151,25 +153,33 @@ class _Base:
         return path, f"{SHORT.get(path, path)}={text_of(wanted)}"
 
 
+def code_behind(spec: RunSpec, code: Sequence[Code]) -> tuple[Code, ...]:
+    """The user's files that a run and the family of its recipe rest on, each once."""
+    family = spec.recipe.partition("/")[0]
+    every = (*(FAMILIES.entry(family).code if family in FAMILIES else ()), *code)
+    return tuple({each.digest: each for each in every}.values())
+
+
 def command(run: Run) -> str:
     """Command that makes a run again, id for id; empty if no settings can.
 
     Raises:
         SpecError: if it rests on code that is not loaded.
     """
-    found = departure(run.spec)
-    if found is None or not found.exact or run.obsolete:
+    how = departure(run.spec)
+    if how is None or not how.exact or run.obsolete:
         return ""
-    return shlex.join(["sparseflow", "run", *arguments(run.spec, found, run.code)])
+    use = to_use(code_behind(run.spec, run.code))
+    return shlex.join(["sparseflow", "run", *arguments(run.spec, how, use)])
 
 
-def arguments(spec: RunSpec, how: Departure, code: Sequence[Code] = ()) -> list[str]:
+def arguments(spec: RunSpec, how: Departure, use: Sequence[str] = ()) -> list[str]:
     """What follows ``sparseflow run`` for a run that departs from its recipe so."""
     words = [spec.recipe, "--seed", str(spec.seeds.data)]
     words += ["--scale", f"{how.scale:g}"] if how.scale != 1 else []
     words += ["--from", how.origin] if how.origin else []
     for setting in how.settings:
         words += ["--set", setting]
-    for each in code:
-        words += ["--use", each.file]
+    for name in use:
+        words += ["--use", name]
     return words

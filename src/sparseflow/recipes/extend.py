@@ -9,8 +9,8 @@ from msgspec.structs import replace
 from sparseflow.core.errors import SpecError
 from sparseflow.recipes.make import make_spec
 from sparseflow.runs.override import path_of
+from sparseflow.runs.run import Run
 from sparseflow.runs.spec import FullMask, ParentMask, ParentWeights, RunSpec
-from sparseflow.runs.store import Run
 from sparseflow.runs.validate import check
 
 INHERITED = ("density", "data", "model", "mask", "init", "weights")
@@ -35,13 +35,23 @@ def extend(
     Args:
         recipe: of the parent's family, such as ``lenet5-mnist/rigl+``.
         parent: a finished run.
-        seed: of masks and data order; by default the parent's.
+        seed: of masks and data order; by default each of the parent's that is not set.
         scale: multiplies the recipe's steps and schedules.
         settings: ``path=value`` overrides of what is not inherited.
 
     Raises:
         SpecError: if the parent cannot be trained on from, or a setting is of what the
             parent gives.
+
+    Example:
+        >>> import tempfile
+        >>> from sparseflow.runs import Store, execute
+        >>> short = ["mask=erk", "train.steps=2", "data.limit=300", "data.probe=64"]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     parent = execute(make_spec("mlp-mnist/set+", settings=short), Store(folder))
+        ...     spec = extend("mlp-mnist/rigl+", parent, settings=["train.steps=4", "seeds.data=7"])
+        >>> spec.train.steps, spec.seeds.data, spec.weights.run == parent.spec
+        (4, 7, True)
     """
     for path in map(path_of, settings):
         if path.partition(".")[0] in INHERITED:
@@ -53,8 +63,10 @@ def extend(
     made = make_spec(recipe, seed=seed or 0, scale=scale, settings=settings)
     _check_fit(made, parent)
     spec = attached(made, parent.spec)
-    if seed is None and not any(path_of(s).startswith("seeds") for s in settings):
-        spec = replace(spec, seeds=parent.spec.seeds)
+    if seed is None:
+        chosen = {path_of(s).partition(".")[2] for s in settings if path_of(s)[:6] == "seeds."}
+        given = {name: getattr(spec.seeds, name) for name in chosen}
+        spec = replace(spec, seeds=replace(parent.spec.seeds, **given))
     return check(spec)
 
 

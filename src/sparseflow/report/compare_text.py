@@ -34,9 +34,9 @@ def _verdict(versus: Versus, compared: Compared) -> str:
     )
     accuracy = versus.differences[0].comparison
     if accuracy is None:
-        return f"{counts}; with {count(len(versus.living), 'pair')} that live there is no more."
+        return f"{counts}; {count(len(versus.living), 'pair')} of living runs: too few to compare."
     return (
-        f"{counts}; over the {count(len(versus.living), 'pair')} that live its test accuracy "
+        f"{counts}; over the {count(len(versus.living), 'pair')} of living runs its test accuracy "
         f"differs by {estimate(accuracy.difference, signed)} points "
         f"({_p(versus.differences[0])})."
     )
@@ -53,10 +53,11 @@ def _pairing(versus: Versus, compared: Compared) -> str:
 
 
 def _tests(compared: Compared) -> str:
-    n = len(compared.seeds)
+    pairs = sorted({len(each.living) for each in compared.versus if len(each.living) > 1})
+    least = listing([f"{short(2 / 2**n)} for {n} pairs" for n in pairs])
     return (
         "A difference is the recipe's value less the baseline's, with a 95 % t interval; exact p "
-        f"counts all flips of signs: of {n} pairs it cannot be less than {short(2 / 2**n)}. Holm's "
+        f"counts all flips of signs{f', and is at least {least}' if pairs else ''}. Holm's "
         f"correction is over the {count(len(compared.versus), 'comparison')} of each metric. "
         "Seconds are of runs that were not interrupted; operations are counted without zeros."
     )
@@ -119,8 +120,8 @@ def as_data(compared: Compared) -> dict[str, Any]:
 
 
 def _plain(difference: Difference) -> dict[str, Any]:
-    found = difference.comparison
-    interval: Estimate | None = found.difference if found else None
+    comparison = difference.comparison
+    interval: Estimate | None = comparison.difference if comparison else None
     return {
         "metric": difference.metric,
         "values": difference.values,
@@ -129,10 +130,10 @@ def _plain(difference: Difference) -> dict[str, Any]:
         "difference": interval.value if interval else None,
         "low": interval.low if interval else None,
         "high": interval.high if interval else None,
-        "p": found.p if found else None,
-        "p_exact": found.p_exact if found else None,
+        "p": comparison.p if comparison else None,
+        "p_exact": comparison.p_exact if comparison else None,
         "p_holm": difference.p_holm,
-        "effect": found.effect if found else None,
+        "effect": comparison.effect if comparison else None,
     }
 
 

@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Sequence
 
 from sparseflow.plotting.formats import accuracy, change, count, finite, listing, percent, short
-from sparseflow.plotting.vocabulary import FAN_IN, INITS, LIU, MASKED_DENSE, kind_of
-from sparseflow.report.results import Number, Results, StartFigures
+from sparseflow.plotting.vocabulary import inits_in_order, mark_of, parse_recipe
+from sparseflow.report.results import Number, Results, StartValues
 from sparseflow.report.summary import Row, changes, early_window, rows
 
 Table = dict[str, Row]
@@ -48,7 +48,7 @@ def ranking(results: Results) -> str:
     """The best sparse networks first, each with its range, and what the dense one reaches."""
     living = [row for row in rows(results) if row.median is not None]
     living.sort(key=lambda row: -(row.median or 0))
-    sparse = [row for row in living if kind_of(row.recipe).method not in DENSE]
+    sparse = [row for row in living if parse_recipe(row.recipe).method not in DENSE]
     dense = "; ".join(_standing(row) for row in living if row not in sparse)
     if not sparse:
         return f"Accuracy: {dense}." if dense else ""
@@ -176,10 +176,10 @@ def update_changes(table: Table) -> str:
     """What one mask update does to the gradient norm, by method."""
     said = []
     for name in ("rigl+", "set+", "rigl-inverted+"):
-        found = _early_changes(table[name]) if name in table else []
-        if found:
-            up = sum(value > 0 for value in found) / len(found)
-            median = change(statistics.median(found))
+        early = _early_changes(table[name]) if name in table else []
+        if early:
+            up = sum(value > 0 for value in early) / len(early)
+            median = change(statistics.median(early))
             said.append(f"{name}: {median} (it rises in {percent(round(up, 2))})")
     if not said:
         return ""
@@ -190,7 +190,7 @@ def update_changes(table: Table) -> str:
 
 
 def signal_at_start(results: Results) -> str:
-    """Standard deviation of the output at initialisation, sparse beside dense."""
+    """Standard deviation of the output at initialisation, sparse and dense."""
     return _at_start(
         results,
         "standard deviation of the output on noise",
@@ -199,7 +199,7 @@ def signal_at_start(results: Results) -> str:
 
 
 def norm_at_start(results: Results) -> str:
-    """Gradient norm at initialisation, sparse beside dense."""
+    """Gradient norm at initialisation, sparse and dense."""
     starts = results.at_start
     parts = {
         "gradient norm": [s.norms.total for s in starts],
@@ -215,17 +215,17 @@ def _at_start(results: Results, what: str, values: Sequence[Number]) -> str:
         return ""
     nearest = min(sparse, key=lambda s: abs(s - (1 - results.density)))
     said = []
-    for init in (MASKED_DENSE, LIU, FAN_IN):
+    for init in inits_in_order(s.init for s in results.at_start):
         value = _median_at(points, init, nearest)
         if value is not None:
-            said.append(f"{short(value)} {INITS[init]}")
+            said.append(f"{short(value)} {mark_of(init).label}")
     dense = _median_at(points, None, 0.0)
-    beside = f", where the dense network has {short(dense)}" if dense is not None else ""
-    return f"At {percent(nearest)} sparsity the {what} is {listing(said)}{beside}."
+    whole = f", where the dense network has {short(dense)}" if dense is not None else ""
+    return f"At {percent(nearest)} sparsity the {what} is {listing(said)}{whole}."
 
 
 def _median_at(
-    points: list[tuple[StartFigures, Number]], init: str | None, sparsity: float
+    points: list[tuple[StartValues, Number]], init: str | None, sparsity: float
 ) -> float | None:
     values = finite(
         v for s, v in points if s.sparsity == sparsity and (init is None or s.init == init)

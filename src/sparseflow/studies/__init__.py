@@ -8,7 +8,7 @@ such a file and its place in the imports below.
 """
 
 from sparseflow.studies.agreement import Agreement, AgreementStudy, Group
-from sparseflow.studies.audit import audit, inspect
+from sparseflow.studies.audit import inspect
 from sparseflow.studies.distance import Distances, DistanceStudy
 from sparseflow.studies.evidence import Evidence, Reference, References
 from sparseflow.studies.execution import carry_out, carry_out_all, seconds
@@ -16,12 +16,12 @@ from sparseflow.studies.line import Line, LineStudy
 from sparseflow.studies.plane import Plane, PlaneStudy
 from sparseflow.studies.spectrum import Spectrum, SpectrumStudy
 from sparseflow.studies.study import (
-    KINDS,
-    Kind,
+    STUDIES,
     Place,
     Point,
     Record,
     Study,
+    StudyKind,
     decode,
     figures,
     key,
@@ -33,14 +33,13 @@ from sparseflow.studies.update import Updates, UpdateStudy
 from sparseflow.studies.values import dead_below
 
 __all__ = [
-    "KINDS",
+    "STUDIES",
     "Agreement",
     "AgreementStudy",
     "DistanceStudy",
     "Distances",
     "Evidence",
     "Group",
-    "Kind",
     "Line",
     "LineStudy",
     "Place",
@@ -53,9 +52,9 @@ __all__ = [
     "Spectrum",
     "SpectrumStudy",
     "Study",
+    "StudyKind",
     "UpdateStudy",
     "Updates",
-    "audit",
     "carry_out",
     "carry_out_all",
     "dead_below",

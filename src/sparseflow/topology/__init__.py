@@ -1,8 +1,9 @@
 """Topology: the pure drop-and-grow, the methods, and ``attach``."""
 
 from sparseflow.topology.attach import Topology, attach
+from sparseflow.topology.bias import UPDATES, Update
 from sparseflow.topology.check import served, stores_more
-from sparseflow.topology.method import MARKS, METHODS, Method, Task, register_method
+from sparseflow.topology.method import METHODS, Method, Task, register_method
 from sparseflow.topology.methods import (
     SET,
     GradualPruning,
@@ -16,9 +17,9 @@ from sparseflow.topology.update import drop_and_grow, prune_to, pruned, regrown
 from sparseflow.topology.view import Connections, Layers, View
 
 __all__ = [
-    "MARKS",
     "METHODS",
     "SET",
+    "UPDATES",
     "Connections",
     "GradualPruning",
     "Layers",
@@ -28,6 +29,7 @@ __all__ = [
     "Static",
     "Task",
     "Topology",
+    "Update",
     "View",
     "attach",
     "drop_and_grow",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ class MaskedWeight:
         self.aside: Tensor | None = None
         self._where: Entry
         self._kept: Tensor
+        self.off = self.off_forward = self._multiplier = torch.empty(0)
         self._beyond: Tensor | None = None
 
     @property
@@ -70,8 +71,9 @@ class MaskedWeight:
         forward = part_like(mask.mask(), self.parameter)
         self._kept = forward if stored is None else part_like(stored.mask(), self.parameter)
         self._beyond = None if stored is None else self._kept & ~forward
-        self.off, self.off_forward = ~self._kept, ~forward
-        self._multiplier = self._kept.to(self.parameter.dtype)
+        self.off = _renewed(self.off, ~self._kept)
+        self.off_forward = _renewed(self.off_forward, ~forward)
+        self._multiplier = _renewed(self._multiplier, self._kept.to(self.parameter.dtype))
         if self.parameter.grad is not None:
             local(self.parameter.grad).masked_fill_(self.off, 0)
 
@@ -127,6 +129,16 @@ class MaskedWeight:
         grad = self.parameter.grad
         grad = torch.zeros_like(self.parameter) if grad is None else grad
         return self.passes.read(grad, self.parameter, self._where.mask(), unit)
+
+    def places(self, positions: Tensor) -> tuple[Tensor, Tensor | slice]:
+        """Where connections are in what this rank holds, and which of them it holds."""
+        if not is_sharded(self.parameter):
+            return positions, slice(None)
+        numbers = positions.new_zeros(self.shape.numel())
+        numbers[positions] = torch.arange(1, len(positions) + 1, device=positions.device)
+        here = part_like(numbers.view(self.shape), self.parameter).reshape(-1)
+        at = here.nonzero().squeeze(1)
+        return at, here[at] - 1
 
     is_dense = True
 
@@ -221,6 +233,10 @@ class SparseValues:
         grad = torch.zeros_like(self.parameter) if grad is None else grad
         return self.passes.read(grad, self.parameter.detach(), unit)
 
+    def places(self, positions: Tensor) -> tuple[Tensor, Tensor | slice]:
+        """Where connections are among the values: all of them are here."""
+        return find(positions, self.indices())[0], slice(None)
+
     is_dense = False
 
     def read(self, mask: Entry) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
@@ -238,21 +254,28 @@ class SparseValues:
         """Do nothing."""
 
 
+def _renewed(old: Tensor, new: Tensor) -> Tensor:
+    """New values in the memory of the old: a captured CUDA graph reads where they were."""
+    same = (old.shape, old.dtype, old.device) == (new.shape, new.dtype, new.device)
+    return old.copy_(new) if same else new
+
+
 Weight = MaskedWeight | SparseValues
 
 
-def pass_hooks(weight: Weight) -> Iterator[RemovableHandle]:
-    """Let a weight look at the backward passes that reach it.
+def pass_hooks(weight: Weight, check: Callable[[Tensor], None]) -> Iterator[RemovableHandle]:
+    """Let a weight look at the backward passes that reach it, and check each of these.
 
     The garbage collector does not see through post-accumulate hooks: one that held the weight,
-    and with it the parameter, would keep both for ever. The other hook keeps it alive.
+    and with it the parameter, would keep both for ever. The first hook keeps the weight alive.
     """
-    accumulated = weakref.WeakMethod(weight.accumulated)
+    acts = [weakref.WeakMethod(weight.accumulated), weakref.WeakMethod(check)]
 
     def fill(parameter: Tensor) -> None:
-        act = accumulated()
-        if act is not None:
-            act(parameter)
+        for each in acts:
+            act = each()
+            if act is not None:
+                act(parameter)
 
     yield weight.parameter.register_hook(weight.arriving)
     yield weight.parameter.register_post_accumulate_grad_hook(fill)
