@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -94,6 +95,23 @@ def layout_of(module: type[nn.Module]) -> WeightLayout | None:
         if layout is not None:
             return layout
     return None
+
+
+def padding_rows(model: nn.Module) -> dict[int, int]:
+    """Rows of embeddings that stand for padding, by the id of the weight.
+
+    They have no gradient and stay zero. A weight that is tied to another module's has one
+    there, and is left out.
+    """
+    owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
+    rows: dict[int, int] = {}
+    for module in model.modules():
+        layout, row = layout_of(type(module)), getattr(module, "padding_idx", None)
+        if layout is not None and layout.layout == "lookup" and row is not None:
+            weights = dict(module.named_parameters(recurse=False))
+            of_module = (id(p) for n, p in weights.items() if re.fullmatch(layout.weights, n))
+            rows |= {weight: row for weight in of_module if owners[weight] == 1}
+    return rows
 
 
 def default_names() -> str:

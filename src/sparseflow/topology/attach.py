@@ -11,6 +11,7 @@ nothing to mask or to project; before an update its passes are recorded.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -31,6 +32,7 @@ from sparseflow.topology.check import (
     bare_names,
     check,
     check_agreement,
+    check_copy,
     check_sizes,
 )
 from sparseflow.topology.memory import Memory
@@ -87,9 +89,39 @@ class Topology:
         self._ids = {id(w.parameter) for w in self._weights.values()}
         self.masks = self._agreed(held(self._weights, masks))
         self._install(self.masks, self._stored_by_method(self._look(None)))
-        ATTACHED.setdefault(optimizer, set()).update(self._ids)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Look after the weights from now on."""
+        ATTACHED.setdefault(self._optimizer, set()).update(self._ids)
         self._collect()
         self._handles = list(self._hooks())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Topology:
+        """Copy a topology together with model and optimiser, whose copies it looks after.
+
+        Raises:
+            TopologyError: if the optimiser is not copied before it, or the method grows
+                from a function of the model.
+        """
+        check_copy(self._optimizer, self.method, memo)
+        twin = memo[id(self)] = object.__new__(type(self))
+        shared = {"method", "masks", "_stored", "_ranks", "_around"}
+        for name in vars(self).keys() - {"_handles", "_ids"}:
+            value = getattr(self, name)
+            setattr(twin, name, value if name in shared else copy.deepcopy(value, memo))
+        twin._ids = {id(w.parameter) for w in twin._weights.values()}
+        twin._handles = []
+        if self._handles:
+            twin._begin()
+        return twin
+
+    def __reduce__(self) -> Any:
+        """Refuse to be pickled: nothing would tie a topology to the model that uses it."""
+        raise TopologyError(
+            "a topology cannot be pickled: save topology.state_dict() with those of model and "
+            "optimiser; then attach(model, optimizer, masks, method) and load_state_dict"
+        )
 
     @property
     def moment(self) -> Moment:

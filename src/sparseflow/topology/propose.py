@@ -14,6 +14,7 @@ from sparseflow.core.parallel import Ranks
 from sparseflow.core.random import generator
 from sparseflow.core.schedules import Moment
 from sparseflow.masks import Masks
+from sparseflow.masks.masks import check_padding, warn_of_empty
 from sparseflow.topology.memory import Memory
 from sparseflow.topology.method import Method
 from sparseflow.topology.view import Connections, Layers, NotFiniteError
@@ -99,6 +100,7 @@ def look(
             rows,
             memory.state[name],
             memory.dense[name],
+            weight.padding,
         )
         layers.append(connections)
     stream = generator(seed, "update", moment.step)
@@ -110,7 +112,8 @@ def updated(method: Method, weights: Mapping[str, Weight], layers: Layers) -> Ma
 
     Raises:
         NotFiniteError: if a growth gradient is not finite.
-        MaskError: if the method returns what are not sorted positions.
+        MaskError: if the method returns what are not sorted positions, or connections
+            in the row of an embedding that stands for padding.
         TopologyError: if it leaves a layer out, or names one that is not there.
     """
     after = method.update(layers)
@@ -120,7 +123,17 @@ def updated(method: Method, weights: Mapping[str, Weight], layers: Layers) -> Ma
         )
     for connections in layers.values():
         connections.check_gradient()
-    return positions(weights, after)
+    masks = positions(weights, after)
+    for name, connections in layers.items():
+        if connections.padding is not None:
+            check_padding(name, masks[name], connections.padding)
+    emptied = [n for n, c in layers.items() if len(c.indices) and not masks.counts[n]]
+    warn_of_empty(
+        [name for name in emptied if not method.empties(name)],
+        f"by {type(method).__name__} at step {layers.moment.step}",
+        "give it a higher density, or densities by layer",
+    )
+    return masks
 
 
 def positions(weights: Mapping[str, Weight], found: Mapping[str, Tensor]) -> Masks:

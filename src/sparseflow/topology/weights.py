@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sparseflow.core.errors import TopologyError
 from sparseflow.core.functional import Recorded, RowGradient
+from sparseflow.core.layouts import padding_rows
 from sparseflow.core.parallel import Ranks, is_sharded, local, part_like, whole
 from sparseflow.core.parameters import SparseWeight, named_weights, sparse_weights
 from sparseflow.core.select import find
@@ -58,11 +59,12 @@ class MaskedWeight:
         collecting: whether dense gradients of backward passes are added up.
         aside: values that live on though the forward pass leaves them out; None where
             the parameter holds all there is.
+        padding: row of an embedding that stands for padding, and has no connections.
     """
 
-    def __init__(self, name: str, parameter: nn.Parameter) -> None:
+    def __init__(self, name: str, parameter: nn.Parameter, padding: int | None = None) -> None:
         """Look after a parameter, without a mask so far."""
-        self.name, self.parameter = name, parameter
+        self.name, self.parameter, self.padding = name, parameter, padding
         self.collecting = False
         self._kept: Tensor
         self._beyond: Tensor | None = None
@@ -162,6 +164,8 @@ class SparseValues:
         name: name of the weight in the dense model.
         parameter: the layer's values.
     """
+
+    padding = None  # embeddings have no sparse form
 
     def __init__(self, name: str, layer: SparseWeight) -> None:
         """Look after a layer."""
@@ -280,10 +284,11 @@ def weights_under(model: nn.Module, masks: Masks) -> dict[str, Weight]:
     """
     masks.check(model)
     named, layers = named_weights(model), sparse_weights(model)
+    padding = padding_rows(model)
     return {
         name: SparseValues(name, layers[name])
         if name in layers
-        else MaskedWeight(name, named[name])
+        else MaskedWeight(name, named[name], padding.get(id(named[name])))
         for name in masks
     }
 
