@@ -116,11 +116,11 @@ def test_a_search_has_a_folder_and_masks_for_each_trial(tmp_path):
     trainer, callback, _ = trainer_in(tmp_path, options={"max_steps": 4, "save_steps": 2})
     ends = []
     for trial in (1, 2):
-        trainer._get_output_dir = lambda trial=trial: str(tmp_path / f"run-{trial}")
-        trainer._trial = trial
+        folder = tmp_path / f"run-{trial}"
+        trainer._get_output_dir = lambda trial=None, folder=folder: str(folder)
         trainer.train()
         ends.append(callback.masks)
-        steps = {p.parent.name for p in tmp_path.rglob(FILE) if p.parts[-3] == f"run-{trial}"}
+        steps = {path.parent.name for path in folder.rglob(FILE)}
         assert steps == {"checkpoint-2", "checkpoint-4"}
         trainer.model, trainer.optimizer, trainer.lr_scheduler = gpt2(), None, None
         trainer.model_wrapped = trainer.model

@@ -225,7 +225,7 @@ def test_averaged_weights_end_under_the_final_masks(tmp_path, kind):
     for name, mask in callback.masks.items():
         weight = model.get_parameter(name)
         assert not weight[~mask].any()
-        assert weight[mask].count_nonzero() > 0.8 * mask.sum()  # some have only just grown
+        assert weight[mask].count_nonzero() > 0.6 * mask.sum()  # some have only just grown
 
 
 @pytest.mark.parametrize("method", [sf.RigL(sf.every(2)), sf.RigL(sf.every(2, stop=10))])

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sparseflow.core.errors import StoreError
 from sparseflow.core.files import load_tensors, save_tensors
 from sparseflow.core.functional import Loss
 from sparseflow.core.optional import need
+from sparseflow.core.wrappers import bare_optimizer
 from sparseflow.integrations.session import Saved, Session, Start
 from sparseflow.masks import Masks
 from sparseflow.topology import Method
@@ -86,7 +86,7 @@ class SparseCallback(transformers.TrainerCallback):
         saved = None
         if step := state.global_step:
             saved = _read(Path(self._resume_from or self._checkpoint(step)), step)
-        self._session.begin(self._trainer.model, [_inner(self._trainer.optimizer)], saved)
+        self._session.begin(self._trainer.model, [bare_optimizer(self._trainer.optimizer)], saved)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Log if a log is due, and leave the trainer's log of this step as it is."""
@@ -114,12 +114,6 @@ class SparseCallback(transformers.TrainerCallback):
         """The trainer's own folder of a step: in a hyper-parameter search each trial has one."""
         trial = getattr(self._trainer, "_trial", None)
         return Path(self._trainer._get_output_dir(trial=trial)) / f"checkpoint-{step}"
-
-
-def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The optimiser inside accelerate's wrapper, which skips steps while gradients accumulate."""
-    inner = getattr(optimizer, "optimizer", None)
-    return inner if isinstance(inner, torch.optim.Optimizer) else optimizer
 
 
 def _read(folder: Path, step: int) -> Saved:

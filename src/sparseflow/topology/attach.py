@@ -24,7 +24,7 @@ from sparseflow.core.errors import MaskError, TopologyError
 from sparseflow.core.functional import RowGradient
 from sparseflow.core.parallel import Ranks
 from sparseflow.core.schedules import Moment
-from sparseflow.core.wrappers import bare
+from sparseflow.core.wrappers import bare, bare_optimizer
 from sparseflow.masks import Masks
 from sparseflow.masks.entries import Entry, Places
 from sparseflow.topology.check import (
@@ -74,6 +74,7 @@ class Topology:
         """See :func:`attach`."""
         self._ranks = Ranks.of(model, process_group)
         model, masks = bare(model), bare_names(model, masks)
+        optimizer = bare_optimizer(optimizer)
         check(model, optimizer, masks, method)
         self.method = method
         self.step: int = 0

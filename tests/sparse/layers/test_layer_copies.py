@@ -150,7 +150,7 @@ def test_other_copies_are_left_alone():
 
 
 def test_a_topology_that_was_averaged_as_a_buffer_is_refused():
-    model, masks = sparse_model()
+    model, _ = sparse_model()
     average = AveragedModel(model, avg_fn=lambda a, m, n: m + 1, use_buffers=True)
     for _ in range(2):
         average.update_parameters(model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from sparseflow.core.errors import KernelError
 from sparseflow.core.hooks import carry_over, has_state_hooks
 from sparseflow.core.operations import arguments_of
-from sparseflow.core.wrappers import bare
+from sparseflow.core.wrappers import bare, copy_of
 from sparseflow.masks import Masks
 from sparseflow.sparse.convert.model import SparseModel, replaced
 from sparseflow.sparse.convert.rewrite import blocked_graph
@@ -92,7 +91,7 @@ class Conversion:
         memo: dict[int, Any] = {
             id(named[n]): nn.Parameter(torch.empty(0), named[n].requires_grad) for n in parts
         }
-        root = copy.deepcopy(self.model, memo)
+        root = copy_of(self.model, memo)
         for name, (indices, values) in parts.items():
             path = name.rpartition(".")[0]
             root = replaced(root, path, _sparse(root.get_submodule(path), indices, values))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from sparseflow.core.errors import KernelError, MaskError
 from sparseflow.core.hooks import any_hooks, carry_hooks
+from sparseflow.core.wrappers import copy_of
 from sparseflow.sparse.convert.rewrite import Chain
 from sparseflow.sparse.layers import SparseLayer
 
@@ -37,13 +39,15 @@ class SparseModel(nn.Module):
         """The dense model it was made from, without its numbers."""
         return self._converted[0]
 
-    def forward(self, *args: Any) -> Any:
-        """Run the converted graph.
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the converted graph; inputs may be given by name.
 
         Raises:
             KernelError: for an input with another number of axes than the example's.
         """
         original, ranks, _, run = self._converted
+        if kwargs:
+            args = _in_order(original, len(ranks), args, kwargs)
         for at, (given, rank) in enumerate(zip(args, ranks, strict=False)):
             if rank is not None and isinstance(given, Tensor) and given.ndim != rank:
                 raise KernelError(
@@ -70,6 +74,25 @@ class SparseModel(nn.Module):
         super().__setstate__(state)
         original, ranks, graph = self._converted
         self._converted = (original, ranks, graph, _compiled(self, graph, original))
+
+
+def _in_order(
+    original: nn.Module, count: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, ...]:
+    """The inputs of the graph, of which there are ``count``, by position.
+
+    Raises:
+        KernelError: naming the inputs that the example left out.
+    """
+    bound = inspect.signature(original.forward).bind(*args, **kwargs)
+    names = list(bound.signature.parameters)[:count]
+    if extra := [name for name in bound.arguments if name not in names]:
+        raise KernelError(
+            f"{', '.join(extra)} was left out of the example that this model was converted with: "
+            "convert it with an example of all inputs"
+        )
+    bound.apply_defaults()
+    return tuple(bound.arguments[name] for name in names)
 
 
 def _compiled(model: nn.Module, graph: fx.Graph, original: nn.Module) -> Callable[..., Any]:
@@ -100,7 +123,7 @@ def to_dense(model: nn.Module) -> nn.Module:
         raise MaskError(f"{type(model).__name__} has no sparse layer")
     if isinstance(model, SparseModel):
         return _refilled(model, layers)
-    root = copy.deepcopy(model)
+    root = copy_of(model, {})
     for path, layer in layers.items():
         root = replaced(root, path, layer.to_dense())
     return root

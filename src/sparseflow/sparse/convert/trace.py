@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 from sparseflow.core.errors import brief
 from sparseflow.core.hooks import has_hooks
 from sparseflow.core.operations import OUT_OF_PLACE, operation
+from sparseflow.core.wrappers import copy_of
 from sparseflow.sparse.convert.weights import used_alone
 from sparseflow.sparse.layers.registry import SPARSE_FORMS
 
@@ -119,7 +120,7 @@ def _skeleton(model: nn.Module) -> nn.Module:
         if isinstance(tensor, nn.Parameter):
             empty = nn.Parameter(empty, tensor.requires_grad)
         memo[id(tensor)] = empty
-    return copy.deepcopy(model, memo)
+    return copy_of(model, memo)
 
 
 def _graph(model: nn.Module, example: tuple[Any, ...]) -> fx.Graph | str:

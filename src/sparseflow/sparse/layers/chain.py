@@ -221,7 +221,8 @@ def run(stages: tuple[Stage, ...], layers: tuple[Weighted, ...], n: int, x: Tens
 
     Raises:
         KernelError: for anything but float32 (bfloat16 and half are computed
-            in float32) on the CPU, or a shape that does not match.
+            in float32) on the CPU, a shape that does not match, or a transform of
+            ``torch.func``.
     """
     return _opaque(stages, layers, n, x)
 
@@ -237,6 +238,11 @@ def from_blocked(x: Float[Tensor, "nb *rest 16"], n: int) -> Float[Tensor, " n *
 
 
 def _run(stages: tuple[Stage, ...], layers: tuple[Weighted, ...], n: int, x: Tensor) -> Tensor:
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise KernelError(
+            "torch.func (grad, vmap, jvp, ...) does not reach into the kernels of truly sparse "
+            "layers: use backward or torch.autograd.grad, or transform sf.to_dense(model)"
+        )
     for layer in layers:
         layer.check_values()
     parameters = [_float32(p) for layer in layers for p in (layer.values, layer.bias)]
