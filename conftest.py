@@ -44,8 +44,9 @@ def registries(request: pytest.FixtureRequest) -> Iterator[None]:
     from sparseflow.data import DATA  # noqa: PLC0415
     from sparseflow.models import MODELS  # noqa: PLC0415
     from sparseflow.recipes import FAMILIES  # noqa: PLC0415
+    from sparseflow.studies import STUDIES  # noqa: PLC0415
 
-    known = (sf.METHODS, sf.INITS, PARTS, MODELS, DATA, FAMILIES)
+    known = (sf.METHODS, sf.INITS, PARTS, MODELS, DATA, FAMILIES, STUDIES)
     before = [dict(registry._entries) for registry in known]
     yield
     for registry, entries in zip(known, before, strict=True):

@@ -15,8 +15,9 @@ from rich.console import Console
 
 from benchmarks.curvature import curvature
 from benchmarks.flow import gradient_flow
+from benchmarks.gpu.cuda import cuda_initialisation, cuda_memory, cuda_steps
 from benchmarks.initialisation import initialisation
-from benchmarks.progress import progress, skipped
+from benchmarks.progress import NotHereError, progress, skipped
 from benchmarks.scale.store import store
 from benchmarks.scale.sweep import sweep_overhead
 from benchmarks.sparse.figure import write_layers_figure
@@ -79,6 +80,10 @@ GROUPS = {
         {"sweep": sweep_overhead, "store": store},
         Path("results/benchmarks-scale.json"),
     ),
+    "cuda": Group(
+        {"cuda-steps": cuda_steps, "cuda-init": cuda_initialisation, "cuda-memory": cuda_memory},
+        Path("results/benchmarks-cuda.json"),
+    ),
 }
 
 
@@ -102,7 +107,7 @@ def main() -> None:
         whole = not (options.quick or options.threads) and set(GROUPS[name].benchmarks) == set(
             result["benchmarks"]
         )
-        if whole and options.out is None:
+        if whole and result["records"] and options.out is None:
             _write(GROUPS[name].results, result, GROUPS[name].picture)
     if options.out is not None:
         _write(options.out, merged, options.out.with_suffix(".png"))
@@ -123,7 +128,7 @@ def _run(group: Group, names: list[str], options: argparse.Namespace) -> dict[st
             with progress.status(f"benchmark {name}, {count} thread(s)"):
                 try:
                     records += group.benchmarks[name](QUICK if options.quick else 1.0)
-                except SparseUnavailable as error:
+                except (NotHereError, SparseUnavailable) as error:
                     skipped(name, str(error))
     torch.set_num_threads(as_set)
     return {
@@ -179,8 +184,9 @@ def _text(result: dict[str, Any]) -> str:
 
 def _conditions(result: dict[str, Any]) -> str:
     about = result["machine"]
+    gpu = f"{about['gpu']}; " if "gpu" in about else ""
     return (
-        f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads; "
+        f"{gpu}{about['cpu']}, {about['cores']} cores, {about['threads']} threads; "
         f"torch {about['torch']}; load average {result['load_before']} before, "
         f"{result['load_after']} after"
     )

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 
+Clock = Callable[[Callable[[], object], int], float]
 Direction = Literal["at most", "at least"]
 LEAST_ROUNDS = 4
 
@@ -119,6 +120,26 @@ class Timings:
         return self.record(figure, measured, baseline, lambda m, b: b / m, "×", target, "at least")
 
 
+def wall(run: Callable[[], object], repeats: int) -> float:
+    """Mean seconds of some calls, by the host's clock."""
+    start = perf_counter()
+    for _ in range(repeats):
+        run()
+    return (perf_counter() - start) / repeats
+
+
+def on_gpu(run: Callable[[], object], repeats: int) -> float:
+    """Mean seconds of some calls between two events in the GPU's queue, which is empty before."""
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    first.record()
+    for _ in range(repeats):
+        run()
+    last.record()
+    last.synchronize()
+    return first.elapsed_time(last) / 1e3 / repeats
+
+
 def interleave(
     benchmark: str,
     case: str,
@@ -129,6 +150,7 @@ def interleave(
     turn: float = 0.0,
     budget: float = float("inf"),
     settings: Mapping[str, Any] | None = None,
+    clock: Clock = wall,
 ) -> Timings:
     """Time every side once per round; every second round runs them in reverse order.
 
@@ -142,10 +164,11 @@ def interleave(
             repeated within their turn, and the mean is taken.
         budget: seconds after which no further pair of rounds begins, once there are four.
         settings: the conditions, for the records.
+        clock: gives the mean seconds of a number of calls.
     """
     last = dict.fromkeys(sides, 0.0)
     for _ in range(warm):
-        last = {name: _mean_time(run, 1) for name, run in sides.items()}
+        last = {name: clock(run, 1) for name, run in sides.items()}
     repeats = {name: _repeats(seconds, turn) for name, seconds in last.items()}
     # OpenMP's threads spin for a while after their work, and would take cores from a side
     # that uses another thread pool.
@@ -161,7 +184,7 @@ def interleave(
             for name in list(sides)[:: -1 if number % 2 else 1]:
                 if pause:
                     sleep(pause)
-                seconds[name].append(_mean_time(sides[name], repeats[name]))
+                seconds[name].append(clock(sides[name], repeats[name]))
     finally:
         gc.enable()
     conditions = {**(settings or {}), "threads": torch.get_num_threads()}
@@ -175,19 +198,12 @@ def fastest(sides: Mapping[str, Callable[[], object]], runs: int = 2) -> str:
         run()
     for _ in range(runs):
         for name, run in sides.items():
-            least[name] = min(least[name], _mean_time(run, 1))
+            least[name] = min(least[name], wall(run, 1))
     return min(least, key=lambda name: least[name])
 
 
 def _repeats(seconds: float, turn: float) -> int:
     return max(1, min(100, round(turn / max(seconds, 1e-7))))
-
-
-def _mean_time(run: Callable[[], object], repeats: int) -> float:
-    start = perf_counter()
-    for _ in range(repeats):
-        run()
-    return (perf_counter() - start) / repeats
 
 
 def load() -> list[float] | None:
@@ -204,6 +220,7 @@ def machine() -> dict[str, object]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
     }
 
 

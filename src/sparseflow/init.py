@@ -20,13 +20,25 @@ from sparseflow.core.values import USE, Value, registering
 from sparseflow.masks import Masks, make_masks
 from sparseflow.masks.masks import check_padding
 
-Kind = Literal["dense", "layer", "neuron"]
+Counted = Literal["dense", "layer", "neuron"]
 Fan = Literal["in", "out", "avg"]
 Distribution = Literal["normal", "uniform"]
 
 
 class Initialisation(Value):
-    """Base of all initialisations: frozen dataclasses that draw the weights of a layer."""
+    """Base of all initialisations: frozen dataclasses that draw the weights of a layer.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Constant(Initialisation):
+        ...     value: float = 0.5
+        ...     def draw(self, layer, mask, stream):
+        ...         return torch.full(layer.shape, self.value)
+        >>> net = nn.Linear(4, 2)
+        >>> _ = sparsify(net, 0.5, init=Constant())
+        >>> sorted(net.weight.unique().tolist())
+        [0.0, 0.5]
+    """
 
     def draw(
         self, layer: Layer, mask: Bool[Tensor, "*w"], stream: torch.Generator
@@ -46,8 +58,54 @@ INITS: Registry[type[Initialisation]] = Registry("initialisation", USE)
 C = TypeVar("C", bound=Initialisation)
 
 
-def register_init(name: str) -> Callable[[type[C]], type[C]]:
+@dataclass(frozen=True)
+class Mark:
+    """How recipes and reports know an initialisation.
+
+    Attributes:
+        suffix: of the recipes that start from it.
+        name: in results, and in the recipes that only measure at initialisation.
+        label: what reports call it.
+        color: in light and in dark pictures.
+        dashes: of its curves, as matplotlib takes them.
+        marker: of its points, likewise.
+    """
+
+    suffix: str
+    name: str
+    label: str
+    color: tuple[str, str] = ("#7a5195", "#b98be0")
+    dashes: str | tuple[int, tuple[float, ...]] = (0, (4.5, 1.4, 1.2, 1.4))
+    marker: str = "v"
+
+
+MASKED_DENSE, FAN_IN = "masked-dense", "fan-in"
+_MARKS = {
+    "dense": Mark("", MASKED_DENSE, "masked dense", ("#6f6c65", "#aaa69c"), (0, (1.2, 1.3)), "o"),
+    "layer": Mark(
+        "-liu", "liu", "layer-scaled (Liu et al.)", ("#0091d5", "#45b5f0"), (0, (4.5, 1.6)), "s",
+    ),
+    "neuron": Mark(
+        "+", FAN_IN, "per-neuron fan-in (paper's, +)", ("#d45f01", "#ff8a45"), "-", "D",
+    ),
+}  # fmt: skip
+
+
+def marks() -> dict[str, Mark]:
+    """Marks of all initialisations by the names under which they are registered.
+
+    >>> [mark.suffix for mark in marks().values()]
+    ['', '-liu', '+']
+    """
+    return {entry.name: entry.facts["marks"][entry.name] for entry in INITS.entries()}
+
+
+def register_init(name: str, *, label: str = "") -> Callable[[type[C]], type[C]]:
     """Make an initialisation known by name: ``--set init=NAME``, and recipes such as ``rigl-NAME``.
+
+    Args:
+        name: of the initialisation.
+        label: what reports call it; by default its name.
 
     Raises:
         SpecError: if the name is taken, or the class is not an :class:`Initialisation`.
@@ -66,10 +124,10 @@ def register_init(name: str) -> Callable[[type[C]], type[C]]:
     """
     if name in NAMED:
         raise SpecError(f"initialisation {name!r} is one of sparseflow's: choose another name")
-    return registering(INITS, name)
+    return registering(INITS, name, marks={name: Mark(f"-{name}", name, label or name)})
 
 
-@registering(INITS, *get_args(Kind))
+@registering(INITS, *_MARKS, marks=_MARKS)
 @dataclass(frozen=True)
 class Init(Initialisation):
     """How active weights are drawn: zero mean, variance ``scale / fan``.
@@ -89,14 +147,14 @@ class Init(Initialisation):
         True
     """
 
-    kind: Kind = "neuron"
+    kind: Counted = "neuron"
     fan: Fan = "in"
     distribution: Distribution = "normal"
     scale: float = 2.0
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        for field, allowed in (("kind", Kind), ("fan", Fan), ("distribution", Distribution)):
+        for field, allowed in (("kind", Counted), ("fan", Fan), ("distribution", Distribution)):
             if getattr(self, field) not in get_args(allowed):
                 text = unknown(f"initialisation {field}", getattr(self, field), get_args(allowed))
                 raise MaskError(text)
@@ -185,6 +243,13 @@ def initialise(
     Raises:
         MaskError: if a mask names no layer, does not fit it, or has connections in the
             row of an embedding that stands for padding.
+
+    Example:
+        >>> net = nn.Linear(64, 32)
+        >>> masks = make_masks(maskable(net), 0.25)
+        >>> initialise(maskable(net), masks, "fan_in", seed=1)
+        >>> int((net.weight != 0).sum()) == masks.nnz
+        True
     """
     rule = find_init(init)
     dead = 0

@@ -158,7 +158,7 @@ def test_every(n, start, stop, fires):
 def test_fractions_in_closed_form():
     assert constant(0.3)(Moment(9, 0.1)) == 0.3
     assert lr_proportional(0.3)(Moment(9, 0.5)) == pytest.approx(0.15)
-    assert lr_proportional(0.8)(Moment(9, 2.0)) == 1.0
+    assert lr_proportional(0.8)(Moment(9, 2.0)) == 0.8
     annealed = cosine(0.4, 100)
     assert [annealed(Moment(s)) for s in (0, 50, 100, 150)] == pytest.approx([0.4, 0.2, 0, 0])
     assert annealed(Moment(25)) == pytest.approx(0.2 * (1 + math.sqrt(0.5)))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from msgspec.structs import replace
 
-from sparseflow.plotting.vocabulary import kind_of
+from sparseflow.plotting.vocabulary import parse_recipe
 from sparseflow.report import Results, RunFigures, load_results
 from sparseflow.studies import Agreement, Distances, Line, Plane, Record, Spectrum, Updates
 from sparseflow.studies.agreement import Ensemble, GroupRecord, Member
@@ -57,7 +57,7 @@ def reproduction(*, seed: int = 0, thin: int = 1) -> Results:
     own = {run.recipe for run in found.runs}
     groups = [name for name in GROUPS if ":" in name and name not in own]
     made = [_child(found, name, s) for name in groups for s in SEEDS if s]
-    runs = sorted((*found.runs, *made), key=lambda run: kind_of(run.recipe).order)
+    runs = sorted((*found.runs, *made), key=lambda run: parse_recipe(run.recipe).order)
     return replace(found, runs=tuple(runs), evidence=evidence(seed=seed))
 
 

@@ -62,7 +62,7 @@ def put(store: Store, spec: RunSpec, accuracy: float = 97.0, updates: int = 0) -
     (run.path / "metrics.jsonl").write_bytes(written)
     final = {
         "test_accuracy": accuracy, "test_loss": 0.1, "train_accuracy": accuracy,
-        "train_loss": 0.1, "active_weights": 2210,
+        "train_loss": 0.1, "active_weights": 2210, "density": spec.density,
     }  # fmt: skip
     save_document(run.path / "result.json", "result", run.id, final)
     return run

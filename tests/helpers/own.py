@@ -16,6 +16,7 @@ from sparseflow.core.values import PARTS
 from sparseflow.data import DATA
 from sparseflow.models import MODELS
 from sparseflow.recipes import FAMILIES
+from sparseflow.studies import STUDIES
 from sparseflow.topology import Topology
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "own_methods.py"
@@ -30,7 +31,7 @@ def example() -> ModuleType:
 @contextmanager
 def clean_slate() -> Iterator[None]:
     """Forget at the end what was registered and loaded meanwhile."""
-    registries = (sf.METHODS, sf.INITS, PARTS, MODELS, DATA, FAMILIES)
+    registries = (sf.METHODS, sf.INITS, PARTS, MODELS, DATA, FAMILIES, STUDIES)
     before = [dict(registry._entries) for registry in registries]
     used, modules = dict(code._USED), dict(sys.modules)
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.evidence import reproduction
+from msgspec.structs import replace
 from scipy import stats
 
 from sparseflow.measure.statistics import Estimate
@@ -19,7 +20,7 @@ from sparseflow.paper.claims.flow import equal_loss
 from sparseflow.paper.claims.forms import claims_values
 from sparseflow.paper.claims.functions import with_reference, within
 from sparseflow.paper.claims.start import fewer
-from sparseflow.paper.claims.updates import norm_change, tried
+from sparseflow.paper.claims.updates import norm_change, recorded, tried
 from sparseflow.paper.judging import RATIO, Bound, Sample, against, alone
 from sparseflow.report import Results, RunFigures, StartFigures, load_results
 from sparseflow.report.results import EvalCurve, FlowCurve, Norms, UpdateCurve
@@ -606,6 +607,25 @@ def test_updates_of_the_first_half_are_judged_apart() -> None:
     assert verdicts == {"RigL, first half of training": "holds", "RigL, whole run": "does not hold"}
     assert found.judgements[0].estimate.value == pytest.approx(stats.gmean(ups))
     assert found.judgements[0].ours.startswith("+25 % [")
+
+
+def test_one_large_update_does_not_move_a_runs_median() -> None:
+    curve = UpdateCurve((100, 200, 300), (1.0,) * 3, (1.1, 1.2, 50.0), 3, 2)
+    world = results(replace(run("rigl+"), updates=curve))
+    for half in (True, False):
+        (value,) = recorded("rigl+", half=half)(world).values.values()
+        assert value == pytest.approx(math.log(1.2))
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.2, "holds"), (1.3, "does not hold")])
+def test_a_ticket_may_have_a_quarter_more_gradient(factor: float, verdict: str) -> None:
+    """Up to a factor of 1.25 counts as no better: the threshold that the claim's note names."""
+    spread = (1.0, 1.001, 0.999, 1.0005, 0.9995)
+    runs = [run("scratch", seed) for seed in range(5)]
+    runs += [run("lottery", seed, early=factor * x) for seed, x in enumerate(spread)]
+    found = judged("ticket-flow", results(*runs), "steps 0–51")
+    assert found.verdict == verdict
+    assert "at most 1.25 times" in claim("ticket-flow", results(*runs)).note
 
 
 def test_blocks_of_the_disagreement_matrix() -> None:

@@ -8,6 +8,7 @@ from helpers.own import EXAMPLE, clean_slate, example
 from helpers.small import TINY, alone, tiny
 from helpers.work import interrupt
 
+from sparseflow.core.errors import StoreError
 from sparseflow.measure import flops, paired
 from sparseflow.recipes import make_spec
 from sparseflow.report.compare import (
@@ -67,7 +68,7 @@ def test_fewer_than_two_living_pairs_are_not_compared():
     compared = Compared("base", (0, 1, 2), METRICS, (), _corrected([found]))
     assert sentences(compared)[0] == (
         "mine: 2 of 3 runs died, of base 0 (exact McNemar test: p = 0.50); "
-        "with 1 pair that live there is no more."
+        "1 pair of living runs: too few to compare."
     )
     assert "| mine | test accuracy, % | 1 | 90.00 | 90.00 | – | – | – |" in markdown_table(compared)
 
@@ -88,10 +89,22 @@ def test_holm_is_over_the_recipes_of_each_metric():
     first = sentences(compared)[0]
     assert first.startswith("better: 0 of 8 runs died, of base 0 (exact McNemar test: p = 1.0); ")
     assert (
-        "over the 8 pairs that live its test accuracy differs by +1.0 [+1.0, +1.0] points" in first
+        "over the 8 pairs of living runs its test accuracy differs by +1.0 [+1.0, +1.0] points"
+        in first
     )
     assert first.endswith("(exact p = 0.0078, by Holm 0.023).")
-    assert "cannot be less than 0.0078" in sentences(compared)[-1]
+    assert "is at least 0.0078 for 8 pairs" in sentences(compared)[-1]
+
+
+def test_the_least_p_is_of_the_pairs_that_are_compared():
+    theirs = [(float(80 + s),) for s in range(5)]
+    whole, some = [(a + 1.0,) for (a,) in theirs], [(10.0,), (10.0,), *theirs[2:]]
+    corrected = _corrected([versus("whole", whole, theirs), versus("some", some, theirs)])
+    text = sentences(Compared("base", tuple(range(5)), METRICS, (), corrected))[-1]
+    assert "is at least 0.25 for 3 pairs and 0.062 for 5 pairs" in text
+    corrected = _corrected([versus("none", [(10.0,)] * 5, theirs)])
+    text = sentences(Compared("base", tuple(range(5)), METRICS, (), corrected))[-1]
+    assert "counts all flips of signs. Holm's" in text
 
 
 def test_no_pair_at_all():
@@ -169,6 +182,14 @@ def test_operations_are_counted_by_hand(tmp_path):
         assert training_flops(every) == pytest.approx(12 * 128 * one.step + extra, rel=0.02)
 
 
+def test_operations_between_checkpoints_that_were_removed_are_not_counted(tmp_path):
+    run = execute(tiny("mlp-mnist/dense", "mask=erk", "method=set"), Store(tmp_path))
+    for step in run.kept[::-1]:
+        run.checkpoint_path(step).unlink()
+        with pytest.raises(StoreError, match=r"has no checkpoint at step \d+; kept: "):
+            training_flops(run)
+
+
 def test_an_interrupted_run_says_where_it_went_on(tmp_path):
     store = Store(tmp_path)
     spec = tiny("mlp-mnist/dense", "mask=erk", "method=set", "method.when.n=3", "train.resume=4")
@@ -217,6 +238,10 @@ def test_the_command_runs_what_is_missing_and_writes_it_down(cli, tmp_path):
         (["mlp-mnist/rigl+", "mlp-mnist/set+", "--seeds", "3"], "2 recipes over 1 seed:"),
         (["mlp-mnist/rigl+", "mlp-mnist/rigl+"], "mlp-mnist/rigl+ is named twice"),
         (["mlp-mnist/rigl+", "resnet20-cifar10/set+"], "no test set in common"),
+        (
+            ["mlp-mnist/rigl+", "mlp-mnist/set+", "--set", "method=set"],
+            "mlp-mnist/rigl+ and mlp-mnist/set+ are the same runs with these settings (",
+        ),
         (["mlp-mnist/rigl+", "mlp-mnist/rigle+"], "did you mean"),
     ],
 )

@@ -15,7 +15,8 @@ from msgspec.structs import replace
 from sparseflow.masks import churn
 from sparseflow.plotting.style import svg
 from sparseflow.recipes import make_spec
-from sparseflow.report import Results, collect, markdown_table, write_report
+from sparseflow.report import Results, collect, load_results, markdown_table, write_report
+from sparseflow.report.figures import figures as all_figures
 from sparseflow.report.figures.layers import LAYERS
 from sparseflow.report.figures.settings import SETTING, SPARSITY, series, varied_setting
 from sparseflow.report.findings import compared, deaths, findings, ranking
@@ -24,6 +25,7 @@ from sparseflow.report.page import shown_variant
 from sparseflow.report.summary import early_window, rows
 from sparseflow.runs import Store, execute
 
+ROOT = Path(__file__).resolve().parents[2]
 RATES = (0.05, 0.1, 0.2)
 
 
@@ -167,6 +169,28 @@ def test_marks_say_recipe_seed_and_value(tmp_path: Path) -> None:
     assert 'class="switches" hidden' in page  # shown by the script alone
     for scales in re.findall(r"data-scales='(.*?)'", page):
         assert all(len(scale) in (3, 5) for scale in json.loads(scales))
+
+
+@pytest.mark.parametrize(
+    ("name", "methods"),
+    [
+        ("spectra", {"rigl", "set", "rigl-inverted", "random"}),
+        ("spectrum", {"rigl"}),
+        (
+            "disagreement",
+            {
+                a if a == b else f"{a} {b}"
+                for a in ("lottery", "scratch", "prune-restart", "prune", "rigl", "set")
+                for b in ("lottery", "scratch", "prune-restart", "prune", "rigl", "set")
+            },
+        ),
+    ],
+)
+def test_figures_of_studies_follow_the_switches(name: str, methods: set[str]) -> None:
+    """What shows two methods is there while both are."""
+    held = load_results(ROOT / "results" / "lenet5-mnist.json")
+    page = svg(all_figures()[name].draw(held))
+    assert set(re.findall(r'data-method="(.*?)"', page)) == methods
 
 
 def test_values_of_a_figure_are_in_the_page(tmp_path: Path) -> None:

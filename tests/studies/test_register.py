@@ -1,22 +1,34 @@
 """A kind of study made known in one file has its probe, its file, its table and its figure."""
 
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from helpers.cli import Cli
+from helpers.own import clean_slate
 from helpers.small import tiny
 from matplotlib.figure import Figure as Drawing
 
+import sparseflow as sf
+from sparseflow.core.errors import SpecError
 from sparseflow.plotting.figure import Figure
 from sparseflow.plotting.style import WIDTH, styled
 from sparseflow.plotting.table import Table
 from sparseflow.report import Results, load_results, save_results
 from sparseflow.report.figures import figures
 from sparseflow.runs import Store, execute
-from sparseflow.studies import KINDS, Kind, Place, Point, Record, Study, carry_out, register_study
+from sparseflow.studies import (
+    STUDIES,
+    Place,
+    Point,
+    Record,
+    Study,
+    StudyKind,
+    carry_out,
+    register_study,
+)
 from sparseflow.studies.evidence import of
-from sparseflow.studies.study import Tagged, points_at
+from sparseflow.studies.study import Tagged, key, points_at
 
 
 class Steps(Record, Tagged, frozen=True, tag="steps"):
@@ -63,19 +75,17 @@ FIGURE = Figure(
 
 
 @pytest.fixture
-def known() -> Iterator[None]:
+def known() -> None:
     register_study(
-        Kind(study=StepsStudy, record=Steps, probe="steps", takes=(1, 1), figures=(FIGURE,))
+        StudyKind(study=StepsStudy, record=Steps, probe="steps", takes=(1, 1), figures=(FIGURE,))
     )
-    yield
-    del KINDS["steps"]
 
 
 @pytest.mark.usefixtures("known")
 def test_the_store_keeps_its_record_and_the_results_hold_it(tmp_path: Path) -> None:
     store = Store(tmp_path / "runs")
     run = execute(tiny("mlp-mnist/dense", "data.limit=600", "data.probe=50"), store)
-    study = KINDS["steps"].study.of([Place(run, 12)])
+    study = STUDIES["steps"].study.of([Place(run, 12)])
     record = carry_out(study, store)
     assert record == Steps("dense 0 end", 12)
     assert carry_out(study, store) == record  # read from the store this time
@@ -92,3 +102,57 @@ def test_what_nobody_made_known_is_damage(tmp_path: Path, cli: Cli) -> None:
     path = tmp_path / "results.json"
     save_results(Results("f", "t", 0.1, 1, (), (), (Steps("a", 1),)), path)
     assert "Invalid value 'steps'" in cli.fails("report", str(path))
+
+
+OWN = """
+from sparseflow.studies import Point, Record, Study, StudyKind, register_study
+from sparseflow.studies.study import Tagged
+
+class Length(Record, Tagged, frozen=True, tag="TAG"):
+    steps: int
+
+class LengthStudy(Study, Tagged, frozen=True, tag="TAG"):
+    at: Point
+
+    def measure(self, store):
+        return Length(FACTOR * self.at.step)
+
+register_study(StudyKind(study=LengthStudy, record=Length, probe="PROBE", takes=(1, 1)))
+"""
+
+
+def own_study(path: Path, tag: str = "length", probe: str = "length", factor: str = "1") -> str:
+    """Load a study from a file, and return the key of one of its studies."""
+    text = OWN.replace("TAG", tag).replace("PROBE", probe).replace("FACTOR", factor)
+    path.write_text(text)
+    sf.use(path)
+    return key(STUDIES[tag].study(Point("0" * 16, 3)))  # type: ignore[call-arg]
+
+
+def test_code_that_measures_otherwise_names_another_result(tmp_path: Path) -> None:
+    with clean_slate():
+        before = own_study(tmp_path / "mine.py")
+        assert own_study(tmp_path / "mine.py") == before
+        assert own_study(tmp_path / "mine.py", factor="2") != before
+    assert not any(kind.code for kind in STUDIES.values())  # keys of our own rest on versions alone
+
+
+@pytest.mark.parametrize(
+    ("tag", "probe", "message"),
+    [
+        ("spectrum", "length", "study 'spectrum' is registered by sparseflow"),
+        ("length", "hessian", "probe 'hessian' is that of study 'spectrum'"),
+    ],
+)
+def test_a_name_that_is_taken_is_refused(
+    tag: str, probe: str, message: str, tmp_path: Path
+) -> None:
+    with clean_slate(), pytest.raises(SpecError, match=message):
+        own_study(tmp_path / "mine.py", tag, probe)
+    assert STUDIES["spectrum"].probe == "hessian"
+
+
+def test_study_and_record_bear_one_tag() -> None:
+    kind = STUDIES["plane"]
+    with pytest.raises(SpecError, match="study 'plane' has a record with the tag 'steps'"):
+        register_study(replace(kind, record=Steps))

@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import sparseflow as sf
 from sparseflow.core.errors import MaskError, TopologyError
+from sparseflow.core.parameters import sparse_weights
 
 METHODS = {
     "RigL": sf.RigL(sf.every(2), sf.constant(0.5)),
@@ -65,6 +66,13 @@ def test_inside_a_trainer_they_are_copied_together():
         assert not trainer.model.get_parameter(name)[~mask].any()
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_attached_model_is_converted_as_ever():
+    model, _, topology = training("RigL")
+    sparse = sf.to_sparse(model, topology.masks, batch(0)[0], force=True)
+    assert len(sparse_weights(sparse)) == 2
+
+
 def test_a_copy_of_what_is_detached_stays_so():
     ours = training("RigL")
     ours[2].detach()
@@ -81,7 +89,8 @@ def test_alone_it_is_refused_with_the_way_to_do_it():
     model.topology = topology
     with pytest.raises(TopologyError, match="together"):
         copy.deepcopy(model)
-    copy.deepcopy((optimizer, model))[1].topology.detach()
+    with pytest.raises(TopologyError, match="the model holds its topology"):
+        copy.deepcopy((optimizer, model))
 
 
 def test_a_method_that_grows_from_the_model_it_was_made_for_is_refused():

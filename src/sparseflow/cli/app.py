@@ -83,7 +83,7 @@ def run(
         str | None,
         typer.Option("--from", metavar="RUN", help="Id (or its start) of a finished run."),
     ] = None,
-    store: StorePath = RUNS,
+    folder: StorePath = RUNS,
     device: Device = "cpu",
     threads: Threads = None,
     use: Use = None,
@@ -108,13 +108,13 @@ def run(
         import torch
 
         torch.set_num_threads(threads)
-    room, making = sf.runs.Store(store), {"scale": scale, "settings": settings or ()}
+    store, making = sf.runs.Store(folder), {"scale": scale, "settings": settings or ()}
     if from_ is None:
         spec = sf.recipes.make_spec(recipe, seed=seed or 0, **making)
     else:
-        spec = sf.recipes.extend(recipe, room.find(from_), seed=seed, **making)
+        spec = sf.recipes.extend(recipe, store.find(from_), seed=seed, **making)
     with joined(device) as (own, reports), run_progress() as progress:
-        done = sf.runs.execute(spec, room, device=own, progress=progress if reports else None)
+        done = sf.runs.execute(spec, store, device=own, progress=progress if reports else None)
     if not reports:
         return
     row = row_of(done) | {"path": str(done.path)}
@@ -155,7 +155,7 @@ def measure(
     ] = False,
     scale: Scale = 1.0,
     settings: Settings = None,
-    store: StorePath = RUNS,
+    folder: StorePath = RUNS,
     device: Device = "cpu",
     use: Use = None,
     as_json: Json = False,
@@ -171,20 +171,20 @@ def measure(
     """
     sf.runs.check_device(device)
     made = {"scale": scale, "settings": settings or ()}
-    room, numbers = sf.runs.Store(store), parse_seeds(seeds)
+    store, numbers = sf.runs.Store(folder), parse_seeds(seeds)
     check_probe(probe)
-    found = places(names, numbers, at, room, **made)
+    found = places(names, numbers, at, store, **made)
     if probe == "flow":
         check_count(probe, found)
         show_flow(sf.runs.remeasure(found[0].run, found[0].step, device=device), as_json)
         return
     if device != "cpu":
         raise SpecError(f"--probe {probe} measures on the CPU, not on --device {device}")
-    beside = places([reference], numbers[:1], at, room, **made)[0] if reference else None
+    beside = places([reference], numbers[:1], at, store, **made)[0] if reference else None
     study = make_study(
         probe, found, examples=examples, exact=exact, aligned=aligned, reference=beside
     )
-    seen = sf.studies.carry_out(study, room)
+    seen = sf.studies.carry_out(study, store)
     if as_json:
         import msgspec
 

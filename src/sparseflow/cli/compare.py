@@ -8,21 +8,14 @@ from typing import Annotated
 import typer
 
 import sparseflow as sf
-from sparseflow.cli.engine import Engine
+from sparseflow.cli.engine import Engine, with_engine
 from sparseflow.cli.options import (
     RUNS,
-    Address,
-    Device,
-    Gpus,
-    Jobs,
     Json,
     Out,
-    Place,
-    Retries,
     Scale,
     Settings,
     StorePath,
-    Threads,
     Use,
 )
 from sparseflow.cli.show import plain, print_json, stderr, stdout
@@ -30,23 +23,18 @@ from sparseflow.cli.work import parse_seeds, run_sweep
 from sparseflow.core.errors import SpecError
 
 
+@with_engine
 def compare(
     recipes: Annotated[
         list[str], typer.Argument(metavar="A B ...", help="Recipes; all are compared with A.")
     ],
     *,
     seeds: Annotated[str, typer.Option(help="Such as 0-4 or 0,2,7.")] = "0-4",
-    executor: Place = "local",
-    jobs: Jobs = None,
-    threads: Threads = None,
-    gpus: Gpus = None,
-    address: Address = None,
-    retries: Retries = 1,
+    engine: Engine,
     scale: Scale = 1.0,
     settings: Settings = None,
     out: Out = Path("comparison"),
-    store: StorePath = RUNS,
-    device: Device = "cpu",
+    folder: StorePath = RUNS,
     use: Use = None,
     as_json: Json = False,
 ) -> None:
@@ -58,16 +46,17 @@ def compare(
     Example: sparseflow compare lenet5-mnist/rigl+ lenet5-mnist/mine+
     --seeds 0-9 --use mine.py
     """
-    room, numbers = sf.runs.Store(store), parse_seeds(seeds)
+    store, numbers = sf.runs.Store(folder), parse_seeds(seeds)
     if twice := sorted({r for r in recipes if recipes.count(r) > 1}):
         raise SpecError(f"{', '.join(twice)} is named twice: compare recipes with each other")
     made = {"scale": scale, "settings": settings or ()}
     specs = {r: {s: sf.recipes.make_spec(r, seed=s, **made) for s in numbers} for r in recipes}
-    groups = {r: {s: room.run(spec) for s, spec in of.items()} for r, of in specs.items()}
+    groups = {r: {s: store.run(spec) for s, spec in of.items()} for r, of in specs.items()}
     sf.report.check_comparable(groups)
-    engine = Engine(executor, jobs, threads, retries, device, address, gpus)
-    with engine.executor(room) as workers:
-        run_sweep([spec for of in specs.values() for spec in of.values()], room, workers, device)
+    with engine.started(store) as workers:
+        run_sweep(
+            [spec for of in specs.values() for spec in of.values()], store, workers, engine.device
+        )
     _write(groups, out, as_json)
 
 

@@ -28,7 +28,7 @@ def export(
     seed: Seed = 0,
     scale: Scale = 1.0,
     settings: Settings = None,
-    store: StorePath = RUNS,
+    folder: StorePath = RUNS,
     use: Use = None,
     as_json: Json = False,
 ) -> None:
@@ -41,8 +41,8 @@ def export(
     """
     from sparseflow.runs.export import export as write
 
-    room = sf.runs.Store(store)
-    (place,) = places([name], [seed], step, room, scale=scale, settings=settings or ())
+    store = sf.runs.Store(folder)
+    (place,) = places([name], [seed], step, store, scale=scale, settings=settings or ())
     write(place.run, place.step, out, kind)
     state = place.run.state(place.step)
     dense = [k.shape.numel() * k.values.element_size() for k in state.masked.values()]

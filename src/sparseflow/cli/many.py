@@ -8,22 +8,17 @@ from typing import Annotated
 import typer
 
 import sparseflow as sf
-from sparseflow.cli.engine import Engine
+from sparseflow.cli.engine import Engine, with_engine
 from sparseflow.cli.known import known_row, known_runs, tell_known
 from sparseflow.cli.options import (
     RUNS,
-    Address,
     Device,
-    Gpus,
     Jobs,
     Json,
     Out,
-    Place,
-    Retries,
     Scale,
     SettingsGrid,
     StorePath,
-    Threads,
     Use,
 )
 from sparseflow.cli.show import print_json, stdout
@@ -44,7 +39,7 @@ def demo(
     scale: Scale = 0.25,
     jobs: Jobs = None,
     out: Out = Path("report"),
-    store: StorePath = RUNS,
+    folder: StorePath = RUNS,
     device: Device = "cpu",
     use: Use = None,
     as_json: Json = False,
@@ -56,13 +51,14 @@ def demo(
     the paper's. Steps and schedules are scaled alike. Ends in a table and a
     page; takes under four minutes on two cores.
     """
-    specs, room = sf.recipes.demo_specs(scale), sf.runs.Store(store)
-    with Engine(jobs=jobs, device=device).executor(room) as executor:
-        run_sweep(specs, room, executor, device)
-    runs = [room.run(spec) for spec in specs]
+    specs, store = sf.recipes.demo_specs(scale), sf.runs.Store(folder)
+    with Engine(jobs=jobs, device=device).started(store) as executor:
+        run_sweep(specs, store, executor, device)
+    runs = [store.run(spec) for spec in specs]
     report_on(runs, "lenet5-mnist", f"demo at scale {scale:g}", out, as_json)
 
 
+@with_engine
 def sweep(
     names: Annotated[
         list[str],
@@ -70,12 +66,7 @@ def sweep(
     ],
     *,
     seeds: Annotated[str, typer.Option(help="Such as 0-4 or 0,2,7.")] = "0",
-    executor: Place = "local",
-    jobs: Jobs = None,
-    threads: Threads = None,
-    gpus: Gpus = None,
-    address: Address = None,
-    retries: Retries = 1,
+    engine: Engine,
     scale: Scale = 1.0,
     settings: SettingsGrid = None,
     known: Annotated[
@@ -86,8 +77,7 @@ def sweep(
             "so that one which another run starts from is made all the same. May be repeated.",
         ),
     ] = None,
-    store: StorePath = RUNS,
-    device: Device = "cpu",
+    folder: StorePath = RUNS,
     use: Use = None,
     as_json: Json = False,
 ) -> None:
@@ -107,13 +97,10 @@ def sweep(
         for name in sf.recipes.expand(names)
     ]
     wanted, there = {sf.runs.identity(spec): spec for spec in specs}, known_runs(known or ())
-    room, engine = (
-        sf.runs.Store(store),
-        Engine(executor, jobs, threads, retries, device, address, gpus),
-    )
-    with engine.executor(room) as workers:
+    store = sf.runs.Store(folder)
+    with engine.started(store) as workers:
         missing = [spec for name, spec in wanted.items() if name not in there]
-        done = run_sweep(missing, room, workers, device)
+        done = run_sweep(missing, store, workers, engine.device)
     if known:
         tell_known(wanted, there, done)
     rows = [row_of(job.run) for job in done.values()]
@@ -125,40 +112,34 @@ def sweep(
         stdout.print(runs_table("runs", [r for r in rows if "/init-" not in r["recipe"]]))
 
 
+@with_engine
 def reproduce(
     family: Annotated[str, typer.Argument(help="lenet5-mnist, the one of the paper's table.")],
     *,
     scale: Scale = 1.0,
     execution: Annotated[Execution, typer.Option(help="Of all runs.")] = "auto",
-    executor: Place = "local",
-    jobs: Jobs = None,
-    threads: Threads = None,
-    gpus: Gpus = None,
-    address: Address = None,
-    retries: Retries = 1,
+    engine: Engine,
     out: Out = Path("report"),
-    store: StorePath = RUNS,
-    device: Device = "cpu",
+    folder: StorePath = RUNS,
     use: Use = None,
     as_json: Json = False,
 ) -> None:
     """Run all that the paper's MNIST evidence needs, and judge it claim by claim.
 
     Trains what is missing, measures what is missing (curvature, geometry,
-    agreement), and writes one page: each claim with the paper's figure, ours
+    agreement), and writes one page: each claim with the paper's value, ours
     with its interval, and a verdict. Stop it whenever you like; the same
     command goes on. Example: sparseflow reproduce lenet5-mnist --scale 0.05
     """
-    room = sf.runs.Store(store)
-    planned = sf.paper.reproduction(family, room, scale=scale, execution=execution)
+    store = sf.runs.Store(folder)
+    planned = sf.paper.reproduction(family, store, scale=scale, execution=execution)
     wanted = [*planned.runs, *planned.groups, *planned.at_start]
-    engine = Engine(executor, jobs, threads, retries, device, address, gpus)
-    with engine.executor(room) as workers:
-        run_sweep(wanted, room, workers, device)
-        evidence = run_studies(planned.studies, room, workers)
+    with engine.started(store) as workers:
+        run_sweep(wanted, store, workers, engine.device)
+        evidence = run_studies(planned.studies, store, workers)
     forced = execution != "auto"
     changed = [f"scale {scale:g}"] * (scale != 1) + [f"execution={execution}"] * forced
     title = ", ".join(changed) or "the full protocol"
-    runs = [room.run(spec) for spec in (*planned.runs, *planned.at_start)]
+    runs = [store.run(spec) for spec in (*planned.runs, *planned.at_start)]
     report_on(runs, family, title, out, as_json, published=scale == 1, evidence=evidence)
-    show_costs(wanted, planned.studies, room)
+    show_costs(wanted, planned.studies, store)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -58,23 +58,6 @@ Jobs = Annotated[
         help="Worker processes, 2 by default. With Ray, runs under way at most, as many as it has "
         "room for by default.",
     ),
-]
-Place = Annotated[
-    Literal["local", "ray"],
-    typer.Option("--executor", help="Processes here, or a Ray cluster that exists."),
-]
-Address = Annotated[
-    str | None,
-    typer.Option(
-        help="Of the Ray cluster: HOST:6379, ray://HOST:10001; by default this machine's."
-    ),
-]
-Gpus = Annotated[
-    float | None,
-    typer.Option(min=0, help="With Ray: GPUs that each run reserves, such as 1 or 0.5."),
-]
-Retries = Annotated[
-    int, typer.Option(min=0, help="How many deaths of its worker process a run survives.")
 ]
 
 

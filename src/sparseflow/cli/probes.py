@@ -10,9 +10,9 @@ from sparseflow.cli.work import step_of
 from sparseflow.core.errors import SpecError, StoreError, unknown
 
 
-def probes() -> dict[str, sf.studies.Kind]:
+def probes() -> dict[str, sf.studies.StudyKind]:
     """Kinds of study by the name of their probe; ``flow`` is not a study."""
-    return {kind.probe: kind for kind in sf.studies.KINDS.values()}
+    return {kind.probe: kind for kind in sf.studies.STUDIES.values()}
 
 
 def places(

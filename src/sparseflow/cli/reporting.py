@@ -24,7 +24,7 @@ def report(
     scale: Scale = 1.0,
     settings: SettingsGrid = None,
     where: Where = None,
-    store: StorePath = RUNS,
+    folder: StorePath = RUNS,
     use: Use = None,
     as_json: Json = False,
 ) -> None:
@@ -49,14 +49,14 @@ def report(
         raise SpecError(f"{told[0]} chooses runs of the store: name a family or a recipe too")
     parts = {name: load_results(Path(name)) for name in files}
     if names:
-        parts = {f"the store {store}": _collected(names, store, scale, settings, where)} | parts
+        parts = {f"the store {folder}": _collected(names, folder, scale, settings, where)} | parts
     results = merge(parts)
     write_out(results, out, as_json)
 
 
 def _collected(
     names: list[str],
-    store: Path,
+    folder: Path,
     scale: float,
     settings: list[str] | None,
     where: list[str] | None,
@@ -65,7 +65,7 @@ def _collected(
     from sparseflow.report import collect
     from sparseflow.runs import Store
 
-    chosen = choose(names, Store(store), scale=scale, settings=settings or (), where=where or ())
+    chosen = choose(names, Store(folder), scale=scale, settings=settings or (), where=where or ())
     return collect(
         chosen.runs, family=chosen.family, title=chosen.title, published=chosen.published
     )

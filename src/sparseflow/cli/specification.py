@@ -20,7 +20,7 @@ def show(
     seed: Seed = 0,
     scale: Scale = 1.0,
     settings: Settings = None,
-    store: StorePath = RUNS,
+    folder: StorePath = RUNS,
     use: Use = None,
     as_json: Json = False,
 ) -> None:
@@ -35,8 +35,8 @@ def show(
     from sparseflow.cli.work import row_of, run_table
     from sparseflow.recipes import command
 
-    run = _named([name], store, seed, scale, settings)[0]
-    fields, parents = _fields(run), _parents(run, store)
+    run = _named([name], folder, seed, scale, settings)[0]
+    fields, parents = _fields(run), _parents(run)
     head = row_of(run) | {
         "path": str(run.path) if run.path.exists() else None,
         "command": command(run),
@@ -59,7 +59,7 @@ def diff(
     seed: Seed = 0,
     scale: Scale = 1.0,
     settings: Settings = None,
-    store: StorePath = RUNS,
+    folder: StorePath = RUNS,
     use: Use = None,
     as_json: Json = False,
 ) -> None:
@@ -72,7 +72,7 @@ def diff(
 
     if len(names) != 2:
         raise SpecError(f"diff compares two runs or recipes, not {len(names)}")
-    one, other = _named(names, store, seed, scale, settings)
+    one, other = _named(names, folder, seed, scale, settings)
     found = [each._asdict() for each in differences(one.spec, other.spec)]
     mine, theirs = ({code.file: code.digest for code in run.code} for run in (one, other))
     for file in dict.fromkeys((*mine, *theirs)):
@@ -93,7 +93,7 @@ def diff(
 
 
 def _named(
-    names: Sequence[str], root: Any, seed: int, scale: float, settings: list[str] | None
+    names: Sequence[str], folder: Any, seed: int, scale: float, settings: list[str] | None
 ) -> list[Any]:
     """Runs that the words stand for; what is said of recipes needs one among them."""
     from sparseflow.recipes import is_id, named
@@ -104,7 +104,7 @@ def _named(
     if told and all(map(is_id, names)):
         raise SpecError(f"{told[0]} is for recipes; run {names[0]} is what it is")
     making = {"seed": seed, "scale": scale, "settings": settings or ()}
-    return [named(name, Store(root), **making) for name in names]
+    return [named(name, Store(folder), **making) for name in names]
 
 
 def _fields(run: Any) -> list[dict[str, Any]]:
@@ -147,7 +147,7 @@ def _parent_text(parent: dict[str, Any]) -> str:
     return f"parent: {parent['recipe']}, run {parent['id']}, with {other or 'the same settings'}"
 
 
-def _parents(run: Any, root: Any) -> list[dict[str, Any]]:
+def _parents(run: Any) -> list[dict[str, Any]]:
     """Parents by the field that they come in, with their fields that are not the run's own."""
     from sparseflow.runs.describe import ABSENT, differences
     from sparseflow.runs.spec import identity

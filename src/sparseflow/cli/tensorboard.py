@@ -28,7 +28,7 @@ def tensorboard(
     ] = "0",
     scale: Scale = 1.0,
     settings: Settings = None,
-    store: StorePath = RUNS,
+    folder: StorePath = RUNS,
     use: Use = None,
     as_json: Json = False,
 ) -> None:
@@ -40,14 +40,14 @@ def tensorboard(
     """
     from sparseflow.integrations.tensorboard import write_events
 
-    room = sf.runs.Store(store)
+    store = sf.runs.Store(folder)
     if "all" in names:
-        runs = [run for run in room.runs() if (run.path / "metrics.jsonl").is_file()]
+        runs = [run for run in store.runs() if (run.path / "metrics.jsonl").is_file()]
     else:
         making = {"scale": scale, "settings": settings or ()}
-        runs = [p.run for p in places(names, parse_seeds(seeds), "end", room, **making)]
+        runs = [p.run for p in places(names, parse_seeds(seeds), "end", store, **making)]
     if not runs:
-        raise StoreError(f"no run in {room.root} has measured anything yet")
+        raise StoreError(f"no run in {store.root} has measured anything yet")
     rows = []
     for run, where in zip(runs, folders(runs), strict=True):
         count = write_events(out / where, run.metrics())

@@ -66,6 +66,11 @@ def use(name: str | Path) -> None:
     Raises:
         SpecError: if it does not exist, fails to import, or has the name of
             another module that is loaded already.
+
+    Example:
+        >>> use("json.tool")  # a module of your own, which registers what is in it
+        >>> used()[-1].module
+        'json.tool'
     """
     text = str(name)
     if not text.endswith(".py"):
@@ -108,6 +113,18 @@ def load(source: Source) -> None:
 def used() -> tuple[Source, ...]:
     """Everything loaded so far, for a worker process to :func:`load`."""
     return tuple(_USED.values())
+
+
+def to_use(codes: Iterable[Code]) -> tuple[str, ...]:
+    """What ``--use`` is told to load these sources again: files by their names, and modules."""
+    digests = {code.digest for code in codes}
+    if not digests:
+        return ()
+    return tuple(
+        Path(source.path).name if source.path else source.module
+        for source in used()
+        if not source.path or digest(source.text) in digests
+    )
 
 
 def load_all(sources: Iterable[Source]) -> None:
@@ -153,11 +170,14 @@ def home_of(thing: type | Callable[..., Any]) -> str:
 
 
 def _trusted(module: str) -> bool:
-    """Say whether a module is ours, or the language's: identified by version, not by digest."""
+    """Say whether a module is ours, the language's or of a library that bases of ours come from.
+
+    Those are identified by version, not by digest.
+    """
     if module in _USED:
         return False
     root = module.partition(".")[0]
-    return root in ("sparseflow", "torch") or (
+    return root in ("sparseflow", "torch", "msgspec") or (
         root in sys.stdlib_module_names and root != "__main__"
     )
 

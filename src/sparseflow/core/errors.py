@@ -11,7 +11,16 @@ from collections.abc import Iterable
 
 
 class SparseflowError(Exception):
-    """Base of every error raised on purpose."""
+    """Base of every error raised on purpose.
+
+    Example:
+        >>> import sparseflow as sf, torch
+        >>> try:
+        ...     sf.sparsify(torch.nn.Linear(4, 2), density=2)
+        ... except SparseflowError as error:
+        ...     print(type(error).__name__)
+        MaskError
+    """
 
 
 class MaskError(SparseflowError, ValueError):

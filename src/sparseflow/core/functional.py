@@ -95,6 +95,29 @@ class Recorded:
         start, stop, _ = rows.indices(self.layer.shape[0])
         return self.layer.values.new_zeros((stop - start, *self.layer.shape[1:]))
 
+    def active(self) -> Float[Tensor, " nnz"]:
+        """Return the gradient of the layer's values alone."""
+        total = torch.zeros_like(self.layer.values)
+        for share, record in self.parts:
+            if record:
+                with recording([self.layer], record):
+                    part = self.layer.values_gradient()
+                total = total + (part if share is None else part * share)
+        return total
+
+    def with_active(self, values: Float[Tensor, " nnz"]) -> RowGradient:
+        """The same gradient, with other entries at the layer's connections."""
+        positions, width = self.layer.indices(), self.layer.shape[1:].numel()
+
+        def rows_of(rows: slice) -> Tensor:
+            block = self(rows).to(values.dtype)
+            start = rows.start * width
+            inside = (positions >= start) & (positions < rows.stop * width)
+            block.view(-1)[positions[inside] - start] = values[inside]
+            return block
+
+        return rows_of
+
 
 def scalar(value: Any, name: str = "the loss") -> Tensor:
     """Return what a loss gives, if it is one number.

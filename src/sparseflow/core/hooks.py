@@ -34,8 +34,9 @@ def any_hooks(modules: Iterable[nn.Module]) -> bool:
 
 
 def has_state_hooks(module: nn.Module) -> bool:
-    """Whether saving or loading the state of a module runs hooks."""
-    return any(getattr(module, name) for name in _STATE)
+    """Whether saving or loading the state of a module runs hooks, and copies of it would."""
+    hooks = (hook for name in _STATE for hook in getattr(module, name).values())
+    return not all(getattr(hook, "stays_behind", False) for hook in hooks)
 
 
 def clear_hooks(model: nn.Module) -> None:

@@ -60,6 +60,16 @@ class Ranks:
         distributed.all_reduce(total, group=self.group)
         return total.div_(self.size).to(tensor.dtype)
 
+    def anywhere(self, flags: Mapping[str, bool], device: torch.device | str) -> list[str]:
+        """Names whose flag is set on some rank, in their order.
+
+        Collective: every rank must call it, with the same names in the same order.
+        """
+        if self.size == 1:
+            return [name for name, flag in flags.items() if flag]
+        counts = self.mean(torch.tensor([float(f) for f in flags.values()], device=device))
+        return [name for name, count in zip(flags, counts.tolist(), strict=True) if count]
+
     def first(self, value: bool, device: torch.device | str) -> bool:
         """Return the value of rank 0. Collective: every rank must call it.
 

@@ -25,6 +25,9 @@ from sparseflow.core.parallel import is_sharded
 from sparseflow.core.parametrised import check_zeros_stay, computed, originals
 from sparseflow.core.wrappers import bare
 
+ROWS = 1 << 18
+"""Entries of a dense gradient that are made at a time, at most (one row at least)."""
+
 
 @dataclass(frozen=True, eq=False)
 class Layer:
@@ -41,6 +44,11 @@ class Layer:
         groups: groups of a convolution, else 1.
         padding: row of an embedding that stands for padding: it has no gradient
             and no connections, and stays zero. None where there is none.
+
+    Example:
+        >>> layer = maskable(nn.Linear(4, 2))["weight"]
+        >>> layer.shape, layer.fan_in(torch.ones(2, 4, dtype=torch.bool)).unique().tolist()
+        (torch.Size([2, 4]), [4])
     """
 
     name: str
@@ -156,6 +164,21 @@ class SparseWeight(Protocol):
     def weight_gradient(self, rows: slice) -> Float[Tensor, " rows *rest"]:
         """Return the dense weight gradient of these output rows, summed over ``record``."""
         ...
+
+    def values_gradient(self) -> Float[Tensor, " nnz"]:
+        """Return the gradient of the values, summed over ``record``.
+
+        A layer that can make it without the dense gradient overrides this.
+        """
+        positions, (count, *_), parts = self.indices(), self.shape, []
+        width = self.shape[1:].numel()
+        step = max(1, ROWS // max(width, 1))
+        for start in range(0, count, step):
+            stop = min(start + step, count)
+            inside = positions[(positions >= start * width) & (positions < stop * width)]
+            dense = self.weight_gradient(slice(start, stop)).reshape(-1)
+            parts.append(dense[inside - start * width])
+        return torch.cat(parts) if parts else self.values.detach().new_zeros(0)
 
 
 SPARSE_STATE = ("values", "row_pointers", "columns")

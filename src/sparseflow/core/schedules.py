@@ -21,7 +21,12 @@ class Moment(NamedTuple):
 
     Attributes:
         step: optimiser steps taken so far (1 after the first).
-        lr_ratio: current learning rate over the one at the start.
+        lr_ratio: current learning rate over the one at the start; at an update that of
+            the parameter group that a weight is in.
+
+    Example:
+        >>> lr_proportional(0.3)(Moment(step=500, lr_ratio=0.5))
+        0.15
     """
 
     step: int
@@ -82,7 +87,12 @@ class Every(Value):
 @register_part("constant")
 @dataclass(frozen=True)
 class Constant(Value):
-    """The same fraction throughout."""
+    """The same fraction throughout.
+
+    Example:
+        >>> constant(0.3)(Moment(step=500))
+        0.3
+    """
 
     value: float
 
@@ -139,7 +149,14 @@ class Cosine(Value):
 @register_part("lr_proportional")
 @dataclass(frozen=True)
 class LrProportional(Value):
-    """``value`` times lr(t)/lr(0), the drop fraction of the paper's MNIST runs."""
+    """``value`` times lr(t)/lr(0), the drop fraction of the paper's MNIST runs.
+
+    Never more than ``value``: a rate that warms up rises above that at the start.
+
+    Example:
+        >>> [lr_proportional(0.3)(Moment(1, ratio)) for ratio in (0.5, 1.0, 25.0)]
+        [0.15, 0.3, 0.3]
+    """
 
     value: float
 
@@ -149,7 +166,7 @@ class LrProportional(Value):
 
     def __call__(self, moment: Moment) -> float:
         """Return the fraction at a moment."""
-        return min(self.value * moment.lr_ratio, 1.0)
+        return min(self.value * moment.lr_ratio, self.value)
 
 
 @register_part("cubic")

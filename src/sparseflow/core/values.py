@@ -46,6 +46,11 @@ class Value:
 
     Subclasses are frozen dataclasses whose fields are numbers, words, tuples,
     mappings, other values, or functions of a module.
+
+    Example:
+        >>> import sparseflow as sf
+        >>> to_data(sf.RigL(sf.every(50), sf.cosine(0.3)).scaled(0.1))["when"]
+        {'kind': 'every', 'n': 5}
     """
 
     def scaled(self: V, factor: float) -> V:

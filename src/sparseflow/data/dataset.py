@@ -63,6 +63,16 @@ class Variation(Protocol):
         ...
 
 
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Copy a tensor to a device without waiting for what a GPU is at.
+
+    Only from page-locked memory does such a copy join the GPU's queue.
+    """
+    if torch.device(device).type == "cuda" and not tensor.is_cuda:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def as_it_is(x: Tensor) -> Tensor:
     """Return the inputs unchanged: the default of :class:`Examples`."""
     return x
@@ -91,13 +101,13 @@ class Examples:
     def __getitem__(self, where: Where) -> Batch:
         """Inputs and classes of these examples."""
         if isinstance(where, Tensor):
-            where = where.to(self.x.device)
+            where = sent(where, self.x.device)
         return self.prepare(self.x[where]), self.y[where]
 
     def varied(self, where: Int[Tensor, " n"], chances: Float[Tensor, "n chances"]) -> Batch:
         """Return the same, augmented."""
         x, y = self[where]
-        return (x if self.vary is None else self.vary(x, chances.to(x.device))), y
+        return (x if self.vary is None else self.vary(x, sent(chances, x.device))), y
 
     def order(self, stream: torch.Generator) -> Int[Tensor, " n"]:
         """Return a random permutation."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float, UInt8
@@ -23,5 +24,10 @@ class Normalise:
 
     def __call__(self, x: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
         """Normalise a batch."""
-        mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in (self.mean, self.std))
-        return (x.float() / 255 - mean) / std
+        return (x.float() / 255 - _colours(self.mean, x.device)) / _colours(self.std, x.device)
+
+
+@lru_cache(maxsize=32)
+def _colours(values: tuple[float, float, float], device: torch.device) -> Float[Tensor, "3 1 1"]:
+    """One number a colour; made once, since a GPU is waited for while it takes them."""
+    return torch.tensor(values, device=device).view(3, 1, 1)

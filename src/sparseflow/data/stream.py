@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparseflow.core.errors import DataError
 from sparseflow.core.optional import need
-from sparseflow.data.dataset import Batch, Where
+from sparseflow.data.dataset import Batch, Where, sent
 from sparseflow.data.parquet import reading
 
 BLOCK = 4096
@@ -128,11 +128,11 @@ class Images:
             wanted[number] = rows["image"][place]["bytes"], rows["label"][place]
         drawn = [None] * len(numbers) if chances is None else list(chances.unbind())
         images = self.pool.map(self._decoded, (wanted[n][0] for n in numbers), numbers, drawn)
-        x = torch.from_numpy(np.stack(list(images))).permute(0, 3, 1, 2).to(self.device)
+        x = sent(torch.from_numpy(np.stack(list(images))), self.device).permute(0, 3, 1, 2)
         y = torch.tensor([wanted[n][1] for n in numbers])
         if not 0 <= int(y.min()) <= int(y.max()) < self.classes:
             raise DataError(f"{self.name}: a class is not between 0 and {self.classes - 1}")
-        return self.finish(x), y.to(self.device)
+        return self.finish(x), sent(y, self.device)
 
     def _decoded(self, content: bytes, number: int, chances: Tensor | None) -> np.ndarray:
         library = need("PIL.Image", extra="data")

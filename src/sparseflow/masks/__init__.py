@@ -69,6 +69,13 @@ def shuffle_masks(
         seed: of the stream ("shuffle", layer name).
         layers: from :func:`sparseflow.maskable`, where embeddings have a row that stands
             for padding: it stays empty.
+
+    Example:
+        >>> import sparseflow as sf
+        >>> masks = make_masks(sf.maskable(torch.nn.Linear(64, 32)), 0.25)
+        >>> shuffled = shuffle_masks(masks, seed=1)
+        >>> shuffled.nnz == masks.nnz, shuffled.digest() == masks.digest()
+        (True, False)
     """
     padding = {} if layers is None else {n: layer.padding for n, layer in layers.items()}
     return Masks(
@@ -80,7 +87,13 @@ def shuffle_masks(
 
 
 def full_masks(layers: Mapping[str, Layer]) -> Masks:
-    """All weights active: a dense network."""
+    """All weights active: a dense network.
+
+    Example:
+        >>> import sparseflow as sf
+        >>> full_masks(sf.maskable(torch.nn.Linear(4, 2))).density
+        1.0
+    """
     ones = {
         name: torch.ones(layer.shape, dtype=torch.bool, device=_device(layer))
         for name, layer in layers.items()

@@ -106,6 +106,11 @@ class Places:
 Entry = Bits | Places
 
 
+def as_tensor(entry: Entry) -> Tensor:
+    """The representation itself: a bool tensor, or positions."""
+    return entry.positions if isinstance(entry, Places) else entry.mask()
+
+
 def same(a: Entry, b: Entry) -> bool:
     """Whether two entries are the same mask, whatever their representation."""
     if isinstance(a, Bits) and isinstance(b, Bits):

@@ -168,6 +168,14 @@ def step_decrease(
     Raises:
         MaskError: if the masks do not fit the model.
         MeasureError: as for :func:`gradient_flow`.
+
+    Example:
+        >>> import sparseflow as sf
+        >>> net, batch = nn.Linear(3, 1), (torch.ones(4, 3), torch.zeros(4, 1))
+        >>> def loss(model, batch): return (model(batch[0]) - batch[1] - 1).square().mean()
+        >>> gain = step_decrease(net, loss, batch, sf.full_masks(sf.maskable(net)), lr=1e-3)
+        >>> 0.9 < gain.ratio < 1
+        True
     """
     values = Masks(masks)
     values.check(model)

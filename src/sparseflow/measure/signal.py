@@ -40,6 +40,13 @@ def signal(model: nn.Module, inputs: Any, layers: Mapping[str, Layer]) -> Signal
 
     Raises:
         MeasureError: if the model gives neither a tensor nor logits.
+
+    Example:
+        >>> import sparseflow as sf
+        >>> net = nn.Linear(64, 32)
+        >>> result = signal(net, torch.ones(8, 64), sf.maskable(net))
+        >>> result.output == result.per_layer["weight"]
+        True
     """
     model = bare(model)  # a compiled one ignores hooks that come later
     stds: dict[str, float] = {}

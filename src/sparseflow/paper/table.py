@@ -14,7 +14,7 @@ from sparseflow.measure.statistics import Estimate, mean_interval, pair_interval
 from sparseflow.paper.values import PRUNED, PUBLISHED, PUBLISHED_TABLE, PublishedLine
 from sparseflow.plotting.formats import NONE, accuracy, estimate, finite, minus
 from sparseflow.plotting.table import Column, Table
-from sparseflow.plotting.vocabulary import GROUPS
+from sparseflow.plotting.vocabulary import group_label
 from sparseflow.report.results import Results
 from sparseflow.studies import Agreement
 from sparseflow.studies.agreement import Ensemble, GroupRecord, blocks
@@ -142,7 +142,7 @@ def published_rows(results: Results) -> list[PublishedRow]:
     ]
     listed = {line.group for line in lines}
     rows += [
-        PublishedRow(GROUPS.get(name, name), name, None, ours)
+        PublishedRow(group_label(name), name, None, ours)
         for name, ours in groups.items()
         if name not in listed
     ]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patches import StepPatch
 from matplotlib.ticker import NullFormatter
 
 from sparseflow.plotting.formats import minus
@@ -20,16 +21,16 @@ Histogram = tuple[Sequence[float | None], Sequence[float | None]]
 """Edges of the bins, and the (expected) number of eigenvalues in each."""
 
 
-def fill(axes: Axes, histogram: Histogram) -> None:
+def fill(axes: Axes, histogram: Histogram) -> StepPatch:
     """Draw a histogram as a grey surface."""
     edges, counts = _drawn(histogram)
-    axes.stairs(counts, edges, fill=True, color=MUTED, alpha=0.45, linewidth=0, zorder=1)
+    return axes.stairs(counts, edges, fill=True, color=MUTED, alpha=0.45, linewidth=0, zorder=1)
 
 
-def outline(axes: Axes, histogram: Histogram, **look: object) -> None:
+def outline(axes: Axes, histogram: Histogram, **look: object) -> StepPatch:
     """Draw a histogram as a line."""
     edges, counts = _drawn(histogram)
-    axes.stairs(counts, edges, **look)  # type: ignore[arg-type]
+    return axes.stairs(counts, edges, **look)  # type: ignore[arg-type]
 
 
 def scale(panels: Sequence[Axes], histograms: Sequence[Histogram]) -> None:

@@ -25,19 +25,32 @@ def round_step(least: float) -> float:
     return next(power * f for f in (1, 2, 2.5, 5, 10) if power * f >= least * (1 - 1e-9))
 
 
-def draw_shades(axes: Axes, levels: np.ndarray) -> None:
-    """Draw neighbours of one shade in a row as one rectangle: a tenth of the file."""
+def draw_shades(
+    axes: Axes, levels: np.ndarray, corner: tuple[int, int] = (0, 0)
+) -> list[PatchCollection]:
+    """Draw neighbours of one shade in a row as one rectangle: a tenth of the file.
+
+    Args:
+        axes: to draw on.
+        levels: number of the shade of each cell.
+        corner: x and y of the first cell.
+
+    Returns:
+        What was drawn of each shade.
+    """
+    drawn = []
     for level, color in enumerate(SCALE):
         bars = []
         for y, row in enumerate(levels):
-            x = 0
+            x = corner[0]
             for same, run in itertools.groupby(row == level):
                 width = len(list(run))
                 if same:
-                    bars.append(Rectangle((x, y), width, 1))
+                    bars.append(Rectangle((x, y + corner[1]), width, 1))
                 x += width
-        bars = PatchCollection(bars, facecolors=color, edgecolors=color, linewidths=0.8, zorder=1)
-        axes.add_collection(bars)
+        look = {"facecolors": color, "edgecolors": color, "linewidths": 0.8, "zorder": 1}
+        drawn += [axes.add_collection(PatchCollection(bars, **look))] if bars else []
+    return drawn
 
 
 def name_blocks(axes: Axes, size: int, middles: list[float], names: list[str]) -> None:

@@ -9,20 +9,25 @@ from __future__ import annotations
 import html
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from sparseflow.plotting.vocabulary import kind_of
+from sparseflow.plotting.vocabulary import parse_recipe
 
 _MARK = re.compile(r"""<g id=(["'])mark:(.*?)\1>""")
 _AXES = re.compile(r"""<g id=(["'])axes:(.*?)\1>""")
 
 
-def mark(artist: Any, recipe: str, says: str = "") -> None:
-    """Say of an artist whose runs it shows, and what hovering it tells."""
-    artist.set_gid("mark:" + json.dumps([recipe, says], ensure_ascii=False))
+def mark(artist: Any, recipe: str | Sequence[str], says: str = "") -> None:
+    """Say of an artist whose runs it shows, and what hovering it tells.
+
+    What shows runs of several recipes is there while all of their methods are.
+    """
+    recipes = [recipe] if isinstance(recipe, str) else list(dict.fromkeys(recipe))
+    artist.set_gid("mark:" + json.dumps([recipes, says], ensure_ascii=False))
 
 
-def mark_all(artists: Any, recipe: str, says: str = "") -> None:
+def mark_all(artists: Any, recipe: str | Sequence[str], says: str = "") -> None:
     """Say the same of several artists."""
     for artist in artists:
         mark(artist, recipe, says)
@@ -45,16 +50,18 @@ def _scale(axis: Any) -> list[Any]:
 def revealed(svg: str) -> str:
     """Turn names into attributes that a page reads, and titles that a browser shows.
 
-    >>> revealed('<g id="mark:[&quot;set+&quot;, &quot;seed 1: 98 %&quot;]">')
+    >>> revealed('<g id="mark:[[&quot;set+&quot;], &quot;seed 1: 98 %&quot;]">')
     '<g class="mark" data-method="set" data-recipe="set+"><title>seed 1: 98 %</title>'
+    >>> revealed('<g id="mark:[[&quot;rigl+&quot;, &quot;prune&quot;], &quot;&quot;]">')
+    '<g class="mark" data-method="rigl prune" data-recipe="rigl+ prune">'
     """
     svg = _AXES.sub(lambda named: f"<g class='axes' data-scales='{named[2]}'>", svg)
     return _MARK.sub(_group, svg)
 
 
 def _group(named: re.Match[str]) -> str:
-    recipe, says = json.loads(html.unescape(named[2]))
-    method = html.escape(kind_of(recipe).method)
+    recipes, says = json.loads(html.unescape(named[2]))
+    methods = html.escape(" ".join(dict.fromkeys(parse_recipe(r).method for r in recipes)))
     title = f"<title>{html.escape(says, quote=False)}</title>" if says else ""
-    group = f'<g class="mark" data-method="{method}" data-recipe="{html.escape(recipe)}">'
-    return group + title
+    shown = html.escape(" ".join(recipes))
+    return f'<g class="mark" data-method="{methods}" data-recipe="{shown}">{title}'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparseflow.plotting.vocabulary import FAN_IN, LIU, MASKED_DENSE, look_of, looks
+from sparseflow.plotting.vocabulary import init_marks, look_of, looks, mark_of
 
 INK, MUTED, GRID, CARD = "#1c1b19", "#77746c", "#e3e1da", "#fffefc"
 SCALE = (
@@ -13,8 +13,6 @@ SCALE = (
 ON_SCALE = 5
 """Step of the scale from which text on it is as light as the card."""
 
-INITS = {MASKED_DENSE: "#6f6c65", LIU: "#0091d5", FAN_IN: "#d45f01"}
-
 _DARK_SCALE = (
     "#262d2d", "#263839", "#28494b", "#2b5d60", "#2c6d71", "#46979a", "#77bcbc", "#b5e0dd",
 )  # fmt: skip
@@ -23,16 +21,14 @@ _DARK = {
     MUTED: "#98948b",
     GRID: "#3a3833",
     CARD: "#211f1c",
-    INITS[MASKED_DENSE]: "#aaa69c",
-    INITS[LIU]: "#45b5f0",
-    INITS[FAN_IN]: "#ff8a45",
     **dict(zip(SCALE, _DARK_SCALE, strict=True)),
 }
 
 
 def _shades() -> dict[str, str]:
     """Each colour of the light pictures, and the one that takes its place on a dark page."""
-    return _DARK | {look.light: look.dark for look in (*looks().values(), look_of(""))}
+    inits = dict(mark.color for mark in (*init_marks().values(), mark_of("")))
+    return _DARK | inits | {look.light: look.dark for look in (*looks().values(), look_of(""))}
 
 
 def variables() -> dict[str, str]:

@@ -27,15 +27,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 
 from sparseflow.plotting.marks import mark_all, mark_axes, revealed
 from sparseflow.plotting.palette import CARD, GRID, INK, MUTED, SCALE, color_of
-from sparseflow.plotting.vocabulary import FAN_IN, LIU, MASKED_DENSE, OWN_INIT, kind_of
+from sparseflow.plotting.vocabulary import OWN_INIT, mark_of, parse_recipe
 
 WIDTH = 5.0
-DASHES: dict[str, Any] = {
-    MASKED_DENSE: (0, (1.2, 1.3)),
-    LIU: (0, (4.5, 1.6)),
-    FAN_IN: "-",
-}
-MARKERS = {MASKED_DENSE: "o", LIU: "s", FAN_IN: "D"}
 
 # A hundredth of a point is enough for any screen, and halves the file.
 _GEOMETRY = re.compile(r' (?:d|x|y|points)="[^"]*"')
@@ -88,7 +82,7 @@ _STYLE: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
-class Look:
+class Stroke:
     """Colour, dashes and marker of a recipe."""
 
     color: str
@@ -96,14 +90,12 @@ class Look:
     marker: str
 
 
-def look(recipe: str) -> Look:
-    """Look of a recipe; methods that have one initialisation only are drawn solid."""
-    kind = kind_of(recipe)
-    alone = kind.init == MASKED_DENSE and kind.method in (
-        "dense", "small-dense", "prune", *OWN_INIT
-    )  # fmt: skip
-    dashes = "-" if alone else DASHES[kind.init]
-    return Look(color_of(recipe), dashes, MARKERS[kind.init])
+def stroke(recipe: str) -> Stroke:
+    """How a recipe's curve is drawn; methods that have one initialisation only are drawn solid."""
+    name = parse_recipe(recipe)
+    mark = mark_of(name.init)
+    alone = not mark.suffix and name.method in ("dense", "small-dense", "prune", *OWN_INIT)
+    return Stroke(color_of(recipe), "-" if alone else mark.dashes, mark.marker)
 
 
 @contextmanager

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from sparseflow.init import MASKED_DENSE, Mark, marks
 from sparseflow.topology import METHODS
-
-MASKED_DENSE, LIU, FAN_IN = "masked-dense", "liu", "fan-in"
-INITS = {
-    MASKED_DENSE: "masked dense",
-    LIU: "layer-scaled (Liu et al.)",
-    FAN_IN: "per-neuron fan-in (paper's, +)",
-}
-"""Initialisations and what to call them."""
 
 OTHER = "Other"
 
@@ -73,7 +67,7 @@ def look_of(recipe: str) -> Look:
     >>> look_of("rigl-liu").label, look_of("from-elsewhere+").panel
     ('RigL', 'Other')
     """
-    method = kind_of(recipe).method
+    method = parse_recipe(recipe).method
     return looks().get(method) or Look(method, OTHER, *_UNKNOWN)
 
 
@@ -88,7 +82,7 @@ OWN_INIT = ("lottery", "prune-restart")
 RULES = {"rigl": "RigL", "set": "SET", "rigl-inverted": "RigL inverted", "random": "Random"}
 """Rules that a mask update is tried by, in the order of the figures."""
 
-GROUPS = {
+_GROUPS = {
     "lottery:orders": "lottery",
     "scratch:orders": "scratch",
     "scratch:inits": "scratch, inits",
@@ -100,9 +94,34 @@ GROUPS = {
 """Groups whose predictions are compared, and what to call them."""
 
 
+def group_label(name: str) -> str:
+    """What to call a group of runs.
+
+    >>> group_label("scratch:inits"), group_label("set-liu")
+    ('scratch, inits', 'set-liu')
+    """
+    return _GROUPS.get(name, name)
+
+
+def init_marks() -> dict[str, Mark]:
+    """Initialisations by the name that they have in results, in the order of the table."""
+    return {mark.name: mark for mark in marks().values()}
+
+
+def mark_of(init: str) -> Mark:
+    """How an initialisation is shown, also one that is not registered here."""
+    return init_marks().get(init) or Mark(f"-{init}", init, init)
+
+
+def inits_in_order(names: Iterable[str]) -> list[str]:
+    """Sort initialisations as the table does, each once; those not registered here come last."""
+    given, registered = set(names), init_marks()
+    return [*(n for n in registered if n in given), *sorted(given.difference(registered))]
+
+
 @dataclass(frozen=True)
-class Kind:
-    """Method and initialisation of a recipe.
+class RecipeName:
+    """What the short name of a recipe says.
 
     Attributes:
         method: how its mask comes about.
@@ -119,24 +138,24 @@ class Kind:
         """Place in the table."""
         known = list(looks())
         place = known.index(self.method) if self.method in known else len(known)
-        inits = list(INITS)
+        inits = list(init_marks())
         return place, self.method, inits.index(self.init), self.group
 
 
-def kind_of(recipe: str) -> Kind:
-    """Split a recipe's short name.
+def parse_recipe(recipe: str) -> RecipeName:
+    """Split a recipe's short name; one without a suffix is masked dense.
 
-    >>> kind_of("rigl-inverted+")
-    Kind(method='rigl-inverted', init='fan-in', group='')
-    >>> kind_of("set-liu").init, kind_of("scratch:orders").group
+    >>> parse_recipe("rigl-inverted+")
+    RecipeName(method='rigl-inverted', init='fan-in', group='')
+    >>> parse_recipe("set-liu").init, parse_recipe("scratch:orders").group
     ('liu', 'orders')
     """
     name, _, group = recipe.partition(":")
-    if name.endswith("+"):
-        return Kind(name[:-1], FAN_IN, group)
-    if name.endswith("-liu"):
-        return Kind(name.removesuffix("-liu"), LIU, group)
-    return Kind(name, MASKED_DENSE, group)
+    if name not in _LOOKS and name not in METHODS:
+        for mark in sorted(init_marks().values(), key=lambda mark: -len(mark.suffix)):
+            if mark.suffix and name.endswith(mark.suffix):
+                return RecipeName(name.removesuffix(mark.suffix), mark.name, group)
+    return RecipeName(name, MASKED_DENSE, group)
 
 
 @dataclass(frozen=True)

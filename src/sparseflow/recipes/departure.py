@@ -8,9 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from sparseflow.core.code import Code
+from sparseflow.core.code import Code, to_use
 from sparseflow.core.errors import SparseflowError
 from sparseflow.recipes.extend import attached, is_attached
+from sparseflow.recipes.family import FAMILIES
 from sparseflow.recipes.make import make_spec
 from sparseflow.runs.describe import ABSENT, pairs, text_of
 from sparseflow.runs.override import assigned, path_of, scaled, with_seeds
@@ -151,6 +152,13 @@ class _Base:
         return path, f"{SHORT.get(path, path)}={text_of(wanted)}"
 
 
+def code_behind(spec: RunSpec, code: Sequence[Code]) -> tuple[Code, ...]:
+    """The user's files that a run and the family of its recipe rest on, each once."""
+    family = spec.recipe.partition("/")[0]
+    every = (*(FAMILIES.entry(family).code if family in FAMILIES else ()), *code)
+    return tuple({each.digest: each for each in every}.values())
+
+
 def command(run: Run) -> str:
     """Command that makes a run again, id for id; empty if no settings can.
 
@@ -160,16 +168,17 @@ def command(run: Run) -> str:
     found = departure(run.spec)
     if found is None or not found.exact or run.obsolete:
         return ""
-    return shlex.join(["sparseflow", "run", *arguments(run.spec, found, run.code)])
+    use = to_use(code_behind(run.spec, run.code))
+    return shlex.join(["sparseflow", "run", *arguments(run.spec, found, use)])
 
 
-def arguments(spec: RunSpec, how: Departure, code: Sequence[Code] = ()) -> list[str]:
+def arguments(spec: RunSpec, how: Departure, use: Sequence[str] = ()) -> list[str]:
     """What follows ``sparseflow run`` for a run that departs from its recipe so."""
     words = [spec.recipe, "--seed", str(spec.seeds.data)]
     words += ["--scale", f"{how.scale:g}"] if how.scale != 1 else []
     words += ["--from", how.origin] if how.origin else []
     for setting in how.settings:
         words += ["--set", setting]
-    for each in code:
-        words += ["--use", each.file]
+    for name in use:
+        words += ["--use", name]
     return words

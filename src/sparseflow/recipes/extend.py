@@ -35,7 +35,7 @@ def extend(
     Args:
         recipe: of the parent's family, such as ``lenet5-mnist/rigl+``.
         parent: a finished run.
-        seed: of masks and data order; by default the parent's.
+        seed: of masks and data order; by default each of the parent's that is not set.
         scale: multiplies the recipe's steps and schedules.
         settings: ``path=value`` overrides of what is not inherited.
 
@@ -53,8 +53,10 @@ def extend(
     made = make_spec(recipe, seed=seed or 0, scale=scale, settings=settings)
     _check_fit(made, parent)
     spec = attached(made, parent.spec)
-    if seed is None and not any(path_of(s).startswith("seeds") for s in settings):
-        spec = replace(spec, seeds=parent.spec.seeds)
+    if seed is None:
+        chosen = {path_of(s).partition(".")[2] for s in settings if path_of(s)[:6] == "seeds."}
+        given = {name: getattr(spec.seeds, name) for name in chosen}
+        spec = replace(spec, seeds=replace(parent.spec.seeds, **given))
     return check(spec)
 
 

@@ -17,7 +17,7 @@ from sparseflow.core.errors import SpecError
 from sparseflow.core.registry import Entry, Registry
 from sparseflow.core.schedules import every, lr_proportional
 from sparseflow.init import GLOROT as GLOROT_INIT
-from sparseflow.init import INITS, Init, Initialisation, find_init
+from sparseflow.init import INITS, Init, Initialisation, find_init, marks
 from sparseflow.runs.override import converted
 from sparseflow.runs.spec import (
     Data,
@@ -35,12 +35,12 @@ from sparseflow.runs.spec import (
     Train,
     UniformMask,
 )
-from sparseflow.topology import MARKS, METHODS, GradualPruning, Method, RigL, Static
+from sparseflow.topology import METHODS, GradualPruning, Method, RigL, Static
 
 
 @dataclass(frozen=True)
 class Inits:
-    """The three initialisations of a family, by the marks of its recipes.
+    """The three initialisations that every family has.
 
     Attributes:
         dense: masked dense (no mark).
@@ -52,10 +52,10 @@ class Inits:
     liu: Initialisation
     fan_in: Initialisation
 
-    def of(self, mark: str) -> Initialisation:
-        """Return the initialisation of a mark; ``-NAME`` is one that a user registered."""
-        marked = {"": self.dense, "-liu": self.liu, "+": self.fan_in}
-        return marked[mark] if mark in marked else find_init(mark[1:])
+    def of(self, name: str) -> Initialisation:
+        """Return the family's own of a name in the registry, or the one that a user registered."""
+        own = {"dense": self.dense, "layer": self.liu, "neuron": self.fan_in}
+        return own[name] if name in own else find_init(name)
 
 
 GLOROT = Inits(
@@ -92,6 +92,11 @@ class Family:
         rewind: step of the pruning run whose weights a ticket starts from.
         sparsities: at which networks are measured at initialisation.
         headline: of a report on it.
+
+    Example:
+        >>> family = Family("small", Model("mlp"), 0.1, Optimizer(lr=0.1), RigL(every(50)))
+        >>> train_recipes(family)["set+"](family, 0.1).method
+        SET(when=Every(n=50, start=0, stop=None), drop=Constant(value=0.3))
     """
 
     name: str
@@ -167,14 +172,14 @@ def _start_mask(family: Family, density: float) -> MaskSource:
 def _sparse(
     recipe: str,
     mask: Callable[[Family, float], MaskSource],
-    mark: str,
+    init: str,
     method: Callable[[Family], Method],
 ) -> Maker:
     def make(family: Family, density: float) -> RunSpec:
         return replace(
             _base(family, density, recipe),
             mask=mask(family, density),
-            init=family.inits.of(mark),
+            init=family.inits.of(init),
             method=method(family),
         )
 
@@ -220,24 +225,25 @@ def train_recipes(family: Family) -> dict[str, Maker]:
         "lottery": _lottery,
     }
     start = "shuffled" if family.start == "shuffled" else "static"
-    users = tuple(f"-{entry.name}" for entry in INITS.entries() if entry.home)
-    rows: list[tuple[str, Any, tuple[str, ...], Callable[[Family], Method]]] = [
-        (name.format(start=start), mask, MARKS, _static) for name, mask in _STATIC
+    inits = {mark.suffix: name for name, mark in marks().items()}
+    users = [suffix for suffix, name in inits.items() if INITS.entry(name).home]
+    rows: list[tuple[str, Any, tuple[str, ...] | None, Callable[[Family], Method]]] = [
+        (name.format(start=start), mask, None, _static) for name, mask in _STATIC
     ]
     rows += [
         (entry.name, _mask_of(entry), entry.facts["marks"], _dynamic(entry))
         for entry in METHODS.entries()
         if entry.facts["recipes"]
     ]
-    for name, mask, marks, method in rows:
-        for mark in (*marks, *users):
-            recipe = f"{name}{mark}"
+    for name, mask, suffixes, method in rows:
+        for suffix in inits if suffixes is None else (*suffixes, *users):
+            recipe = f"{name}{suffix}"
             if recipe in makers:
                 raise SpecError(
                     f"recipe {recipe!r} of {family.name} stands for two things: register the "
-                    f"method {name!r} or the initialisation {mark[1:]!r} under another name"
+                    f"method {name!r} or the initialisation {inits[suffix]!r} under another name"
                 )
-            makers[recipe] = _sparse(recipe, mask, mark, method)
+            makers[recipe] = _sparse(recipe, mask, inits[suffix], method)
     return makers
 
 
@@ -252,8 +258,6 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
 Each has a recipe and the seeds that differ between its members; every other
 seed, the ancestors' included, is 0. Seed 0 is the recipe's own run.
 """
-
-_AT_START = {"masked-dense": HE.dense, "liu": HE.liu, "fan-in": HE.fan_in}
 
 
 def _at_start(recipe: str, init: Initialisation, sparsity: float) -> Maker:
@@ -278,8 +282,9 @@ def _at_start(recipe: str, init: Initialisation, sparsity: float) -> Maker:
 def start_recipes(family: Family) -> dict[str, Maker]:
     """Recipes that only measure at initialisation, by short name."""
     return {
-        f"init-{name}-{sparsity:.2f}": _at_start(f"init-{name}-{sparsity:.2f}", init, sparsity)
-        for name, init in _AT_START.items()
+        (recipe := f"init-{mark.name}-{sparsity:.2f}"): _at_start(recipe, HE.of(name), sparsity)
+        for name, mark in marks().items()
+        if not INITS.entry(name).home
         for sparsity in family.sparsities
     }
 

@@ -54,8 +54,9 @@ def one_each(settings: Sequence[str]) -> tuple[str, ...]:
         path, _, text = setting.partition("=")
         if len(_values(text, setting)) > 1:
             raise SpecError(
-                f"--set {setting} has several values: 'sweep' and 'report' take a grid, "
-                f"here one value of {path.strip()} is wanted"
+                f"--set {setting} has several values, of which this command takes one: give one, "
+                f"or write {path.strip()}=[{text}] if it is a list ('sweep' and 'report' take "
+                "several)"
             )
     (only,) = grid(settings)
     return only

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from sparseflow.core.errors import StoreError
-from sparseflow.core.values import kind_of as kind_of_value
+from sparseflow.core.values import kind_of
 from sparseflow.data import DATA
-from sparseflow.plotting.vocabulary import FAN_IN, LIU, MASKED_DENSE, kind_of
+from sparseflow.init import marks
+from sparseflow.plotting.vocabulary import inits_in_order, parse_recipe
 from sparseflow.report.commands import told
 from sparseflow.report.layers import layers
 from sparseflow.report.results import (
@@ -41,7 +42,6 @@ RESOLUTION = 1e-5
 """Least predicted decrease of the loss that its float32 tells from rounding."""
 
 NORMS = ("total", "kernels", "biases", "dense")
-_INIT_NAMES = {"dense": MASKED_DENSE, "layer": LIU, "neuron": FAN_IN}
 _Row = TypeVar("_Row", bound=tuple)
 
 
@@ -96,12 +96,12 @@ def collect(
 
 def sorted_runs(runs: Sequence[RunFigures]) -> list[RunFigures]:
     """Runs in the order of the table."""
-    return sorted(runs, key=lambda r: (kind_of(r.recipe).order, r.variant, r.seeds, r.id))
+    return sorted(runs, key=lambda r: (parse_recipe(r.recipe).order, r.variant, r.seeds, r.id))
 
 
 def sorted_starts(starts: Sequence[StartFigures]) -> list[StartFigures]:
     """Networks at initialisation in the order of the pictures."""
-    order = [*_INIT_NAMES.values(), *sorted({s.init for s in starts})]
+    order = inits_in_order(s.init for s in starts)
     return sorted(starts, key=lambda s: (order.index(s.init), s.sparsity, s.seed))
 
 
@@ -264,9 +264,9 @@ def _run_figures(run: Run, variant: Variant, published: bool) -> RunFigures:
 
 
 def _start_figures(run: Run) -> StartFigures:
-    seen = _read(run, 0)
+    seen, init = _read(run, 0), kind_of(run.spec.init) or ""
     return StartFigures(
-        init=_INIT_NAMES.get(name := kind_of_value(run.spec.init) or "", name),
+        init=marks()[init].name if init in marks() else init,
         sparsity=round(1 - run.spec.density, 6),
         seed=run.seed,
         id=run.id,

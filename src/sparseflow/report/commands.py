@@ -5,13 +5,12 @@ from __future__ import annotations
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-from sparseflow.core.code import Code, digest, used
+from sparseflow.core.code import Code, to_use
 from sparseflow.core.errors import SpecError
 from sparseflow.recipes import FAMILIES, expand
-from sparseflow.recipes.departure import departure
+from sparseflow.recipes.departure import code_behind, departure
 from sparseflow.recipes.extend import is_attached
 from sparseflow.report.results import Results, RunFigures, StartFigures, Told
 from sparseflow.runs import Run, RunSpec
@@ -51,8 +50,7 @@ def _told(spec: RunSpec, code: Sequence[Code]) -> Told | None:
     found = departure(spec)
     if found is None or not found.exact:
         return None
-    family = FAMILIES.entry(spec.recipe.partition("/")[0])
-    files = {each.digest: each.file for each in (*family.code, *code)}
+    codes = code_behind(spec, code)
     parent = None
     if found.origin and is_attached(spec):
         older: RunSpec = spec.weights.run  # type: ignore[union-attr]
@@ -62,21 +60,10 @@ def _told(spec: RunSpec, code: Sequence[Code]) -> Told | None:
         seed=spec.seeds.data,
         scale=found.scale,
         settings=found.settings,
-        use=_loaded(files),
-        code=tuple(f"{file} {key}" for key, file in files.items()),
+        use=to_use(codes),
+        code=tuple(f"{each.file} {each.digest}" for each in codes),
         origin=found.origin,
         parent=parent,
-    )
-
-
-def _loaded(files: dict[str, str]) -> tuple[str, ...]:
-    """What to load for these sources, by digest: files by their names, and modules."""
-    if not files:
-        return ()
-    return tuple(
-        Path(source.path).name if source.path else source.module
-        for source in used()
-        if not source.path or digest(source.text) in files
     )
 
 

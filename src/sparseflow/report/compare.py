@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from sparseflow.studies import dead_below
 
 TERA = 1e12
 
-Group = Mapping[int, Run]
+RunsBySeed = Mapping[int, Run]
 """Runs of one recipe by seed."""
 
 
@@ -106,7 +107,7 @@ class Compared:
     versus: tuple[Versus, ...]
 
 
-def compare(groups: Mapping[str, Group]) -> Compared:
+def compare(groups: Mapping[str, RunsBySeed]) -> Compared:
     """Compare finished runs, seed by seed, with those of the first recipe.
 
     Args:
@@ -145,6 +146,12 @@ def check(groups: Mapping[str, Mapping[int, Run]]) -> None:
             f"{count(len(groups), 'recipe')} over {count(len(first), 'seed')}: a paired comparison "
             "takes two recipes and two seeds, or more"
         )
+    for (name, runs), (other, others) in itertools.combinations(groups.items(), 2):
+        if same := {run.id for run in runs.values()} & {run.id for run in others.values()}:
+            raise SpecError(
+                f"{name} and {other} are the same runs with these settings "
+                f"({', '.join(sorted(same))}): leave out the setting that makes them equal"
+            )
     sets = sorted({run.spec.data.name for group in groups.values() for run in group.values()})
     if len(sets) > 1:
         raise SpecError(f"recipes of {listing(sets)} have no test set in common")
@@ -168,7 +175,7 @@ def shared(a: RunSpec, b: RunSpec) -> tuple[str, ...]:
     return tuple(alike)
 
 
-def _shared_by_all(group: Group, baseline: Group) -> tuple[str, ...]:
+def _shared_by_all(group: RunsBySeed, baseline: RunsBySeed) -> tuple[str, ...]:
     of_each = [shared(group[seed].spec, baseline[seed].spec) for seed in baseline]
     return tuple(what for what in of_each[0] if all(what in each for each in of_each))
 
@@ -193,7 +200,7 @@ def _metrics(run: Run) -> dict[str, str]:
     }
 
 
-def _outcomes(recipe: str, group: Group) -> dict[int, Outcome]:
+def _outcomes(recipe: str, group: RunsBySeed) -> dict[int, Outcome]:
     found = {}
     for seed, run in group.items():
         result = run.result

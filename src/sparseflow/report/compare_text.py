@@ -34,9 +34,9 @@ def _verdict(versus: Versus, compared: Compared) -> str:
     )
     accuracy = versus.differences[0].comparison
     if accuracy is None:
-        return f"{counts}; with {count(len(versus.living), 'pair')} that live there is no more."
+        return f"{counts}; {count(len(versus.living), 'pair')} of living runs: too few to compare."
     return (
-        f"{counts}; over the {count(len(versus.living), 'pair')} that live its test accuracy "
+        f"{counts}; over the {count(len(versus.living), 'pair')} of living runs its test accuracy "
         f"differs by {estimate(accuracy.difference, signed)} points "
         f"({_p(versus.differences[0])})."
     )
@@ -53,10 +53,11 @@ def _pairing(versus: Versus, compared: Compared) -> str:
 
 
 def _tests(compared: Compared) -> str:
-    n = len(compared.seeds)
+    pairs = sorted({len(each.living) for each in compared.versus if len(each.living) > 1})
+    least = listing([f"{short(2 / 2**n)} for {n} pairs" for n in pairs])
     return (
         "A difference is the recipe's value less the baseline's, with a 95 % t interval; exact p "
-        f"counts all flips of signs: of {n} pairs it cannot be less than {short(2 / 2**n)}. Holm's "
+        f"counts all flips of signs{f', and is at least {least}' if pairs else ''}. Holm's "
         f"correction is over the {count(len(compared.versus), 'comparison')} of each metric. "
         "Seconds are of runs that were not interrupted; operations are counted without zeros."
     )

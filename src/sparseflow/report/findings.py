@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 
 from sparseflow.plotting.formats import accuracy, change, count, finite, listing, percent, short
-from sparseflow.plotting.vocabulary import FAN_IN, INITS, LIU, MASKED_DENSE, kind_of
+from sparseflow.plotting.vocabulary import inits_in_order, mark_of, parse_recipe
 from sparseflow.report.results import Number, Results, StartFigures
 from sparseflow.report.summary import Row, changes, early_window, rows
 
@@ -48,7 +48,7 @@ def ranking(results: Results) -> str:
     """The best sparse networks first, each with its range, and what the dense one reaches."""
     living = [row for row in rows(results) if row.median is not None]
     living.sort(key=lambda row: -(row.median or 0))
-    sparse = [row for row in living if kind_of(row.recipe).method not in DENSE]
+    sparse = [row for row in living if parse_recipe(row.recipe).method not in DENSE]
     dense = "; ".join(_standing(row) for row in living if row not in sparse)
     if not sparse:
         return f"Accuracy: {dense}." if dense else ""
@@ -215,10 +215,10 @@ def _at_start(results: Results, what: str, values: Sequence[Number]) -> str:
         return ""
     nearest = min(sparse, key=lambda s: abs(s - (1 - results.density)))
     said = []
-    for init in (MASKED_DENSE, LIU, FAN_IN):
+    for init in inits_in_order(s.init for s in results.at_start):
         value = _median_at(points, init, nearest)
         if value is not None:
-            said.append(f"{short(value)} {INITS[init]}")
+            said.append(f"{short(value)} {mark_of(init).label}")
     dense = _median_at(points, None, 0.0)
     beside = f", where the dense network has {short(dense)}" if dense is not None else ""
     return f"At {percent(nearest)} sparsity the {what} is {listing(said)}{beside}."

@@ -8,7 +8,7 @@
     const state = panel.querySelector("output");
     const show = () => {
       const off = new Set(boxes.filter((box) => !box.checked).map((box) => box.value));
-      for (const mark of marks) mark.classList.toggle("off", off.has(mark.dataset.method));
+      for (const mark of marks) mark.classList.toggle("off", mark.dataset.method.split(" ").some((method) => off.has(method)));
       state.textContent = `${boxes.length - off.size} of ${boxes.length}`;
     };
     const turn = (on) => { for (const box of boxes) box.checked = on; };

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from sparseflow.core.optional import need
 from sparseflow.plotting import formats
 from sparseflow.plotting.palette import color_of, declarations, variables
-from sparseflow.plotting.vocabulary import kind_of, look_of
+from sparseflow.plotting.vocabulary import look_of, parse_recipe
 from sparseflow.recipes import FAMILIES
 from sparseflow.report import table
 from sparseflow.report.commands import commands
@@ -71,7 +71,9 @@ def render(results: Results, drawings: dict[str, str], sections: Sequence[Sectio
         headline=_headline(results),
         facts=_facts(results),
         findings=findings(results),
-        rows=[(row, colors[color_of(row.recipe)], kind_of(row.recipe).method) for row in shown],
+        rows=[
+            (row, colors[color_of(row.recipe)], parse_recipe(row.recipe).method) for row in shown
+        ],
         methods=_methods(shown),
         referred=any(row.reference for row in shown),
         table=table,
@@ -158,7 +160,7 @@ def shown_variant(results: Results) -> str:
 def _methods(shown: Sequence[Row]) -> list[tuple[str, str, str]]:
     """Name, label and colour of every method of the table."""
     colors = variables()
-    named = {kind_of(row.recipe).method: row.recipe for row in shown}
+    named = {parse_recipe(row.recipe).method: row.recipe for row in shown}
     return [
         (method, look_of(recipe).label, colors[color_of(recipe)])
         for method, recipe in named.items()
@@ -172,9 +174,9 @@ def _headline(results: Results) -> str:
 
 def _facts(results: Results) -> list[tuple[str, str]]:
     dead = sum(run.dead for run in results.runs)
-    alone = [run for run in results.main if not kind_of(run.recipe).group] or results.main
+    alone = [run for run in results.main if not parse_recipe(run.recipe).group] or results.main
     names = sorted({run.seed for run in alone}, key=lambda s: (len(s), s))
-    sparse = {run.density for run in results.runs if kind_of(run.recipe).method not in DENSE}
+    sparse = {run.density for run in results.runs if parse_recipe(run.recipe).method not in DENSE}
     lengths = sorted({run.steps for run in results.runs})
     facts = [
         ("family", results.family),

@@ -20,7 +20,7 @@ from sparseflow.core.random import generator
 from sparseflow.data import DATA, Batch, Batches, Dataset
 from sparseflow.init import initialise
 from sparseflow.masks import Masks, full_masks, make_masks, shuffle_masks
-from sparseflow.runs.execution import Resolved, resolve
+from sparseflow.runs.execution import Resolved, check_device, resolve
 from sparseflow.runs.initial import at_beginning
 from sparseflow.runs.spec import (
     FullMask,
@@ -81,11 +81,13 @@ def assemble(
         execution: of a run that goes on; None is what :func:`resolve` chooses.
 
     Raises:
-        SpecError: if sparse execution is asked for on another device than the CPU.
+        SpecError: if the device is not available here, or sparse execution is asked
+            for on another one than the CPU.
         SparseUnavailable: if the compiled core that it needs is missing.
         StoreError: if a parent's checkpoint is missing.
         DataError: if the data set is missing or damaged.
     """
+    check_device(device)
     dataset = load_data(spec).to(device)
     probes = [probe_batch(dataset, spec.data.probe, i) for i in (0, 1)]
     model = make_model(spec).to(device)

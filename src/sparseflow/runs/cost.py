@@ -26,21 +26,22 @@ def training_flops(run: Run) -> float:
         forward pass, whose backward passes have another density.
 
     Raises:
-        StoreError: if a checkpoint is missing or damaged.
+        StoreError: if a checkpoint is damaged, or one that the run kept was removed.
         DataError: if the data set is missing or damaged.
     """
     spec, method = run.spec, run.spec.method
     if stores_more(method):
         return math.nan
     model, example = make_model(spec), load_data(spec).train[:1][0]
-    kept = run.kept if method.changes else [run.kept[0]]
-    counts = {step: flops(model, example, run.state(step).masks()) for step in kept}
-    first = counts[kept[0]]
+    kept = run.expected(spec.train.steps)
+    counted = kept if method.changes else kept[:1]
+    counts = {step: flops(model, example, run.state(step).masks()) for step in counted}
+    first = counts[0]
     extra = {"batch": spec.train.batch, "probe": spec.data.probe}.get(
         str(method.growth_gradient), 0
     )
     total = 0.0
-    for start, stop in pairwise(run.kept):
+    for start, stop in pairwise(kept):
         ends = [counts[start], counts[stop]] if method.changes else [first, first]
         forward, step = (sum(e.forward for e in ends) / 2, sum(e.step for e in ends) / 2)
         total += (stop - start) * spec.train.batch * step

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from torch.backends import cudnn
 
 from sparseflow.core.choices import Execution
 from sparseflow.core.errors import SparseUnavailable, SpecError, first_line
@@ -50,6 +54,40 @@ def check_device(device: str) -> None:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise SpecError(f"device {device!r} cannot be used here: {first_line(error)}") from error
+
+
+def accelerator(device: str) -> str | None:
+    """Name of the GPU that a device is, for the record; None for other devices."""
+    on_gpu = torch.device(device).type == "cuda"
+    return torch.cuda.get_device_name(device) if on_gpu else None
+
+
+@contextmanager
+def repeatable(device: str) -> Iterator[None]:
+    """Let a GPU compute alike every time, and in float32 as a CPU does.
+
+    A run that was interrupted ends bit for bit as if it had not been: algorithms
+    that add up in another order each time, or that are chosen by timing them, have
+    no place in it. Convolutions would round to TF32 unless told otherwise.
+
+    Settings of PyTorch are restored on leaving; the environment variable that
+    cuBLAS reads when it starts stays.
+    """
+    if torch.device(device).type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    exact = cudnn.flags(
+        enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False
+    )
+    try:
+        torch.use_deterministic_algorithms(True)
+        with exact:
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warns)
 
 
 def resolve(spec: RunSpec, masks: Masks, device: str) -> Resolved:

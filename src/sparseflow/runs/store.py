@@ -41,7 +41,7 @@ class Run:
 
     Files: ``spec.json``, ``metrics.jsonl``, ``checkpoints/step-*.safetensors``,
     ``resume.safetensors`` while it is under way, ``result.json`` once finished,
-    ``environment.json`` (versions, execution, threads, seconds: what may differ
+    ``environment.json`` (versions, device, execution, threads, seconds: what may differ
     between two runs of equal results).
 
     Each has a checksum that binds it to the run: JSON files and safetensors

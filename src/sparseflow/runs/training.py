@@ -22,7 +22,12 @@ from sparseflow.core.parameters import named_weights
 from sparseflow.data import in_batches
 from sparseflow.measure.flow import mean_loss
 from sparseflow.runs.build import assemble
-from sparseflow.runs.execution import Resolved, check_execution
+from sparseflow.runs.execution import (
+    Resolved,
+    accelerator,
+    check_execution,
+    repeatable,
+)
 from sparseflow.runs.jobs.interrupt import Stop, stoppable
 from sparseflow.runs.journal import START, Journal
 from sparseflow.runs.progress import Reached, reached
@@ -70,13 +75,15 @@ def execute(
     Args:
         spec: what to run.
         store: where.
-        device: ``cpu``, ``cuda``, ...
+        device: ``cpu``, ``cuda``, ... It is not part of the run's identity; on a GPU
+            deterministic algorithms are used, and no TF32.
         progress: called with (run, steps taken, last test accuracy).
 
     Raises:
         SpecError: if the specification makes no sense, asks for sparse
             execution on another device than the CPU, or for batches that the
-            ranks cannot share equally; nothing is written then.
+            ranks cannot share equally; nothing is written then. Also if the
+            device is not available here.
         SparseUnavailable: if it asks for sparse execution and the compiled core
             is missing; nothing is written then.
         StoreError: if the store is damaged or cannot be written.
@@ -89,7 +96,7 @@ def execute(
     check_shares(missing, ranks)
     for each in missing:
         check_execution(each.execution, device)
-    with stoppable() as stop:
+    with stoppable() as stop, repeatable(device):
         try:
             return _Work(store, device, progress, stop, ranks).finish(spec)
         except RuntimeError:
@@ -257,6 +264,7 @@ class Training:
             "python": platform.python_version(),
             "machine": platform.machine(),
             "device": self._work.device,
+            "accelerator": accelerator(self._work.device),
             "execution": self._parts.execution,
             "threads": torch.get_num_threads(),
             "ranks": self._work.ranks.size,

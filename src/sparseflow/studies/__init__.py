@@ -16,12 +16,12 @@ from sparseflow.studies.line import Line, LineStudy
 from sparseflow.studies.plane import Plane, PlaneStudy
 from sparseflow.studies.spectrum import Spectrum, SpectrumStudy
 from sparseflow.studies.study import (
-    KINDS,
-    Kind,
+    STUDIES,
     Place,
     Point,
     Record,
     Study,
+    StudyKind,
     decode,
     figures,
     key,
@@ -33,14 +33,13 @@ from sparseflow.studies.update import Updates, UpdateStudy
 from sparseflow.studies.values import dead_below
 
 __all__ = [
-    "KINDS",
+    "STUDIES",
     "Agreement",
     "AgreementStudy",
     "DistanceStudy",
     "Distances",
     "Evidence",
     "Group",
-    "Kind",
     "Line",
     "LineStudy",
     "Place",
@@ -53,6 +52,7 @@ __all__ = [
     "Spectrum",
     "SpectrumStudy",
     "Study",
+    "StudyKind",
     "UpdateStudy",
     "Updates",
     "audit",

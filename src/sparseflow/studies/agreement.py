@@ -18,18 +18,19 @@ from sparseflow.measure.agreement import ensemble, pairwise, predict, score
 from sparseflow.plotting.drawing import Drawing, heatmap, mpl, style
 from sparseflow.plotting.figure import Figure
 from sparseflow.plotting.formats import count, finite, listing
+from sparseflow.plotting.marks import mark, mark_all
 from sparseflow.plotting.palette import CARD, INK, ON_SCALE, SCALE
 from sparseflow.plotting.table import Table
-from sparseflow.plotting.vocabulary import GROUPS
+from sparseflow.plotting.vocabulary import group_label
 from sparseflow.runs import Store
 from sparseflow.studies.evidence import Evidence, first
 from sparseflow.studies.load import load_all
 from sparseflow.studies.study import (
-    Kind,
     Place,
     Point,
     Record,
     Study,
+    StudyKind,
     Tagged,
     points_at,
     register_study,
@@ -203,7 +204,7 @@ class AgreementStudy(Study, Tagged, frozen=True, tag="agreement"):
                 for i in indices
             )
             living = [logits[i] for i, m in zip(indices, members, strict=True) if not m.dead]
-            together = _ensemble(living, classes) if len(living) > 1 else None
+            together = ensemble_record(living, classes) if len(living) > 1 else None
             groups.append(GroupRecord(group.name, members, together))
         checkpoints = tuple(f"{point.run}@{point.step}" for point in points)
         return Agreement(tuple(groups), labels, checkpoints, *apart)
@@ -231,7 +232,7 @@ def _member(
     )
 
 
-def _ensemble(logits: list[Tensor], truth: Tensor) -> Ensemble:
+def ensemble_record(logits: list[Tensor], truth: Tensor) -> Ensemble:
     """Score an ensemble; its gain is a mean over test examples, and so has a standard error."""
     mean = ensemble(logits)
     result = score(mean, truth)
@@ -276,7 +277,7 @@ def within_groups(results: Evidence) -> str:
         mean = mean_between(record, alive, alive)
         lost += len(group.members) - len(alive)
         if mean is not None:
-            means.append((mean, GROUPS.get(group.name, group.name)))
+            means.append((mean, group_label(group.name)))
     if not means:
         return ""
     said = [f"{name} {100 * mean:.2f} %" for mean, name in sorted(means)]
@@ -296,22 +297,29 @@ def _draw(results: Evidence) -> Drawing | None:
     with style.styled():
         figure = mpl.figure.Figure(figsize=(style.WIDTH, style.WIDTH))
         axes = figure.subplots()
-        heatmap.draw_shades(axes, np.clip(np.floor(table / step), 0, len(SCALE) - 1))
+        levels = np.clip(np.floor(table / step), 0, len(SCALE) - 1)
         ends = [0, *itertools.accumulate(len(alive) for _, alive in groups)]
         for end in ends[1:-1]:
             for line in (axes.axhline, axes.axvline):
                 line(end, color=CARD, linewidth=2.5, zorder=2)
         spans = list(zip(ends[:-1], ends[1:], groups, strict=True))
-        for (a, b, (_, rows)), (c, d, (_, columns)) in itertools.product(spans, spans):
+        for (a, b, (down, rows)), (c, d, (along, columns)) in itertools.product(spans, spans):
             mean = mean_between(record, rows, columns)
+            two, value = f"{group_label(down)} and {group_label(along)}", 100 * (mean or 0)
+            shades = heatmap.draw_shades(axes, levels[a:b, c:d], (c, a))
+            mark_all(shades, (down, along), "" if mean is None else f"{two}: {value:.2f} %")
             if mean is not None:
-                high = 100 * mean / step >= ON_SCALE
-                axes.text(
-                    (c + d) / 2, (a + b) / 2, f"{100 * mean:.1f}", ha="center", va="center",
+                high = value / step >= ON_SCALE
+                number = axes.text(
+                    (c + d) / 2, (a + b) / 2, f"{value:.1f}", ha="center", va="center",
                     fontsize=9, color=CARD if high else INK, zorder=3,
                 )  # fmt: skip
+                mark(number, (down, along))
         middles = [(a + b) / 2 for a, b, _ in spans]
-        heatmap.name_blocks(axes, len(order), middles, [GROUPS.get(n, n) for n, _ in groups])
+        heatmap.name_blocks(axes, len(order), middles, [group_label(n) for n, _ in groups])
+        for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
+            for label, (name, _) in zip(ticks, groups, strict=True):
+                mark(label, name)
         bounds = step * np.arange(len(SCALE) + 1)
         bar = style.scale_bar(figure, axes, bounds, [f"{b:.3g}" for b in bounds], aspect=36)
         bar.set_label("disagreement, % of test images")
@@ -337,7 +345,7 @@ DISAGREEMENT = Figure(
 )
 
 register_study(
-    Kind(
+    StudyKind(
         study=AgreementStudy,
         record=Agreement,
         probe="agreement",

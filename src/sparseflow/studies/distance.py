@@ -17,12 +17,12 @@ from sparseflow.plotting.formats import count, finite, short
 from sparseflow.plotting.marks import mark
 from sparseflow.plotting.palette import CARD, MUTED, color_of
 from sparseflow.plotting.table import Table
-from sparseflow.plotting.vocabulary import GROUPS, kind_of, place_of
+from sparseflow.plotting.vocabulary import group_label, parse_recipe, place_of
 from sparseflow.runs import Store
 from sparseflow.studies.agreement import dead_labels
 from sparseflow.studies.evidence import Evidence, first
 from sparseflow.studies.load import load_all
-from sparseflow.studies.study import Kind, Point, Record, Study, Tagged, register_study
+from sparseflow.studies.study import Point, Record, Study, StudyKind, Tagged, register_study
 from sparseflow.studies.values import Matrix, Number, matrix, rounded
 
 CENTRE = "prune 0 end"
@@ -131,7 +131,7 @@ def nearness(results: Evidence) -> str:
             if values:
                 parts.append(f"{when} {short(statistics.fmean(values))}")
         if parts and recipe != "prune":
-            said.append(f"{GROUPS.get(recipe, recipe)} {', '.join(parts)}")
+            said.append(f"{group_label(recipe)} {', '.join(parts)}")
     stress = "" if record.stress is None else f" The map's stress is {record.stress:.2f}."
     lost = sum(label in gone for label in record.labels)
     left = f" {count(lost, 'dead run')} left out at the end, crosses on the map." * bool(lost)
@@ -162,7 +162,7 @@ def _draw(results: Evidence) -> Drawing | None:
         )  # fmt: skip
         handles = [_mark(MUTED, "o", hollow=True), _mark(MUTED, "o")]
         handles += [_mark(color_of(r), "*" if r == "prune" else _shape(r)) for r in recipes]
-        names = ["pruned" if r == "prune" else GROUPS.get(r, r) for r in recipes]
+        names = ["pruned" if r == "prune" else group_label(r) for r in recipes]
         names = ["start", "end", *names]
         figure.legend(handles, names, loc="outside upper left", ncols=3, columnspacing=1.2)
         return figure
@@ -208,7 +208,7 @@ def _mark(color: str, shape: str, *, hollow: bool = False) -> Any:
 
 
 def _shape(recipe: str) -> str:
-    return _SHAPES.get(kind_of(recipe).group, "D")
+    return _SHAPES.get(parse_recipe(recipe).group, "D")
 
 
 def _data(results: Evidence) -> Table:
@@ -231,7 +231,7 @@ MAP = Figure(
 )
 
 register_study(
-    Kind(
+    StudyKind(
         study=DistanceStudy,
         record=Distances,
         probe="distance",

@@ -25,11 +25,11 @@ from sparseflow.runs import Store
 from sparseflow.studies.evidence import Evidence, of
 from sparseflow.studies.load import examples, load_all
 from sparseflow.studies.study import (
-    Kind,
     Place,
     Point,
     Record,
     Study,
+    StudyKind,
     Tagged,
     points_at,
     register_study,
@@ -321,7 +321,7 @@ PATHS = Figure(
 )
 
 register_study(
-    Kind(
+    StudyKind(
         study=LineStudy,
         record=Line,
         probe="interpolate",

@@ -19,7 +19,7 @@ from sparseflow.plotting.vocabulary import place_of
 from sparseflow.runs import Store
 from sparseflow.studies.evidence import Evidence, first
 from sparseflow.studies.load import examples, load_all
-from sparseflow.studies.study import Kind, Point, Record, Study, Tagged, register_study
+from sparseflow.studies.study import Point, Record, Study, StudyKind, Tagged, register_study
 from sparseflow.studies.values import Matrix, Row, matrix, row
 
 
@@ -183,7 +183,7 @@ SURFACE = Figure(
 )
 
 register_study(
-    Kind(
+    StudyKind(
         study=PlaneStudy,
         record=Plane,
         probe="plane",

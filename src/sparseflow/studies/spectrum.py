@@ -20,13 +20,22 @@ from sparseflow.measure.spectrum import spectrum
 from sparseflow.plotting.drawing import Drawing, eigenvalues, mpl, style
 from sparseflow.plotting.figure import Figure
 from sparseflow.plotting.formats import count, finite, minus, percent, short
+from sparseflow.plotting.marks import mark
 from sparseflow.plotting.palette import INK, MUTED, color_of
 from sparseflow.plotting.table import Table
-from sparseflow.plotting.vocabulary import kind_of, place_of
+from sparseflow.plotting.vocabulary import parse_recipe, place_of
 from sparseflow.runs import Store
 from sparseflow.studies.evidence import Evidence, of
 from sparseflow.studies.load import examples, load_all
-from sparseflow.studies.study import Kind, Point, Record, Study, Tagged, points_at, register_study
+from sparseflow.studies.study import (
+    Point,
+    Record,
+    Study,
+    StudyKind,
+    Tagged,
+    points_at,
+    register_study,
+)
 from sparseflow.studies.values import Number, Row, rounded, row
 from sparseflow.train import cross_entropy
 
@@ -194,7 +203,7 @@ def at_start(results: Evidence) -> dict[str, list[Spectrum]]:
         place = place_of(record.label)
         if place.when == "start" and record.largest is not None and record.smallest is not None:
             table.setdefault(place.recipe, []).append(record)
-    return dict(sorted(table.items(), key=lambda item: kind_of(item[0]).order))
+    return dict(sorted(table.items(), key=lambda item: parse_recipe(item[0]).order))
 
 
 def curvature_at_start(results: Evidence) -> str:
@@ -266,6 +275,7 @@ def _draw_trained(results: Evidence) -> Drawing | None:
     if not groups:
         return None
     shown = sorted(groups[0], key=lambda s: (not s.exact, s.examples))
+    recipe = place_of(shown[0].label).recipe
     with style.styled():
         figure = mpl.figure.Figure(figsize=(style.WIDTH, 2.7 + 0.2 * len(shown)))
         axes = figure.subplots()
@@ -273,13 +283,14 @@ def _draw_trained(results: Evidence) -> Drawing | None:
         colors = iter([color_of(name) for name in ("rigl", "prune", "lottery")] * len(shown))
         for s in shown:
             if s.exact:
-                eigenvalues.fill(axes, s.histogram)
+                drawn = eigenvalues.fill(axes, s.histogram)
                 handles.append(mpl.patches.Patch(facecolor=MUTED, alpha=0.45))
             else:
                 dashes = "-" if len(handles) < 2 else (0, (3, 1.2))
                 look = {"color": next(colors), "linewidth": 1.4, "linestyle": dashes}
-                eigenvalues.outline(axes, s.histogram, **look)
+                drawn = eigenvalues.outline(axes, s.histogram, **look)
                 handles.append(mpl.lines.Line2D([], [], **look))
+            mark(drawn, recipe, f"{recipe}: {s.method}")
         eigenvalues.scale([axes], [s.histogram for s in groups[0]])
         axes.set_title(f"{shown[0].label}, {shown[0].parameters:,} active parameters")
         axes.set_ylabel("eigenvalues in a bin")
@@ -333,7 +344,7 @@ TRAINED = Figure(
 )
 
 register_study(
-    Kind(
+    StudyKind(
         study=SpectrumStudy,
         record=Spectrum,
         probe="hessian",

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Union
 
 import msgspec
 from msgspec.structs import replace
 
-from sparseflow.core.errors import StoreError
+from sparseflow.core.code import Code, code_of
+from sparseflow.core.errors import SpecError, StoreError
+from sparseflow.core.registry import Registry
+from sparseflow.core.values import USE
 from sparseflow.plotting.figure import Figure
 from sparseflow.plotting.table import Table
 from sparseflow.runs import Run, Store
@@ -123,8 +126,8 @@ class Study:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
-    """A kind of study.
+class StudyKind:
+    """A kind of study, see :func:`register_study`.
 
     Attributes:
         study: its type, a :class:`Tagged` struct.
@@ -146,44 +149,79 @@ class Kind:
     order: int = 100
     version: int = 1
 
+    @property
+    def code(self) -> tuple[Code, ...]:
+        """Source files of the user's that measure it; none for what comes with this package.
 
-KINDS: dict[str, Kind] = {}
+        Raises:
+            SpecError: if a source cannot be read.
+        """
+        return tuple(dict.fromkeys(code_of(self.study) + code_of(self.record)))
+
+
+STUDIES: Registry[StudyKind] = Registry("study", USE)
 """Every kind of study, by the tag that it has in JSON."""
 
 
-def register_study(kind: Kind) -> None:
-    """Make a kind of study known to the store, to ``measure --probe`` and to the report."""
-    KINDS[tag_of(kind.study)] = kind
+def register_study(kind: StudyKind) -> None:
+    """Make a kind of study known to the store, to ``measure --probe`` and to the report.
+
+    Raises:
+        SpecError: if its tag or its probe is taken, or study and record have different tags.
+
+    Example:
+        >>> class Length(Record, Tagged, frozen=True, tag="length"):
+        ...     steps: int
+        >>> class LengthStudy(Study, Tagged, frozen=True, tag="length"):
+        ...     at: Point
+        ...     def measure(self, store):
+        ...         return Length(self.at.step)
+        >>> kind = StudyKind(study=LengthStudy, record=Length, probe="length", takes=(1, 1))
+        >>> register_study(kind)
+        >>> STUDIES["length"].probe
+        'length'
+    """
+    tag, other = tag_of(kind.study), tag_of(kind.record)
+    if tag != other:
+        raise SpecError(f"study {tag!r} has a record with the tag {other!r}: give both one tag")
+    for name, present in STUDIES.items():
+        if name != tag and present.probe == kind.probe:
+            raise SpecError(f"probe {kind.probe!r} is that of study {name!r}: choose another name")
+    STUDIES.add(tag, kind, kind.study)
 
 
-def tag_of(study: type[Study]) -> str:
-    """Name a kind of study as JSON does."""
-    return str(study.__struct_config__.tag)  # type: ignore[attr-defined]
+def tag_of(tagged: type[Study] | type[Record]) -> str:
+    """Name that a study or a record bears in JSON."""
+    return str(tagged.__struct_config__.tag)  # type: ignore[attr-defined]
 
 
 def figures() -> list[Figure[Evidence]]:
     """List the figures of all kinds, in the order of the page."""
-    kinds = sorted(KINDS.values(), key=lambda kind: kind.order)
+    kinds = sorted(STUDIES.values(), key=lambda kind: kind.order)
     return [figure for kind in kinds for figure in kind.figures]
 
 
 def decode(kind: type, content: Any) -> Any:
     """Read a study or a record of any registered kind: a ``dec_hook`` for msgspec."""
-    types: dict[type, Callable[[Kind], type]] = {
-        Study: lambda k: k.study,
-        Record: lambda k: k.record,
-    }
-    known = tuple(map(types[kind], KINDS.values()))
-    return msgspec.convert(content, Union[known])  # noqa: UP007
+    field = {Study: "study", Record: "record"}[kind]
+    types = tuple(getattr(each, field) for each in STUDIES.values())
+    return msgspec.convert(content, Union[types])  # noqa: UP007
 
 
 def key(study: Study) -> str:
-    """Hash of everything that determines the result; labels do not."""
+    """Hash of everything that determines the result, the user's code included; labels do not.
+
+    Raises:
+        SpecError: if the study is of an unknown kind, or its source cannot be read.
+    """
+    kind = STUDIES[tag_of(type(study))]
     content = {
         "numerics": NUMERICS,
-        "method": KINDS[tag_of(type(study))].version,
+        "method": kind.version,
         "study": _without_labels(msgspec.to_builtins(study)),
     }
+    if digests := sorted(each.digest for each in kind.code):
+        content["code"] = digests
     text = msgspec.json.encode(content, order="deterministic")
     return hashlib.sha256(text).hexdigest()[:16]
 

@@ -17,6 +17,7 @@ from sparseflow.measure.statistics import Estimate, mean_interval
 from sparseflow.plotting.drawing import Axes, Drawing, eigenvalues, mpl, style
 from sparseflow.plotting.figure import Figure
 from sparseflow.plotting.formats import change, count, estimate, finite, minus, signed
+from sparseflow.plotting.marks import mark, mark_all
 from sparseflow.plotting.palette import INK, MUTED, color_of
 from sparseflow.plotting.table import Table
 from sparseflow.plotting.vocabulary import RULES, place_of
@@ -27,11 +28,11 @@ from sparseflow.studies.load import examples
 from sparseflow.studies.replay import TRIED, just_before, rule_of
 from sparseflow.studies.spectrum import Spectrum, measured_exactly
 from sparseflow.studies.study import (
-    Kind,
     Place,
     Point,
     Record,
     Study,
+    StudyKind,
     Tagged,
     label_of,
     register_study,
@@ -262,17 +263,18 @@ def _example(updates: Sequence[Updates]) -> Updates | None:
 
 def _draw_rule(axes: Axes, shown: Updates, rule: str) -> None:
     trials = [trial for trial in shown.after if trial.rule == rule]
-    eigenvalues.fill(axes, shown.before.histogram)
+    mark(eigenvalues.fill(axes, shown.before.histogram), rule, f"{RULES[rule]}: before the update")
     for number, trial in enumerate(trials):
         width, alpha = (0.6, 0.6) if number else (1.3, 1.0)
         look = {"color": color_of(rule), "linewidth": width, "alpha": alpha}
-        eigenvalues.outline(axes, trial.spectrum.histogram, **look)
+        drawn = eigenvalues.outline(axes, trial.spectrum.histogram, **look)
+        mark(drawn, rule, f"{RULES[rule]}: after the update")
     text = RULES[rule]
     if trials and shown.before.negative is not None:
         had = shown.before.negative * shown.before.parameters
         mean = statistics.fmean(trial.negative for trial in trials)
         text += f": {had:,.0f} → {mean:,.0f} negative"
-    axes.set_title(text, color=color_of(rule))
+    mark(axes.set_title(text, color=color_of(rule)), rule)
 
 
 def _draw_changes(axes: Axes, table: dict[str, list[Effect]], rules: list[str], field: str) -> None:
@@ -281,11 +283,16 @@ def _draw_changes(axes: Axes, table: dict[str, list[Effect]], rules: list[str], 
         values = [getattr(effect, field) for effect in table[rule]]
         every += values
         offsets = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else np.zeros(1)
-        axes.scatter(
+        dots = axes.scatter(
             values, place + offsets, s=13, color=color_of(rule), alpha=0.6, linewidths=0, zorder=3
         )
-        _draw_mean(axes, over_seeds(table[rule], field), place, color_of(rule))
+        mark(dots, rule, f"{RULES[rule]}: one network")
+        mean = over_seeds(table[rule], field)
+        text = estimate(mean, change if field == "norm" else signed)
+        _draw_mean(axes, rule, place, mean, text)
     axes.set_yticks(range(len(rules)), [RULES[rule] for rule in rules])
+    for rule, label in zip(rules, axes.get_yticklabels(), strict=True):
+        mark(label, rule)
     axes.set_ylim(len(rules) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
@@ -302,10 +309,12 @@ def _draw_changes(axes: Axes, table: dict[str, list[Effect]], rules: list[str], 
         axes.xaxis.set_major_formatter(shown)
 
 
-def _draw_mean(axes: Axes, mean: Estimate, place: int, color: str) -> None:
+def _draw_mean(axes: Axes, rule: str, place: int, mean: Estimate, text: str) -> None:
+    color, across = color_of(rule), [place - 0.36, place + 0.36]
+    lines = axes.plot([mean.value] * 2, across, color=color, linewidth=2, zorder=4)
     if np.isfinite(mean.low):
-        axes.plot([mean.low, mean.high], [place] * 2, color=color, linewidth=6, alpha=0.25)
-    axes.plot([mean.value] * 2, [place - 0.36, place + 0.36], color=color, linewidth=2, zorder=4)
+        lines += axes.plot([mean.low, mean.high], [place] * 2, color=color, linewidth=6, alpha=0.25)
+    mark_all(lines, rule, f"{RULES[rule]}: {text}")
 
 
 def _data(results: Evidence) -> Table:
@@ -334,7 +343,7 @@ SPECTRA = Figure(
 )
 
 register_study(
-    Kind(
+    StudyKind(
         study=UpdateStudy,
         record=Updates,
         probe="update",

@@ -2,7 +2,7 @@
 
 from sparseflow.topology.attach import Topology, attach
 from sparseflow.topology.check import served, stores_more
-from sparseflow.topology.method import MARKS, METHODS, Method, Task, register_method
+from sparseflow.topology.method import METHODS, Method, Task, register_method
 from sparseflow.topology.methods import (
     SET,
     GradualPruning,
@@ -16,7 +16,6 @@ from sparseflow.topology.update import drop_and_grow, prune_to, pruned, regrown
 from sparseflow.topology.view import Connections, Layers, View
 
 __all__ = [
-    "MARKS",
     "METHODS",
     "SET",
     "Connections",

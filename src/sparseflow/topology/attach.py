@@ -1,18 +1,17 @@
-"""Attach masks and a method to any optimiser: the only hooks on parameters and optimisers.
+"""Attach masks and a method to any optimiser.
 
-How it keeps its promise. A post-accumulate hook masks ``.grad`` as soon as a
-backward pass has filled it, so clipping, accumulation and closures see the
-sparse gradient; before a step that updates the masks it first adds the dense
-gradient to a buffer. A step-post-hook then projects weights and optimiser
-state, and runs the update. Post-accumulate hooks do not fire under
-``torch.autograd.grad``: measurements stay clean. A truly sparse layer has
-nothing to mask or to project; before an update its passes are recorded.
+How it keeps its promise. A post-accumulate hook masks ``.grad`` as soon as a backward pass has
+filled it, so clipping, accumulation and closures see the sparse gradient. Before a step that
+updates the masks the dense one is collected (``passes.py``) and compared with the ``.grad`` that
+is read. Around a step, whichever way it is taken (``steps.py``), weights and optimiser state are
+projected and the update is run; what is loaded is masked at once (``loading.py``). Such hooks do
+not fire under ``torch.autograd.grad``: measurements stay clean.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -20,33 +19,36 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from sparseflow.core.errors import MaskError, TopologyError
-from sparseflow.core.functional import RowGradient
+from sparseflow.core.errors import TopologyError
 from sparseflow.core.parallel import Ranks
 from sparseflow.core.schedules import Moment
 from sparseflow.core.wrappers import bare, bare_optimizer
 from sparseflow.masks import Masks
-from sparseflow.masks.entries import Entry, Places
+from sparseflow.masks.entries import as_tensor
 from sparseflow.topology.check import (
-    ATTACHED,
     bare_names,
     check,
     check_agreement,
+    check_closure,
     check_copy,
+    check_memory,
     check_sizes,
 )
-from sparseflow.topology.memory import Memory
+from sparseflow.topology.growth import Gradients, Growth
+from sparseflow.topology.loading import Loads, Place
+from sparseflow.topology.memory import Memory, restored
 from sparseflow.topology.method import Method
-from sparseflow.topology.propose import look, positions, updated
+from sparseflow.topology.propose import look, positions, stored_by, updated
+from sparseflow.topology.steps import ATTACHED, Rates, Steps
 from sparseflow.topology.view import Layers, NotFiniteError
 from sparseflow.topology.weights import (
     MaskedWeight,
-    Slots,
-    SparseValues,
-    Weight,
     held,
+    read_masks,
     weights_under,
 )
+
+_STATE = {"step", "updates", "deferred", "initial_lr", "masks", "memory"}
 
 Around = Callable[["Topology"], AbstractContextManager[None]]
 
@@ -59,6 +61,14 @@ class Topology:
         method: the method.
         step: optimiser steps taken.
         updates: mask updates made.
+
+    Example:
+        >>> import sparseflow as sf
+        >>> net = nn.Linear(8, 4)
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> topology = sf.attach(net, optimizer, sf.sparsify(net, 0.5), sf.Static())
+        >>> topology.masks.density, topology.step
+        (0.5, 0)
     """
 
     def __init__(
@@ -76,45 +86,44 @@ class Topology:
         model, masks = bare(model), bare_names(model, masks)
         optimizer = bare_optimizer(optimizer)
         check(model, optimizer, masks, method)
-        self.method = method
+        self.method, self._model = method, model
         self.step: int = 0
         self.updates: int = 0
         self._seed = seed
         self._around = around or (lambda topology: nullcontext())
-        self._optimizer = optimizer
-        self._weights = weights_under(model, masks)
-        self._initial_lr = _learning_rate(optimizer, "initial_lr")
-        self._deferred = False
+        self._device = optimizer.param_groups[0]["params"][0].device
+        self._weights = weights_under(model, masks, self._ranks)
+        self._parameters = {name: weight.parameter for name, weight in self._weights.items()}
+        self._steps = Steps(optimizer, self._before_step, self._read, self._after_step)
+        self._rates = Rates(optimizer, self._parameters)
+        self._places = [Place(model, weight) for weight in self._weights.values()]
+        self._loads = Loads(self._weights, self._places, self._steps)
+        self._growth = Growth(method, self._weights, self._ranks, self._device)
         self._memory = Memory()
         self._stored: Masks | None = None
-        self._ids = {id(w.parameter) for w in self._weights.values()}
         self.masks = self._agreed(held(self._weights, masks))
-        self._install(self.masks, self._stored_by_method(self._look(None)))
-        self._begin()
-
-    def _begin(self) -> None:
-        """Look after the weights from now on."""
-        ATTACHED.setdefault(self._optimizer, set()).update(self._ids)
-        self._collect()
+        self._install(
+            self.masks, self._stored_by_method(self._look(None, self._weights), self.masks)
+        )
+        ATTACHED.add(self._parameters.values(), self._steps)
+        self._growth.collect(1)
         self._handles = list(self._hooks())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Topology:
         """Copy a topology together with model and optimiser, whose copies it looks after.
 
         Raises:
-            TopologyError: if the optimiser is not copied before it, or the method grows
-                from a function of the model.
+            TopologyError: if the optimiser is not copied before it, the model holds it,
+                or the method grows from a function of the model.
         """
-        check_copy(self._optimizer, self.method, memo)
-        twin = memo[id(self)] = object.__new__(type(self))
-        shared = {"method", "masks", "_stored", "_ranks", "_around"}
-        for name in vars(self).keys() - {"_handles", "_ids"}:
-            value = getattr(self, name)
-            setattr(twin, name, value if name in shared else copy.deepcopy(value, memo))
-        twin._ids = {id(w.parameter) for w in twin._weights.values()}
-        twin._handles = []
-        if self._handles:
-            twin._begin()
+        optimizer = self._steps.optimizers[0]
+        check_copy(optimizer, self._model, self.method, memo)
+        parts = copy.deepcopy(self._model, memo), memo[id(optimizer)], self.masks, self.method
+        twin = Topology(*parts, self._seed, self._around, self._ranks.group)
+        memo[id(self)] = twin
+        twin.load_state_dict(self.state_dict())
+        if not self._handles:
+            twin.detach()
         return twin
 
     def __reduce__(self) -> Any:
@@ -126,9 +135,11 @@ class Topology:
 
     @property
     def moment(self) -> Moment:
-        """Step and learning-rate ratio now."""
-        rate = _learning_rate(self._optimizer, "lr")
-        return Moment(self.step, rate / self._initial_lr if self._initial_lr else float("nan"))
+        """Step and learning-rate ratio now, that of the first masked weight's group."""
+        return next(iter(self._moments().values()))
+
+    def _moments(self) -> dict[str, Moment]:
+        return {name: Moment(self.step, ratio) for name, ratio in self._rates.ratios().items()}
 
     def detach(self) -> None:
         """Remove every hook; model and optimiser are then as if never attached."""
@@ -136,8 +147,9 @@ class Topology:
             handle.remove()
         self._handles = []
         for weight in self._weights.values():
-            weight.collect(False)  # what is set aside ends here: the network is its forward pass
-        ATTACHED.get(self._optimizer, set()).difference_update(self._ids)
+            weight.passes.collect(False)  # what is set aside ends: the network is its forward pass
+        self._loads.forget()
+        ATTACHED.remove(self._parameters.values())
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks and counters, for a checkpoint between two steps.
@@ -154,75 +166,56 @@ class Topology:
         return {
             "step": self.step,
             "updates": self.updates,
-            "deferred": self._deferred,
-            "initial_lr": self._initial_lr,
-            "masks": {n: _tensor(self.masks.entry(n)) for n in self.masks},
+            "deferred": self._growth.deferred,
+            "initial_lr": dict(self._rates.initial),
+            "masks": {n: as_tensor(self.masks.entry(n)) for n in self.masks},
             "memory": memory,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`; weights and optimiser state are projected.
 
+        Load those of model and optimiser first: they are masked as they are loaded, and
+        what these masks name comes back.
+
         Raises:
-            TopologyError: if a key is missing or the masks name other parameters.
+            TopologyError: if a key is missing, the masks name other parameters, or what the
+                method remembers has another shape.
             MaskError: if a mask has another shape, or connections that a truly
                 sparse layer lacks: load the state of model and optimiser first.
         """
-        missing = {"step", "updates", "deferred", "initial_lr", "masks", "memory"} - set(state)
-        if missing:
+        if missing := _STATE - set(state):
             raise TopologyError(f"topology state lacks {', '.join(sorted(missing))}")
-        given = state["masks"]
-        if set(given) != set(self._weights):
-            odd = ", ".join(sorted(set(given) ^ set(self._weights)))
-            raise TopologyError(f"topology state and masks differ in: {odd}")
-        masks = self._agreed(self._masks(given))
+        if odd := sorted(set(state["masks"]) ^ set(self._weights)):
+            raise TopologyError(f"topology state and masks differ in: {', '.join(odd)}")
+        masks = self._agreed(read_masks(self._weights, state["masks"]))
+        memory, aside, stored = restored(state["memory"], self._parameters)
+        memory.check(self._look(None, self._weights, masks, memory))
+        check_memory(memory, self._ranks, self._device)
+        self._rates.restore(state["initial_lr"])
         self.step, self.updates = int(state["step"]), int(state["updates"])
-        self._deferred, self._initial_lr = bool(state["deferred"]), float(state["initial_lr"])
-        self._remember(masks, dict(state["memory"]))
-        self._collect()
-
-    @torch.no_grad()
-    def _remember(self, masks: Masks, memory: dict[str, Tensor]) -> None:
-        """Install masks with what the method remembers, and values that were set aside."""
-        aside: dict[str, Tensor] = {}
-        stored: dict[str, Tensor] = {}
+        self._growth.deferred = bool(state["deferred"])
+        self._memory = memory
+        self._loads.bring_back()
         for name, weight in self._weights.items():
-            for part, tensors in (("aside", aside), ("stored", stored)):
-                if f"{part}/{name}" in memory:
-                    tensors[name] = memory.pop(f"{part}/{name}").to(weight.parameter.device)
-        self._memory = Memory.of(memory)
-        for weight in self._weights.values():
-            self._memory.to(weight.name, weight.parameter.device)
             if isinstance(weight, MaskedWeight):
-                weight.aside = aside.get(weight.name)
+                weight.aside = aside.get(name)
         self._install(masks, positions(self._weights, stored) if stored else None)
-
-    def _masks(self, given: Mapping[str, Tensor]) -> Masks:
-        """Read the masks of a state, held either way."""
-        masks = Masks({n: _entry(given, n, w.shape) for n, w in self._weights.items()})
-        for name, weight in self._weights.items():
-            if masks.shape(name) != weight.shape:
-                own = tuple(weight.shape)
-                raise MaskError(f"mask {name!r} has shape {tuple(masks.shape(name))}, not {own}")
-            if isinstance(weight, SparseValues):
-                masks.within(name, weight.indices())
-        return held(self._weights, masks)
+        self._growth.collect(self.step + 1)
 
     def _agreed(self, masks: Masks) -> Masks:
         """Return masks that may be installed: they are the same on every rank."""
-        check_agreement(masks, self._ranks, self._optimizer.param_groups[0]["params"][0].device)
+        check_agreement(masks, self._ranks, self._device)
         check_sizes(self._weights, masks, self._ranks)
         return masks
 
     def _hooks(self) -> Iterator[Any]:
-        yield self._optimizer.register_step_pre_hook(self._before_step)
         for weight in self._weights.values():
             yield weight.parameter.register_hook(weight.arriving)
             yield weight.parameter.register_post_accumulate_grad_hook(weight.accumulated)
-        yield self._optimizer.register_step_post_hook(self._after_step)
-
-    def _state(self, weight: Weight) -> Slots:
-        return self._optimizer.state.get(weight.parameter, {})
+            yield weight.parameter.register_post_accumulate_grad_hook(self._refuse_capture)
+        yield from self._steps.hooks()
+        yield from self._loads.hooks()
 
     @torch.no_grad()
     def _install(self, masks: Masks, stored: Masks | None) -> None:
@@ -230,110 +223,109 @@ class Topology:
         for name, weight in self._weights.items():
             kept = None if stored is None else stored.entry(name)
             weight.bring_back()
-            weight.install(masks.entry(name), self._state(weight), kept)
+            weight.install(masks.entry(name), self._steps.states(weight.parameter), kept)
         self._project()
         self._set_aside()
 
     def _set_aside(self) -> None:
-        """Leave in the model what its forward pass uses, and nothing else."""
         for weight in self._weights.values():
             weight.set_aside()
 
-    def _wants_gradient(self) -> bool:
-        """Say whether the coming step is one whose dense gradient the method asks for."""
-        due = self._deferred or self.method.due(self.step + 1)
-        return due or self.method.gradients == "all"
-
-    def _collect(self) -> None:
-        """Collect dense gradients from now on if the next step needs them."""
-        on = self.method.growth_gradient == "batch" and self._wants_gradient()
+    def _before_step(self, closure: bool) -> None:
         for weight in self._weights.values():
-            weight.collect(on)
+            self._refuse_capture(weight.parameter)
+        for place in self._places:
+            place.check()
+        self._loads.check(self.masks)
+        self._growth.forget()
+        if self._stored is not None:
+            check_closure(self.method, closure)
+            for weight in self._weights.values():
+                weight.bring_back()
 
-    def _before_step(self, _: object, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        if self._stored is None:
-            return
-        # The arguments are those of the unbound step: the optimiser itself comes first.
-        if any(each is not None for each in (*arguments[1:], named.get("closure"))):
+    def _read(self) -> None:
+        self._growth.read(self.step + 1, self._steps.unit)
+
+    def _refuse_capture(self, parameter: Tensor) -> None:
+        """Refuse what a CUDA graph would replay: these hooks run at its capture alone."""
+        if parameter.is_cuda and self.method.changes and torch.cuda.is_current_stream_capturing():
             raise TopologyError(
-                f"{type(self.method).__name__} keeps weights beyond the mask of the forward pass, "
-                "and a closure would run the network with them: call step() without one"
+                f"{type(self.method).__name__} changes masks, and a captured CUDA graph replays "
+                "those of its capture: capture forward and backward alone, with "
+                "torch.cuda.make_graphed_callables, or attach Static()"
             )
-        for weight in self._weights.values():
-            weight.bring_back()
 
-    def _after_step(self, *_: object) -> None:
-        wanted = self._wants_gradient()
-        self.step += 1
-        self._project()
-        if wanted:
-            self._look_and_update()
+    def _after_step(self, taken: bool) -> None:
+        if taken:
+            wanted = self._growth.wanted(self.step + 1)
+            self.step += 1
+            self._project()
+            if wanted:
+                self._look_and_update()
         self._set_aside()
-        self._collect()
+        self._growth.collect(self.step + 1)
 
     @torch.no_grad()
     def _look_and_update(self) -> None:
-        layers = self._look(self._growth_gradients())
+        names, gradients = self._growth.part()
+        if not names:  # nothing was trained: nothing changes
+            return
+        layers, before = self._look(gradients, names), self._memory
+        due = self._growth.deferred or self.method.due(self.step)
         try:
             if type(self.method).observe is not Method.observe:
                 for connections in layers.values():  # seen whole or not at all
                     connections.check_gradient()
                 self.method.observe(layers)
                 self._memory.check(layers)
-            if self._deferred or self.method.due(self.step):
+            if due:
+                before = self._memory.copy()
                 self._update(layers)
         except NotFiniteError:
-            self._deferred = self._deferred or self.method.due(self.step)
+            self._growth.deferred, self._memory = due, before
 
     def _update(self, layers: Layers) -> None:
-        masks = self._agreed(updated(self.method, self._weights, layers))
+        masks = self._agreed(updated(self.method, self._weights, layers, self.masks))
         self._memory.check(layers)
         stored = self._stored_by_method(layers, masks)
-        self._deferred = False
+        self._growth.deferred = False
         self._set_aside()
         with self._around(self):
             for name, connections in layers.items():
                 self._memory.move(name, connections.indices, masks.indices(name))
+            check_memory(self._memory, self._ranks, self._device)
             self._install(masks, stored)
             self.updates += 1
 
-    def _look(self, gradients: Mapping[str, Tensor | RowGradient] | None) -> Layers:
+    def _look(
+        self,
+        gradients: Gradients | None,
+        names: Iterable[str],
+        masks: Masks | None = None,
+        memory: Memory | None = None,
+    ) -> Layers:
         return look(
-            self._weights,
-            self.masks,
+            {name: self._weights[name] for name in names},
+            self.masks if masks is None else masks,
             gradients,
-            self.moment,
+            self._moments(),
             self._seed,
             self._ranks,
-            self._memory,
+            self._memory if memory is None else memory,
         )
 
-    def _stored_by_method(self, layers: Layers, masks: Masks | None = None) -> Masks | None:
-        """Where weights live on: what the method says, and the masks themselves."""
-        found = self.method.stored(layers)
-        if found is None:
-            return None
-        masks = self.masks if masks is None else masks
-        if odd := sorted(set(found) ^ set(masks)):
-            raise TopologyError(
-                f"{type(self.method).__name__}.stored must return all layers and no others: "
-                f"{', '.join(odd)}"
-            )
-        return positions(
-            self._weights, {n: torch.cat([found[n], masks.indices(n)]).unique() for n in masks}
-        )
-
-    def _growth_gradients(self) -> Mapping[str, Tensor | RowGradient] | None:
-        source = self.method.growth_gradient
-        if source is None or callable(source):
-            return None if source is None else source()
-        found = {name: weight.collected() for name, weight in self._weights.items()}
-        return {name: gradient for name, gradient in found.items() if gradient is not None}
+    def _stored_by_method(self, layers: Layers, masks: Masks) -> Masks | None:
+        stored = stored_by(self.method, self._weights, layers, masks, self._stored)
+        if stored is not None:
+            check_agreement(stored, self._ranks, self._device)
+        return stored
 
     @torch.no_grad()
     def _project(self) -> None:
         """Zero weights and optimiser state wherever a mask is off."""
-        pairs = [p for w in self._weights.values() for p in w.products(self._state(w))]
+        pairs = [
+            p for w in self._weights.values() for p in w.products(self._steps.states(w.parameter))
+        ]
         if pairs:
             tensors, multipliers = zip(*pairs, strict=True)
             torch._foreach_mul_(tensors, multipliers)
@@ -359,10 +351,13 @@ def attach(
     sizes, Adagrad's initial accumulator). Adafactor's factored state has no
     place per weight and stays as it is.
 
-    The training loop does not change: accumulation, clipping, parameter groups,
-    closures and ``GradScaler`` work as before. A non-finite growth gradient
-    defers the update to the next step. ``method.due`` may be asked about one
-    step more than once.
+    The training loop does not change: accumulation, clipping, parameter groups, closures,
+    ``GradScaler`` and sharpness-aware optimisers work as before; a step that is skipped is
+    none. Growth sees the dense gradient of what the step reads, scaled as ``.grad`` was,
+    whether backward passes or you have set it; where that is not known, the step is refused.
+    A weight without a gradient, frozen or of an expert that was idle, keeps its connections
+    at that update. A non-finite growth gradient defers it to the next step. ``method.due``
+    may be asked about one step more than once.
 
     In a data-parallel job every rank attaches alike, and all have the same masks
     at every step: growth follows the mean gradient over ranks, and a digest of
@@ -388,8 +383,9 @@ def attach(
 
     Raises:
         TopologyError: for LBFGS, an object that is not a method, or parameters
-            that are frozen, attached already or not held by the optimiser; on all
-            ranks if their masks differ, now or at an update.
+            that are frozen, attached already (to any optimiser) or not held by this one;
+            in a CUDA graph's capture if the method changes masks; on all ranks if their
+            masks differ, now or at an update.
         MaskError: if the masks do not fit the model.
 
     Example:
@@ -404,20 +400,3 @@ def attach(
         (1, 20, True)
     """
     return Topology(model, optimizer, Masks(masks), method, seed, around, process_group)
-
-
-def _learning_rate(optimizer: torch.optim.Optimizer, key: str) -> float:
-    group = optimizer.param_groups[0]
-    return float(group.get(key, group["lr"]))
-
-
-def _tensor(entry: Entry) -> Tensor:
-    return entry.positions if isinstance(entry, Places) else entry.mask()
-
-
-def _entry(masks: Mapping[str, Tensor], name: str, shape: torch.Size) -> Entry | Tensor:
-    if isinstance(masks, Masks):
-        return masks.entry(name)
-    if masks[name].dtype == torch.int64:
-        return Masks.from_indices({name: (masks[name], shape)}).entry(name)
-    return masks[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,11 +13,10 @@ from sparseflow.core.parallel import Ranks, is_sharded
 from sparseflow.core.parameters import named_weights, sparse_weights
 from sparseflow.core.wrappers import bare
 from sparseflow.masks import Masks
+from sparseflow.topology.memory import Memory
 from sparseflow.topology.method import Method
+from sparseflow.topology.steps import ATTACHED
 from sparseflow.topology.weights import SparseValues, Weight
-
-ATTACHED: weakref.WeakKeyDictionary[torch.optim.Optimizer, set[int]] = weakref.WeakKeyDictionary()
-"""Parameters of each optimiser that a topology looks after."""
 
 
 def bare_names(model: nn.Module, masks: Masks) -> Masks:
@@ -57,7 +55,7 @@ def check(model: nn.Module, optimizer: torch.optim.Optimizer, masks: Masks, meth
     frozen = [name for name in masks if not named[name].requires_grad]
     if frozen:
         raise TopologyError(f"the masked {', '.join(frozen)} are frozen: leave them out")
-    taken = [name for name in masks if id(named[name]) in ATTACHED.get(optimizer, set())]
+    taken = [name for name in masks if ATTACHED.holds(named[name])]
     if taken:
         raise TopologyError(f"{', '.join(taken)} are attached already: detach that topology first")
     check_sharding(model, masks)
@@ -102,7 +100,9 @@ def check_storage(model: nn.Module, masks: Masks, method: Method) -> None:
         )
 
 
-def check_copy(optimizer: torch.optim.Optimizer, method: Method, memo: Mapping[int, Any]) -> None:
+def check_copy(
+    optimizer: torch.optim.Optimizer, model: nn.Module, method: Method, memo: Mapping[int, Any]
+) -> None:
     """Refuse the copy of a topology that would look after nothing.
 
     Raises:
@@ -113,10 +113,29 @@ def check_copy(optimizer: torch.optim.Optimizer, method: Method, memo: Mapping[i
             "a topology is copied together with what it looks after, the optimiser before it: "
             "copy.deepcopy((model, optimizer, topology)); for its masks alone take topology.masks"
         )
+    copied = memo.get(id(model))
+    if copied is not None and "_modules" not in vars(copied):  # that copy has only just begun
+        raise TopologyError(
+            "the model holds its topology, which cannot be copied before the model is: keep it "
+            "elsewhere, and copy.deepcopy((model, optimizer, topology))"
+        )
     if callable(method.growth_gradient):
         raise TopologyError(
             f"{type(method).__name__} grows from a function of the model that it was made for: "
             "attach a new one to the copies of model and optimiser, and load topology.state_dict()"
+        )
+
+
+def check_closure(method: Method, closure: bool) -> None:
+    """Refuse a closure under a method that stores more than its forward pass uses.
+
+    Raises:
+        TopologyError: naming the method and what works.
+    """
+    if closure:
+        raise TopologyError(
+            f"{type(method).__name__} keeps weights beyond the mask of the forward pass, "
+            "and a closure would run the network with them: call step() without one"
         )
 
 
@@ -185,6 +204,28 @@ def check_agreement(masks: Masks, ranks: Ranks, device: torch.device) -> None:
         "(one seed, or one checkpoint) and the same weights; ranks that train models of their own "
         "need a process_group of their own"
     )
+
+
+def check_memory(memory: Memory, ranks: Ranks, device: torch.device) -> None:
+    """Compare what the method remembers between ranks; every one of them must call this.
+
+    Raises:
+        TopologyError: on all ranks alike, naming what differs.
+    """
+    if ranks.size == 1:
+        return
+    digests = memory.digests()
+    if odd := ranks.odd({"names": repr(list(digests))}, device):
+        raise TopologyError(
+            f"on {_ranks(odd['names'])} the method remembers other things than on rank 0: what a "
+            "rank alone knows must not decide what is kept"
+        )
+    if odd := ranks.odd(digests, device):
+        where = "; ".join(f"{name} on {_ranks(ranks_)}" for name, ranks_ in odd.items())
+        raise TopologyError(
+            f"what the method remembers differs from rank 0: {where}. It may follow from gradients "
+            "and weights, which are equal on all ranks, and draw from view.generator"
+        )
 
 
 def _ranks(found: list[int]) -> str:

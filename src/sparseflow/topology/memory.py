@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -43,6 +44,10 @@ class Memory:
             moved[stays] = tensor[where[stays]]
             self.state[name][key] = moved
 
+    def copy(self) -> Memory:
+        """What is remembered now, whatever becomes of it."""
+        return Memory.of({name: tensor.clone() for name, tensor in self.tensors().items()})
+
     def to(self, name: str, device: torch.device) -> None:
         """Bring what is remembered of a layer to the device that its weight is on."""
         for tensors in (self.state[name], self.dense[name]):
@@ -82,6 +87,17 @@ class Memory:
                 named |= {f"{part}/{layer}/{key}": tensor for key, tensor in tensors.items()}
         return named
 
+    def digests(self) -> dict[str, str]:
+        """Return the SHA-256 of each tensor, sorted by name."""
+        named = sorted(self.tensors().items())
+        return {
+            name: hashlib.sha256(
+                f"{tensor.dtype} {tuple(tensor.shape)}".encode()
+                + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+            ).hexdigest()
+            for name, tensor in named
+        }
+
     @classmethod
     def of(cls, named: Mapping[str, Tensor]) -> Memory:
         """Undo :meth:`tensors`.
@@ -100,6 +116,30 @@ class Memory:
             else:
                 raise TopologyError(f"topology state has an unknown memory {name!r}")
         return memory
+
+
+def restored(
+    named: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
+) -> tuple[Memory, dict[str, Tensor], dict[str, Tensor]]:
+    """What a state remembers, each on the device of its weight.
+
+    Returns:
+        What the method keeps; values that were set aside; positions where weights live on.
+
+    Raises:
+        TopologyError: if a name is none of these.
+    """
+    named = dict(named)
+    aside: dict[str, Tensor] = {}
+    stored: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        for part, tensors in (("aside", aside), ("stored", stored)):
+            if f"{part}/{name}" in named:
+                tensors[name] = named.pop(f"{part}/{name}").to(parameter.device)
+    memory = Memory.of(named)
+    for name, parameter in parameters.items():
+        memory.to(name, parameter.device)
+    return memory, aside, stored
 
 
 def _check_tensor(shown: str, key: str, value: Any) -> None:

@@ -20,9 +20,6 @@ Source = Callable[[], Mapping[str, Tensor | RowGradient]]
 
 GrowthGradient = Literal["batch", "probe"] | Source | None
 
-MARKS = ("", "-liu", "+")
-"""Initialisations that a method's recipes come with: masked dense, Liu et al.'s, the paper's."""
-
 M = TypeVar("M", bound="Method")
 
 
@@ -58,6 +55,21 @@ class Method(Value):
     Attributes:
         gradients: steps whose dense gradient is asked for: those that update
             masks, or all. Truly sparse layers serve the former alone.
+
+    Example:
+        >>> import sparseflow as sf
+        >>> @dataclass(frozen=True)
+        ... class Halve(Method):
+        ...     at: int = 100
+        ...     def due(self, step):
+        ...         return step == self.at
+        ...     def update_layer(self, connections):
+        ...         largest = connections.values.abs().topk(len(connections.indices) // 2).indices
+        ...         return connections.indices[largest].sort().values
+        >>> net = nn.Linear(4, 4)
+        >>> masks = sf.full_masks(sf.maskable(net))
+        >>> sf.propose(Halve(), net, masks, sf.Moment(100)).density
+        0.5
     """
 
     gradients: ClassVar[Literal["updates", "all"]] = "updates"
@@ -119,6 +131,11 @@ class Method(Value):
         """Say whether masks ever change."""
         return True
 
+    @property
+    def grows(self) -> bool:
+        """Say whether an update may add connections."""
+        return self.changes
+
 
 METHODS: Registry[type[Method]] = Registry("method", USE)
 
@@ -130,7 +147,7 @@ def register_method(
     group: str = "Other",
     color: tuple[str, str] | None = None,
     recipes: bool = True,
-    marks: tuple[str, ...] = MARKS,
+    marks: tuple[str, ...] | None = None,
     mask: Any = None,
 ) -> Callable[[type[M]], type[M]]:
     """Make a method known by name: to recipes, to ``--set method=NAME`` and to reports.
@@ -142,7 +159,7 @@ def register_method(
         group: methods of one group share a panel in pictures.
         color: in light and in dark pictures; by default one that is free.
         recipes: whether there are recipes of it.
-        marks: initialisations that its recipes come with.
+        marks: suffixes of its recipes, which say their initialisation; by default all.
         mask: mask that they start from (such as ``{"kind": "erk", "density": 0.5}``);
             by default the one that ``rigl`` starts from.
 

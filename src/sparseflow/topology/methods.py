@@ -52,7 +52,12 @@ M = TypeVar("M", bound=Method)
 @register_method("static", recipes=False)
 @dataclass(frozen=True)
 class Static(Method):
-    """Masks never change. With full masks this is dense training."""
+    """Masks never change. With full masks this is dense training.
+
+    Example:
+        >>> Static().changes
+        False
+    """
 
     def due(self, step: int) -> bool:
         """Never."""
@@ -80,6 +85,10 @@ class SET(Method):
         when: steps at which masks change, see :func:`sparseflow.every`.
         drop: the drop fraction, see :func:`sparseflow.constant`,
             :func:`sparseflow.cosine`, :func:`sparseflow.lr_proportional`.
+
+    Example:
+        >>> [step for step in range(1, 1000) if SET(every(300)).due(step)]
+        [300, 600, 900]
     """
 
     when: When = every(100)
@@ -162,6 +171,10 @@ class RigL(SET):
             the same step (all micro-batches of it); ``"probe"``, in a run, that
             of a fixed batch; or a function that returns dense gradients by name,
             see :func:`sparseflow.probe_gradient`.
+
+    Example:
+        >>> RigL(every(100, stop=8000), constant(0.3)).last_update(11_719)
+        8000
     """
 
     grow_from: Literal["batch", "probe"] | Source = "batch"
@@ -193,7 +206,12 @@ class RigL(SET):
 )
 @dataclass(frozen=True)
 class RigLInverted(RigL):
-    """RigL that grows the *smallest* gradients: a control (Evci et al. 2022)."""
+    """RigL that grows the *smallest* gradients: a control (Evci et al. 2022).
+
+    Example:
+        >>> RigLInverted(every(100)).growth_gradient
+        'batch'
+    """
 
     def grow_score(self, view: View) -> Float[Tensor, "*w"]:
         """Minus the magnitude of the dense gradient."""
@@ -215,6 +233,10 @@ class GradualPruning(Method):
         interval: steps between updates; must divide ``stop - start``.
         power: exponent of the schedule.
         allocation: of the run's density over the layers, ``uniform``, ``er`` or ``erk``.
+
+    Example:
+        >>> GradualPruning(0.05).due(7000), GradualPruning(0.05).due(7100)
+        (True, False)
     """
 
     density: float | Mapping[str, float] | None = None
@@ -260,6 +282,11 @@ class GradualPruning(Method):
         final = self.density
         return (final.get(name) if isinstance(final, Mapping) else final) == 0
 
+    @property
+    def grows(self) -> bool:
+        """It never does."""
+        return False
+
     def scaled(self, factor: float) -> GradualPruning:
         """As many updates in a training of another length, and never less than one."""
         interval, start = scaled_steps(self.interval, factor), scaled_steps(self.start, factor)
@@ -299,6 +326,13 @@ def probe_gradient(
         loss: ``loss(model, batch) -> scalar``, without weight decay.
         probe: one batch.
         chunk: examples at a time, or :class:`Chunks`, as for :func:`gradient_flow`.
+
+    Example:
+        >>> import sparseflow as sf
+        >>> net, probe = nn.Linear(4, 2), (torch.randn(8, 4), torch.randint(2, (8,)))
+        >>> source = probe_gradient(net, sf.cross_entropy, probe)
+        >>> source()["weight"].shape
+        torch.Size([2, 4])
     """
     inside = bare(model)
     parts = cache(lambda: parts_of(inside, loss, probe, chunk))

@@ -31,6 +31,8 @@ def propose(
     random ones many times (Evci et al. 2022, figure 3). Apply the masks with
     ``masks.apply(model)`` to make the update.
 
+    A weight of which the source has no gradient, frozen for instance, keeps its connections.
+
     Args:
         method: any method; one that grows by gradient must bring its own
             source, such as :func:`sparseflow.probe_gradient`, since there is no
@@ -66,11 +68,18 @@ def propose(
             "give it grow_from=sf.probe_gradient(model, loss, batch)"
         )
     gradients = None if source is None else source()
+    there = weights if gradients is None else {n: weights[n] for n in weights if n in gradients}
     try:
         layers = look(
-            weights, held(weights, values), gradients, moment, seed, Ranks(), memory=Memory()
+            there,
+            held(weights, values),
+            gradients,
+            dict.fromkeys(weights, moment),
+            seed,
+            Ranks(),
+            memory=Memory(),
         )
-        return updated(method, weights, layers)
+        return updated(method, weights, layers, values)
     except NotFiniteError as error:
         raise TopologyError(str(error)) from error
 
@@ -79,12 +88,13 @@ def look(
     weights: Mapping[str, Weight],
     masks: Masks,
     gradients: Mapping[str, Tensor | RowGradient] | None,
-    moment: Moment,
+    moments: Mapping[str, Moment],
     seed: int,
     ranks: Ranks,
     memory: Memory,
 ) -> Layers:
-    """Show all weights to a method; nothing is copied before it is asked for."""
+    """Show weights to a method, each at its moment; nothing is copied before it is asked for."""
+    moment = next(iter(moments.values()))
     layers = []
     for name, weight in weights.items():
         rows = None if gradients is None else by_rows(weight, gradients.get(name), ranks)
@@ -93,7 +103,7 @@ def look(
             name,
             weight.shape,
             entry.indices(),
-            moment,
+            moments[name],
             generator(seed, "update", moment.step, name),
             partial(weight.read, entry),
             weight.is_dense,
@@ -107,8 +117,8 @@ def look(
     return Layers(layers, moment, stream, memory.whole)
 
 
-def updated(method: Method, weights: Mapping[str, Weight], layers: Layers) -> Masks:
-    """Ask the method for the masks of all layers.
+def updated(method: Method, weights: Mapping[str, Weight], layers: Layers, masks: Masks) -> Masks:
+    """Ask the method for the masks of the layers that it sees; others keep theirs.
 
     Raises:
         NotFiniteError: if a growth gradient is not finite.
@@ -117,23 +127,50 @@ def updated(method: Method, weights: Mapping[str, Weight], layers: Layers) -> Ma
         TopologyError: if it leaves a layer out, or names one that is not there.
     """
     after = method.update(layers)
-    if odd := sorted(set(after) ^ set(weights)):
+    if odd := sorted(set(after) ^ set(layers)):
         raise TopologyError(
             f"{type(method).__name__}.update must return all layers: {', '.join(odd)}"
         )
     for connections in layers.values():
         connections.check_gradient()
-    masks = positions(weights, after)
+    changed = positions({name: weights[name] for name in layers}, after)
     for name, connections in layers.items():
         if connections.padding is not None:
-            check_padding(name, masks[name], connections.padding)
-    emptied = [n for n, c in layers.items() if len(c.indices) and not masks.counts[n]]
+            check_padding(name, changed[name], connections.padding)
+    emptied = [n for n, c in layers.items() if len(c.indices) and not changed.counts[n]]
     warn_of_empty(
         [name for name in emptied if not method.empties(name)],
         f"by {type(method).__name__} at step {layers.moment.step}",
         "give it a higher density, or densities by layer",
     )
-    return masks
+    return held(weights, Masks({n: (changed if n in layers else masks).entry(n) for n in weights}))
+
+
+def stored_by(
+    method: Method,
+    weights: Mapping[str, Weight],
+    layers: Layers,
+    masks: Masks,
+    before: Masks | None,
+) -> Masks | None:
+    """Where weights live on: what the method says of the layers it sees, and the masks themselves.
+
+    A weight that it does not see keeps what it has. None for a method that stores no more.
+
+    Raises:
+        TopologyError: if it leaves a layer out, or names one that is not there.
+    """
+    answer = method.stored(layers)
+    if answer is None:
+        return None
+    if odd := sorted(set(answer) ^ set(layers)):
+        raise TopologyError(
+            f"{type(method).__name__}.stored must return all layers and no others: {', '.join(odd)}"
+        )
+    places = {n: torch.cat([answer[n], masks.indices(n)]).unique() for n in answer}
+    if before is not None:
+        places = {n: before.indices(n) for n in masks} | places
+    return positions(weights, {name: places[name] for name in masks})
 
 
 def positions(weights: Mapping[str, Weight], found: Mapping[str, Tensor]) -> Masks:

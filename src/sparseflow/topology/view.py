@@ -34,6 +34,12 @@ class View:
         generator: the random stream of this weight and update (on the CPU).
         source: makes :attr:`gradient`, if the method asks for one.
         remembered: gives what the method keeps of these connections, by name.
+
+    Example:
+        >>> mask = torch.tensor([True, False])
+        >>> view = View("weight", torch.tensor([0.5, 0.0]), mask, Moment(1), torch.Generator())
+        >>> view.weight[view.mask].tolist()
+        [0.5]
     """
 
     name: str
@@ -87,6 +93,13 @@ class Connections:
         dense: what the method keeps of each place, active or not, tensors of
             ``shape``. Refused where the layer is truly sparse.
         padding: row of an embedding that stands for padding, and has no connections.
+
+    Example:
+        >>> weight, active = torch.tensor([[0.5, 0.0], [0.0, -2.0]]), torch.tensor([0, 3])
+        >>> def read(): return weight.flatten()[active], (weight, weight != 0)
+        >>> layer = Connections("weight", weight.shape, active, Moment(1), torch.Generator(), read)
+        >>> layer.size, layer.values.tolist()
+        (4, [0.5, -2.0])
     """
 
     name: str
@@ -241,6 +254,17 @@ class Layers(dict[str, Connections]):
         moment: step and learning-rate ratio.
         generator: a random stream of this moment, for what is drawn over all layers.
         state: what the method keeps of the training as a whole: tensors on the CPU.
+
+    Example:
+        >>> import sparseflow as sf
+        >>> class Counting(sf.SET):
+        ...     def update(self, layers):
+        ...         print(sum(len(layer.indices) for layer in layers.values()), "connections")
+        ...         return super().update(layers)
+        >>> net = torch.nn.Linear(4, 4)
+        >>> masks = sf.sparsify(net, 0.5, pattern="constant_fan_in")
+        >>> _ = sf.propose(Counting(), net, masks, Moment(100))
+        8 connections
     """
 
     def __init__(

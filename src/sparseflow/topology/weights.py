@@ -2,49 +2,24 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparseflow.core.errors import TopologyError
-from sparseflow.core.functional import Recorded, RowGradient
+from sparseflow.core.errors import MaskError, TopologyError
+from sparseflow.core.functional import RowGradient
 from sparseflow.core.layouts import padding_rows
 from sparseflow.core.parallel import Ranks, is_sharded, local, part_like, whole
 from sparseflow.core.parameters import SparseWeight, named_weights, sparse_weights
 from sparseflow.core.select import find
 from sparseflow.masks import Masks
 from sparseflow.masks.entries import Bits, Entry, Places
+from sparseflow.topology.passes import DensePasses, SparsePasses
 
 Slots = MutableMapping[str, Any]
 """What an optimiser keeps for one parameter."""
-
-
-class LastGrad:
-    """Remembers which ``.grad`` the last backward pass left behind.
-
-    A ``.grad`` that is another tensor does not continue it: the pass
-    was thrown away (by ``zero_grad`` after a step that GradScaler skipped,
-    say), and its gradient with it. ``DistributedDataParallel`` may put a view
-    of a bucket in its place after the pass; so what is there when the next
-    gradient arrives is what counts. For a sharded weight nothing arrives:
-    ``fully_shard`` adds to ``.grad`` in place, by itself. A ``.grad`` of zeros
-    was thrown away too, by ``zero_grad(set_to_none=False)``.
-    """
-
-    def __init__(self) -> None:
-        """Know of no pass."""
-        self._grad: weakref.ref[Tensor] | None = None
-
-    def note(self, grad: Tensor | None) -> None:
-        """Remember this one."""
-        self._grad = None if grad is None else weakref.ref(grad)
-
-    def goes_on(self, grad: Tensor) -> bool:
-        """Say whether this is the tensor remembered."""
-        return self._grad is not None and self._grad() is grad
 
 
 class MaskedWeight:
@@ -56,7 +31,9 @@ class MaskedWeight:
     Attributes:
         name: the parameter's name.
         parameter: the weight itself.
-        collecting: whether dense gradients of backward passes are added up.
+        passes: the dense gradient of the backward passes since the last step.
+        off: where neither weight nor state may be other than zero.
+        off_forward: where the forward pass finds zeros.
         aside: values that live on though the forward pass leaves them out; None where
             the parameter holds all there is.
         padding: row of an embedding that stands for padding, and has no connections.
@@ -65,12 +42,12 @@ class MaskedWeight:
     def __init__(self, name: str, parameter: nn.Parameter, padding: int | None = None) -> None:
         """Look after a parameter, without a mask so far."""
         self.name, self.parameter, self.padding = name, parameter, padding
-        self.collecting = False
-        self._kept: Tensor
-        self._beyond: Tensor | None = None
-        self._dense: Tensor | None = None
+        self.passes = DensePasses(name)
         self.aside: Tensor | None = None
-        self._last = LastGrad()
+        self._where: Entry
+        self._kept: Tensor
+        self.off = self.off_forward = self._multiplier = torch.empty(0)
+        self._beyond: Tensor | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -81,26 +58,28 @@ class MaskedWeight:
         """Return a mask as this weight needs it."""
         return Bits(mask.mask().to(self.parameter.device))
 
-    def install(self, mask: Entry, state: Slots, stored: Entry | None = None) -> None:
+    def install(self, mask: Entry, states: list[Slots], stored: Entry | None = None) -> None:
         """Take a new mask; :meth:`products` then make it true of weight and state.
 
         Args:
             mask: of the forward pass.
-            state: what the optimiser keeps.
+            states: what the optimiser, and each inside it, keeps.
             stored: where weights, gradients and state live on; by default in the mask.
         """
-        del state
+        del states
+        self._where = mask if stored is None else stored
         forward = part_like(mask.mask(), self.parameter)
         self._kept = forward if stored is None else part_like(stored.mask(), self.parameter)
         self._beyond = None if stored is None else self._kept & ~forward
-        self._inactive = ~self._kept
-        self._multiplier = self._kept.to(self.parameter.dtype)
+        self.off = _renewed(self.off, ~self._kept)
+        self.off_forward = _renewed(self.off_forward, ~forward)
+        self._multiplier = _renewed(self._multiplier, self._kept.to(self.parameter.dtype))
         if self.parameter.grad is not None:
-            local(self.parameter.grad).masked_fill_(self._inactive, 0)
+            local(self.parameter.grad).masked_fill_(self.off, 0)
 
-    def products(self, state: Slots) -> Iterator[tuple[Tensor, Tensor]]:
+    def products(self, states: list[Slots]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield weight and state, each with its multiplier after a step."""
-        for tensor in (self.parameter, *state.values()):
+        for tensor in (self.parameter, *(slot for state in states for slot in state.values())):
             if isinstance(tensor, Tensor) and tensor.shape == self.shape:
                 yield local(tensor), self._multiplier.to(tensor.dtype)
 
@@ -117,14 +96,11 @@ class MaskedWeight:
             local(self.parameter.detach()).add_(self.aside)
             self.aside = None
 
-    def collect(self, on: bool) -> None:
-        """Start collecting the gradients of the coming passes, or stop; forget the last ones."""
-        self.collecting, self._dense = on, None
-
     def arriving(self, gradient: Tensor) -> None:
-        """Note which ``.grad`` the coming gradient is added to."""
+        """Look at what earlier passes left in ``.grad``, just before another is added."""
         del gradient
-        self._last.note(_left(self.parameter.grad) if self.collecting else None)
+        if self.passes.collecting:
+            self.passes.arriving(self.parameter.grad, self.parameter, self._kept)
 
     def accumulated(self, parameter: Tensor) -> None:
         """Mask ``.grad``, which a backward pass has just filled."""
@@ -133,21 +109,26 @@ class MaskedWeight:
             return
         if grad.layout != torch.strided:
             raise TopologyError(f"{self.name} has a {grad.layout} gradient; masks need a dense one")
-        if self.collecting:
-            self._add(grad)
-        local(grad).masked_fill_(self._inactive, 0)
+        if self.passes.collecting:
+            self.passes.add(grad, self._kept)
+        local(grad).masked_fill_(self.off, 0)
+        self.passes.filled(grad)
 
-    def _add(self, grad: Tensor) -> None:
-        """Add up the dense gradient; active entries of ``.grad`` are already sums."""
-        if self._dense is not None and self._last.goes_on(grad):
-            local(self._dense).masked_fill_(self._kept, 0).add_(local(grad))
-        else:
-            self._dense = grad.detach().clone()
-        self._last.note(grad)
+    def mask_gradient(self) -> None:
+        """Mask a ``.grad`` that no backward pass has left, as it is when set by hand."""
+        grad = self.parameter.grad
+        if grad is not None and not self.passes.has_left(grad):
+            local(grad.detach()).masked_fill_(self.off, 0)
 
-    def collected(self) -> Tensor | None:
-        """The dense gradient of the passes collected, or None if there were none."""
-        return self._dense
+    def gradient(self, unit: float) -> Tensor | None:
+        """The dense gradient of what a step is about to read, times ``unit``; None if nothing.
+
+        Raises:
+            TopologyError: if it is not known.
+        """
+        grad = self.parameter.grad
+        grad = torch.zeros_like(self.parameter) if grad is None else grad
+        return self.passes.read(grad, self.parameter, self._where.mask(), unit)
 
     is_dense = True
 
@@ -163,6 +144,7 @@ class SparseValues:
     Attributes:
         name: name of the weight in the dense model.
         parameter: the layer's values.
+        passes: what the backward passes since the last step recorded.
     """
 
     padding = None  # embeddings have no sparse form
@@ -170,11 +152,8 @@ class SparseValues:
     def __init__(self, name: str, layer: SparseWeight) -> None:
         """Look after a layer."""
         self.name, self.parameter = name, layer.values
+        self.passes = SparsePasses(name, layer)
         self._layer = layer
-        self._recording: list[Any] | None = None
-        self._pass: list[Any] = []
-        self._passes: list[Any] = []
-        self._last = LastGrad()
 
     @property
     def shape(self) -> torch.Size:
@@ -189,7 +168,7 @@ class SparseValues:
         """Return a mask as this weight needs it."""
         return Places(mask.indices().to(self.parameter.device), self.shape)
 
-    def install(self, mask: Entry, state: Slots, stored: Entry | None = None) -> None:
+    def install(self, mask: Entry, states: list[Slots], stored: Entry | None = None) -> None:
         """Take a new topology: values, gradient and state move with their connections.
 
         Connections that are new start at zero, with clean state.
@@ -206,50 +185,45 @@ class SparseValues:
             return after
 
         grad, values = self.parameter.grad, moved(self.parameter.detach())
-        for key, tensor in state.items():
-            if isinstance(tensor, Tensor) and tensor.shape == old.shape:
-                state[key] = moved(tensor)
+        for state in states:
+            for key, tensor in state.items():
+                if isinstance(tensor, Tensor) and tensor.shape == old.shape:
+                    state[key] = moved(tensor)
         self._layer.set_topology(new, values)
         self.parameter.grad = None if grad is None else moved(grad)
 
-    def products(self, state: Slots) -> Iterator[tuple[Tensor, Tensor]]:
+    def products(self, states: list[Slots]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield nothing: there are no inactive values."""
-        del state
+        del states
         return iter(())
 
-    def collect(self, on: bool) -> None:
-        """Start recording the coming passes, or stop; forget the last ones."""
-        self._recording = self._layer.record = [] if on else None
-        self._pass, self._passes = [], []
-
     def arriving(self, gradient: Tensor) -> None:
-        """Set aside what this backward pass recorded, just before ``.grad`` is filled.
-
-        Under ``torch.autograd.grad`` it is not filled, and that pass does not count.
-        """
+        """Set aside what this backward pass recorded, just before ``.grad`` is filled."""
         del gradient
-        if self._recording is not None and self._layer.record is self._recording:
-            self._last.note(_left(self.parameter.grad))
-            self._pass = self._recording
-            self._recording = self._layer.record = []
+        if self.passes.collecting:
+            self.passes.arriving(self.parameter.grad, self.parameter)
 
     def accumulated(self, parameter: Tensor) -> None:
-        """Keep what the backward pass that has just filled ``.grad`` recorded.
-
-        It may continue the last pass, see :class:`LastGrad`.
-        """
+        """Count the backward pass that has just filled ``.grad``."""
         grad = parameter.grad
-        if grad is None or self._recording is None:
+        if grad is None:
             return
-        if not self._last.goes_on(grad):
-            self._passes = []
-        self._last.note(grad)
-        self._passes += self._pass
-        self._pass = []
+        if self.passes.collecting:
+            self.passes.add(grad)
+        self.passes.filled(grad)
 
-    def collected(self) -> RowGradient:
-        """The dense gradient of the passes recorded, by rows."""
-        return Recorded(self._layer, [(None, self._passes)])
+    def mask_gradient(self) -> None:
+        """Do nothing: there are no inactive values."""
+
+    def gradient(self, unit: float) -> RowGradient | None:
+        """The dense gradient of what a step is about to read, by rows; None if nothing.
+
+        Raises:
+            TopologyError: if it is not known.
+        """
+        grad = self.parameter.grad
+        grad = torch.zeros_like(self.parameter) if grad is None else grad
+        return self.passes.read(grad, self.parameter.detach(), unit)
 
     is_dense = False
 
@@ -268,16 +242,21 @@ class SparseValues:
         """Do nothing."""
 
 
-def _left(grad: Tensor | None) -> Tensor | None:
-    """What earlier passes left in ``.grad``; None if that is nothing."""
-    return None if grad is None or not bool(grad.any()) else grad
+def _renewed(old: Tensor, new: Tensor) -> Tensor:
+    """New values in the memory of the old: a captured CUDA graph reads where they were."""
+    same = (old.shape, old.dtype, old.device) == (new.shape, new.dtype, new.device)
+    return old.copy_(new) if same else new
 
 
 Weight = MaskedWeight | SparseValues
 
 
-def weights_under(model: nn.Module, masks: Masks) -> dict[str, Weight]:
-    """Look after the weights that the masks name.
+def weights_under(
+    model: nn.Module,
+    masks: Masks,
+    ranks: Ranks = Ranks(),  # noqa: B008  (frozen)
+) -> dict[str, Weight]:
+    """Look after the weights that the masks name, which these ranks train.
 
     Raises:
         MaskError: if the masks do not fit the model.
@@ -285,12 +264,39 @@ def weights_under(model: nn.Module, masks: Masks) -> dict[str, Weight]:
     masks.check(model)
     named, layers = named_weights(model), sparse_weights(model)
     padding = padding_rows(model)
-    return {
+    weights: dict[str, Weight] = {
         name: SparseValues(name, layers[name])
         if name in layers
         else MaskedWeight(name, named[name], padding.get(id(named[name])))
         for name in masks
     }
+    for weight in weights.values():
+        weight.passes.ranks = ranks
+    return weights
+
+
+def read_masks(weights: Mapping[str, Weight], given: Mapping[str, Tensor]) -> Masks:
+    """Read the masks of a state, which holds bool tensors or sorted flat positions.
+
+    Raises:
+        MaskError: if a mask has another shape, or connections that a truly sparse layer lacks.
+    """
+    entries: dict[str, Entry | Tensor] = {}
+    for name, weight in weights.items():
+        if isinstance(given, Masks):
+            entries[name] = given.entry(name)
+        elif given[name].dtype == torch.int64:
+            entries[name] = Masks.from_indices({name: (given[name], weight.shape)}).entry(name)
+        else:
+            entries[name] = given[name]
+    masks = Masks(entries)
+    for name, weight in weights.items():
+        if masks.shape(name) != weight.shape:
+            shape = tuple(weight.shape)
+            raise MaskError(f"mask {name!r} has shape {tuple(masks.shape(name))}, not {shape}")
+        if isinstance(weight, SparseValues):
+            masks.within(name, weight.indices())
+    return held(weights, masks)
 
 
 def held(weights: Mapping[str, Weight], masks: Masks) -> Masks:

@@ -136,14 +136,11 @@ def test_other_copies_are_left_alone():
             layer.values.mul_(1.1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        method = sf.RigL(sf.every(1), sf.constant(0.5))
-        trained(model, masks, method, 3)
+        topology = trained(model, masks, sf.RigL(sf.every(1), sf.constant(0.5)), 3)
         trained(twin, masks, sf.Static(), 3)
         loaded.load_state_dict(model.state_dict())
-        trained(model, sf.Masks.from_indices(
-            {f"{n}.weight": (model.get_submodule(n).indices(), model.get_submodule(n).shape)
-             for n in ("0", "2")}
-        ), sf.SET(sf.every(1), sf.constant(0.5)), 3)  # fmt: skip
+        topology.detach()
+        trained(model, topology.masks, sf.SET(sf.every(1), sf.constant(0.5)), 3)
     for other in (snapshot, twin, loaded, noisy, noisy.to(torch.bfloat16)):
         other(batch(0)[0])
         sf.to_dense(other)

@@ -22,7 +22,7 @@ from sparseflow.paper.judging import (
     normal,
 )
 from sparseflow.plotting.formats import short
-from sparseflow.plotting.vocabulary import GROUPS
+from sparseflow.plotting.vocabulary import group_label
 from sparseflow.report.results import Results
 from sparseflow.studies import Agreement
 from sparseflow.studies.agreement import GroupRecord, blocks
@@ -44,7 +44,7 @@ def with_reference(name: str) -> Measure:
         members = [m for m in group.members if m.label != agreement.labels[-1]]
         living = [m for m in members if not m.dead]
         pairs = ((m.label, log(m.reference)) for m in living)
-        return gather(GROUPS.get(name, name), pairs, dead=len(members) - len(living))
+        return gather(group_label(name), pairs, dead=len(members) - len(living))
 
     return measure
 
@@ -105,7 +105,7 @@ def _gain(name: str, base: str, bound: Bound) -> Test:
             f"{POINTS.number(own.gain)} against {POINTS.number(other.gain)} points: "
             f"{POINTS.words(gap)}, ensembles of {own.size} and {other.size}{_dead(groups)}"
         )
-        window = f"test set, {GROUPS.get(name, name)} against {GROUPS.get(base, base)}"
+        window = f"test set, {group_label(name)} against {group_label(base)}"
         return [Judgement(window, ours, gap, bound.judge(gap))]
 
     return test
@@ -113,7 +113,7 @@ def _gain(name: str, base: str, bound: Bound) -> Test:
 
 def _dead(groups: list[GroupRecord]) -> str:
     dead = [
-        f"{sum(m.dead for m in group.members)} dead ({GROUPS.get(group.name, group.name)})"
+        f"{sum(m.dead for m in group.members)} dead ({group_label(group.name)})"
         for group in groups
         if any(m.dead for m in group.members)
     ]
@@ -137,7 +137,7 @@ CLAIMS = (
         "Published disagreement with pruned: tickets 0.0089, other pruned 0.0197, scratch 0.0278.",
         tuple(
             Compare(
-                f"test set, against {GROUPS[name]}",
+                f"test set, against {group_label(name)}",
                 with_reference(TICKETS),
                 with_reference(name),
                 Bound(high=1),

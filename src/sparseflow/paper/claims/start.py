@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from sparseflow.init import FAN_IN, MASKED_DENSE
 from sparseflow.measure.statistics import Estimate, proportion_interval
 from sparseflow.paper.claims.measures import gather, of_runs, of_starts, runs_of, test_accuracy
 from sparseflow.paper.judging import (
@@ -18,7 +19,6 @@ from sparseflow.paper.judging import (
     log,
 )
 from sparseflow.plotting.formats import percent
-from sparseflow.plotting.vocabulary import FAN_IN, MASKED_DENSE
 from sparseflow.report.results import Results, RunFigures
 
 RESTORED = 2.0

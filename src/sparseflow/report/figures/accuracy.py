@@ -12,7 +12,7 @@ from sparseflow.plotting.formats import accuracy
 from sparseflow.plotting.marks import mark, mark_all
 from sparseflow.plotting.palette import CARD, INK, MUTED
 from sparseflow.plotting.table import Table
-from sparseflow.plotting.vocabulary import kind_of
+from sparseflow.plotting.vocabulary import parse_recipe
 from sparseflow.report import findings
 from sparseflow.report.results import Results, RunFigures
 from sparseflow.report.summary import Row, rows
@@ -57,14 +57,14 @@ def _places(shown: list[Row]) -> list[float]:
     places, place = [], 0.0
     for before, row in zip([None, *shown], shown, strict=False):
         if before is not None:
-            same = kind_of(before.recipe).method == kind_of(row.recipe).method
+            same = parse_recipe(before.recipe).method == parse_recipe(row.recipe).method
             place += (0.9 if same else 1.2) + 0.5 * bool(row.settings)
         places.append(place)
     return places
 
 
 def _draw_row(axes: Axes, row: Row, place: float) -> None:
-    looks = style.look(row.recipe)
+    looks = style.stroke(row.recipe)
     axes.axhline(place, color=MUTED, linewidth=0.4, alpha=0.35, zorder=0)
     count = len(row.living)
     spread = np.linspace(-0.16, 0.16, count) if count > 1 else np.zeros(count)
@@ -92,7 +92,7 @@ def _says(row: Row, run: RunFigures) -> str:
 
 
 def _draw_dead(axes: Axes, row: Row, place: float) -> None:
-    color, dead = style.look(row.recipe).color, [run for run in row.runs if run.dead]
+    color, dead = style.stroke(row.recipe).color, [run for run in row.runs if run.dead]
     for run in dead:
         cross = axes.scatter(
             [_error(run.test_accuracy)], [place], s=30, marker="x", color=color, zorder=3

@@ -71,7 +71,7 @@ def _draw_panel(axes: Axes, groups: dict[str, list[RunFigures]], name: str, part
             median = np.nanmedian(table, axis=0)
             mark_all(axes.plot(steps, median, color=GRID, linewidth=1.1, zorder=1), recipe, recipe)
             continue
-        looks = style.look(recipe)
+        looks = style.stroke(recipe)
         _draw_recipe(axes, runs, part, recipe)
         handles.append(mpl.lines.Line2D([], [], color=looks.color, linestyle=looks.dashes))
         labels.append(legend_name(recipe, runs))
@@ -79,7 +79,7 @@ def _draw_panel(axes: Axes, groups: dict[str, list[RunFigures]], name: str, part
 
 
 def _draw_recipe(axes: Axes, runs: list[RunFigures], part: Part, recipe: str) -> None:
-    looks = style.look(recipe)
+    looks = style.stroke(recipe)
     curves = [_positive(run, part) for run in runs]
     each = list(zip(runs, curves, strict=True))
     for run, (steps, values) in each if len(runs) <= EACH else ():

@@ -44,7 +44,7 @@ def _draw(results: Results) -> Drawing | None:
             axes.set_xticks([0, last], ["0", f"{last:,}"])
             axes.set_xlabel("training step")
         figure.supylabel("density (left), share of connections replaced (right)", fontsize=9.5)
-        looks = [style.look(recipe) for recipe in groups]
+        looks = [style.stroke(recipe) for recipe in groups]
         lines = [
             mpl.lines.Line2D([], [], color=k.color, linestyle=k.dashes, marker=".") for k in looks
         ]
@@ -56,7 +56,7 @@ def _draw(results: Results) -> Drawing | None:
 
 def _draw_recipe(left: Axes, right: Axes, recipe: str, runs: list[RunFigures], name: str) -> None:
     """Means over the seeds, at the checkpoints that all of them have."""
-    looks = style.look(recipe)
+    looks = style.stroke(recipe)
     for axes, part in ((left, "density"), (right, "churn")):
         curves = [_curve(run, name, part) for run in runs]
         steps = sorted(set.intersection(*(set(curve) for curve in curves)))

@@ -109,7 +109,7 @@ def _draw(results: Results, path: str | None) -> Drawing | None:
 
 
 def _draw_line(axes: Axes, line: Series, value: object, shown: str) -> None:
-    looks = style.look(line.recipe)
+    looks = style.stroke(line.recipe)
     medians: list[tuple[float, float]] = []
     for x, runs in line.points.items():
         living = finite(value(run) for run in runs if not run.dead)  # type: ignore[operator]
@@ -145,7 +145,7 @@ def _scale(axes: Axes, path: str, lines: Sequence[Series]) -> None:
 
 
 def _legend(lines: Sequence[Series]) -> tuple[list, list[str]]:
-    looks = [style.look(line.recipe) for line in lines]
+    looks = [style.stroke(line.recipe) for line in lines]
     handles = [
         mpl.lines.Line2D(
             [], [], color=k.color, linestyle=k.dashes, marker=k.marker, markersize=4

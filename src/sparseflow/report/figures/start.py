@@ -9,9 +9,8 @@ import numpy as np
 
 from sparseflow.plotting.drawing import Axes, Drawing, mpl, style
 from sparseflow.plotting.figure import Figure
-from sparseflow.plotting.palette import INITS
 from sparseflow.plotting.table import Table
-from sparseflow.plotting.vocabulary import INITS as NAMES
+from sparseflow.plotting.vocabulary import inits_in_order, mark_of
 from sparseflow.report import findings
 from sparseflow.report.results import Results, StartFigures
 from sparseflow.studies.values import Number
@@ -33,7 +32,7 @@ _NORM: dict[str, Value] = {
 def _draw(results: Results, label: str, panels: dict[str, Value]) -> Drawing | None:
     if not results.at_start:
         return None
-    inits = [name for name in NAMES if any(s.init == name for s in results.at_start)]
+    inits = inits_in_order(s.init for s in results.at_start)
     with style.styled():
         figure = mpl.figure.Figure(figsize=(style.WIDTH, 4.6))
         shared = figure.subplots(len(panels), sharex=True)
@@ -48,14 +47,14 @@ def _draw(results: Results, label: str, panels: dict[str, Value]) -> Drawing | N
             mpl.lines.Line2D(
                 [],
                 [],
-                color=INITS[i],
-                linestyle=style.DASHES[i],
-                marker=style.MARKERS[i],
+                color=mark.color[0],
+                linestyle=mark.dashes,
+                marker=mark.marker,
                 markersize=4,
             )
-            for i in inits
+            for mark in map(mark_of, inits)
         ]
-        figure.legend(handles, [NAMES[i] for i in inits], loc="outside upper left")
+        figure.legend(handles, [mark_of(init).label for init in inits], loc="outside upper left")
         return figure
 
 
@@ -68,13 +67,14 @@ def _draw_init(axes: Axes, init: str, points: list[StartFigures], value: Value) 
     density = sorted(table, reverse=True)
     columns = [table[d] for d in density]
     low, high = [min(c) for c in columns], [max(c) for c in columns]
-    axes.fill_between(density, low, high, color=INITS[init], alpha=0.18, linewidth=0)
+    mark = mark_of(init)
+    axes.fill_between(density, low, high, color=mark.color[0], alpha=0.18, linewidth=0)
     axes.plot(
         density,
         [float(np.median(c)) for c in columns],
-        color=INITS[init],
-        linestyle=style.DASHES[init],
-        marker=style.MARKERS[init],
+        color=mark.color[0],
+        linestyle=mark.dashes,
+        marker=mark.marker,
         markersize=4,
     )
 

@@ -30,7 +30,7 @@ def _draw(results: Results) -> Drawing | None:
             axes.set_title(name)
             for recipe in recipes:
                 _draw_recipe(axes, groups[recipe], recipe)
-            looks = [style.look(recipe) for recipe in recipes]
+            looks = [style.stroke(recipe) for recipe in recipes]
             lines = [mpl.lines.Line2D([], [], color=k.color, linestyle=k.dashes) for k in looks]
             style.side_legend(axes, lines, [legend_name(r, groups[r]) for r in recipes], recipes)
         shared[-1].set_xlim(0, max(run.evals.step[-1] for runs in groups.values() for run in runs))
@@ -42,7 +42,7 @@ def _draw(results: Results) -> Drawing | None:
 
 def _draw_recipe(axes: Axes, runs: list[RunFigures], recipe: str) -> None:
     """A thin line a seed, and the median of the living where there are several."""
-    looks = style.look(recipe)
+    looks = style.stroke(recipe)
     for run in runs:
         values = np.array(run.evals.accuracy, dtype=float)
         (line,) = axes.plot(

@@ -39,7 +39,7 @@ def _draw(results: Results) -> Drawing | None:
             axes.axhline(0, color=MUTED, linewidth=0.8, zorder=1)
             for recipe in recipes:
                 _draw_recipe(axes, groups[recipe], recipe, results.steps)
-            looks = [style.look(recipe) for recipe in recipes]
+            looks = [style.stroke(recipe) for recipe in recipes]
             lines = [mpl.lines.Line2D([], [], color=k.color, linestyle=k.dashes) for k in looks]
             names = [legend_name(r, groups[r]) for r in recipes]
             style.side_legend(axes, lines, names, recipes)
@@ -51,7 +51,7 @@ def _draw(results: Results) -> Drawing | None:
 
 
 def _draw_recipe(axes: Axes, runs: list[RunFigures], recipe: str, last: int) -> None:
-    looks = style.look(recipe)
+    looks = style.stroke(recipe)
     if len(runs) > 1:
         for run in runs:
             centres, (middle,) = _levels([run], last, (50,))

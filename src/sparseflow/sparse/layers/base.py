@@ -197,6 +197,13 @@ class SparseLayer(nn.Module, SparseWeight):
             self.pattern.add_dense_gradient(total, x, gradient, start)
         return total
 
+    def values_gradient(self) -> Float[Tensor, " nnz"]:
+        """Gradient of the values, summed over the recorded passes."""
+        total = self.values.new_zeros(self.nnz, dtype=torch.float32)
+        for x, gradient in self.record or ():
+            total += self.pattern.weight_gradient(x, gradient, False)[0]
+        return total
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to a plain tensor, as its dense form would."""
         return run(_ALONE, (self,), x.shape[0], x)

@@ -1,0 +1,1 @@
+"""Masked training on a GPU."""
