@@ -59,7 +59,7 @@ C = TypeVar("C", bound=Initialisation)
 
 
 @dataclass(frozen=True)
-class Mark:
+class InitMark:
     """How recipes and reports know an initialisation.
 
     Attributes:
@@ -81,17 +81,19 @@ class Mark:
 
 MASKED_DENSE, FAN_IN = "masked-dense", "fan-in"
 _MARKS = {
-    "dense": Mark("", MASKED_DENSE, "masked dense", ("#6f6c65", "#aaa69c"), (0, (1.2, 1.3)), "o"),
-    "layer": Mark(
+    "dense": InitMark(
+        "", MASKED_DENSE, "masked dense", ("#6f6c65", "#aaa69c"), (0, (1.2, 1.3)), "o",
+    ),
+    "layer": InitMark(
         "-liu", "liu", "layer-scaled (Liu et al.)", ("#0091d5", "#45b5f0"), (0, (4.5, 1.6)), "s",
     ),
-    "neuron": Mark(
+    "neuron": InitMark(
         "+", FAN_IN, "per-neuron fan-in (paper's, +)", ("#d45f01", "#ff8a45"), "-", "D",
     ),
 }  # fmt: skip
 
 
-def marks() -> dict[str, Mark]:
+def marks() -> dict[str, InitMark]:
     """Marks of all initialisations by the names under which they are registered.
 
     >>> [mark.suffix for mark in marks().values()]
@@ -124,7 +126,7 @@ def register_init(name: str, *, label: str = "") -> Callable[[type[C]], type[C]]
     """
     if name in NAMED:
         raise SpecError(f"initialisation {name!r} is one of sparseflow's: choose another name")
-    return registering(INITS, name, marks={name: Mark(f"-{name}", name, label or name)})
+    return registering(INITS, name, marks={name: InitMark(f"-{name}", name, label or name)})
 
 
 @registering(INITS, *_MARKS, marks=_MARKS)
@@ -210,7 +212,8 @@ def deviation(layer: Layer, mask: Bool[Tensor, "*w"], init: Init) -> Float[Tenso
     else:
         fan = (layer.fan_in(counted) + layer.fan_out(counted)) / 2
     if init.kind == "layer":
-        fan = fan * mask.float().mean()
+        # On the CPU: a GPU multiplies by 1/n where a CPU divides, and may round otherwise.
+        fan = fan * mask.cpu().float().mean()
     return torch.where(fan > 0, init.scale / fan, 0.0).sqrt()
 
 
