@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from torch import nn
 
 from sparseflow.core.errors import MaskError, unknown
+from sparseflow.core.parametrised import originals
 
 Layout = Literal["out_in", "in_out", "lookup"]
 
@@ -108,9 +109,10 @@ def padding_rows(model: nn.Module) -> dict[int, int]:
     for module in model.modules():
         layout, row = layout_of(type(module)), getattr(module, "padding_idx", None)
         if layout is not None and layout.layout == "lookup" and row is not None:
-            weights = dict(module.named_parameters(recurse=False))
-            of_module = (id(p) for n, p in weights.items() if re.fullmatch(layout.weights, n))
-            rows |= {weight: row for weight in of_module if owners[weight] == 1}
+            own = module.named_parameters(recurse=False)
+            weights = [p for local, p in own if re.fullmatch(layout.weights, local)]
+            weights += originals(module, layout.weights)
+            rows |= {id(p): row for p in weights if owners[id(p)] == 1}
     return rows
 
 

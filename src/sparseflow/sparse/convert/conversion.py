@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from sparseflow.core.errors import KernelError
+from sparseflow.core.errors import KernelError, MaskError
 from sparseflow.core.hooks import carry_over, has_state_hooks
 from sparseflow.core.operations import arguments_of
 from sparseflow.core.wrappers import bare, copy_of
@@ -48,13 +49,15 @@ class Conversion:
             example_input: one input, or a tuple of positional ones.
 
         Raises:
-            MaskError: if the masks do not match the model.
+            MaskError: if the masks do not match the model, or the inputs are a DataLoader.
             SparseUnavailable: if the compiled core is missing.
         """
         core()
         self.model = bare(model)
         self.masks = masks if isinstance(masks, Masks) else Masks(masks)
         self.masks.check(self.model)
+        if isinstance(example_input, DataLoader):
+            raise MaskError("example_input is a DataLoader: pass the inputs of one batch")
         self.example = example_input if isinstance(example_input, tuple) else (example_input,)
         reasons = _reasons(self.model, self.masks)
         if type(self.model) not in SPARSE_FORMS and not all(reasons.values()):
