@@ -97,7 +97,7 @@ def works(tiny: bool) -> list[Work]:
 
     def channels_last(device: torch.device) -> nn.Module:
         with device:
-            return resnet50(widths).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            return resnet50(widths).to(device, memory_format=torch.channels_last)
 
     def gpt(device: torch.device) -> nn.Module:
         with device:

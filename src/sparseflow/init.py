@@ -58,7 +58,7 @@ C = TypeVar("C", bound=Initialisation)
 
 
 @dataclass(frozen=True)
-class Mark:
+class InitMark:
     """How recipes and reports know an initialisation.
 
     Attributes:
@@ -80,17 +80,19 @@ class Mark:
 
 MASKED_DENSE, FAN_IN = "masked-dense", "fan-in"
 _MARKS = {
-    "dense": Mark("", MASKED_DENSE, "masked dense", ("#6f6c65", "#aaa69c"), (0, (1.2, 1.3)), "o"),
-    "layer": Mark(
+    "dense": InitMark(
+        "", MASKED_DENSE, "masked dense", ("#6f6c65", "#aaa69c"), (0, (1.2, 1.3)), "o",
+    ),
+    "layer": InitMark(
         "-liu", "liu", "layer-scaled (Liu et al.)", ("#0091d5", "#45b5f0"), (0, (4.5, 1.6)), "s",
     ),
-    "neuron": Mark(
+    "neuron": InitMark(
         "+", FAN_IN, "per-neuron fan-in (paper's, +)", ("#d45f01", "#ff8a45"), "-", "D",
     ),
 }  # fmt: skip
 
 
-def marks() -> dict[str, Mark]:
+def marks() -> dict[str, InitMark]:
     """Marks of all initialisations by the names under which they are registered.
 
     >>> [mark.suffix for mark in marks().values()]
@@ -123,7 +125,7 @@ def register_init(name: str, *, label: str = "") -> Callable[[type[C]], type[C]]
     """
     if name in NAMED:
         raise SpecError(f"initialisation {name!r} is one of sparseflow's: choose another name")
-    return registering(INITS, name, marks={name: Mark(f"-{name}", name, label or name)})
+    return registering(INITS, name, marks={name: InitMark(f"-{name}", name, label or name)})
 
 
 @registering(INITS, *_MARKS, marks=_MARKS)

@@ -281,7 +281,7 @@ def maskable(
         for local in computed(module, layout.weights):
             if passes(name := f"{path}.{local}".lstrip("."), module):
                 raise MaskError(
-                    f"{name} is no parameter: a forward hook computes it from others (the older "
+                    f"{name} is not a parameter: a forward hook computes it from others (the older "
                     "weight_norm, spectral_norm or prune). Take torch.nn.utils.parametrizations "
                     "or remove the hook, or leave it out with exclude="
                 )
@@ -330,11 +330,11 @@ def _modules(
 
 
 def _layers_of(module: nn.Module, layout: WeightLayout, names: dict[int, str]) -> Iterator[Layer]:
-    own = module.named_parameters(recurse=False)
-    found = [parameter for local, parameter in own if re.fullmatch(layout.weights, local)]
+    parameters = module.named_parameters(recurse=False)
+    weights = [p for local, p in parameters if re.fullmatch(layout.weights, local)]
     groups = getattr(module, "groups", 1)
     padding = getattr(module, "padding_idx", None) if layout.layout == "lookup" else None
-    for parameter in (*found, *originals(module, layout.weights)):
+    for parameter in (*weights, *originals(module, layout.weights)):
         yield Layer(names[id(parameter)], parameter, module, layout.layout, groups, padding)
 
 

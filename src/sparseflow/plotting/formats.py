@@ -38,15 +38,15 @@ def spread(values: Iterable[float | None]) -> str:
     >>> spread([0.0311, 0.034]), spread([0.40]), spread([])
     ('0.031–0.034', '0.40', '–')
     """
-    known = finite(values)
-    if not known:
+    numbers = finite(values)
+    if not numbers:
         return NONE
-    low, high = short(min(known)), short(max(known))
+    low, high = short(min(numbers)), short(max(numbers))
     return low if low == high else f"{low}–{high}"
 
 
 def given(values: Iterable[float]) -> str:
-    """Range of figures as their source gives them.
+    """Range of numbers as their source gives them.
 
     >>> given([0.0001, 0.0004]), given([0.4]), given([])
     ('0.0001–0.0004', '0.40', '')

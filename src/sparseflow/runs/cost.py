@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from sparseflow.measure import flops
 from sparseflow.runs.build import load_data, make_model
-from sparseflow.runs.store import Run
+from sparseflow.runs.run import Run
 from sparseflow.topology import stores_more
 
 

@@ -128,6 +128,16 @@ class MaskedWeight:
         grad = torch.zeros_like(self.parameter) if grad is None else grad
         return self.passes.read(grad, self.parameter, self._where.mask(), unit)
 
+    def places(self, positions: Tensor) -> tuple[Tensor, Tensor | slice]:
+        """Where connections are in what this rank holds, and which of them it holds."""
+        if not is_sharded(self.parameter):
+            return positions, slice(None)
+        numbers = positions.new_zeros(self.shape.numel())
+        numbers[positions] = torch.arange(1, len(positions) + 1, device=positions.device)
+        here = part_like(numbers.view(self.shape), self.parameter).reshape(-1)
+        at = here.nonzero().squeeze(1)
+        return at, here[at] - 1
+
     is_dense = True
 
     def read(self, mask: Entry) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
@@ -220,6 +230,10 @@ class SparseValues:
         grad = self.parameter.grad
         grad = torch.zeros_like(self.parameter) if grad is None else grad
         return self.passes.read(grad, self.parameter.detach(), unit)
+
+    def places(self, positions: Tensor) -> tuple[Tensor, Tensor | slice]:
+        """Where connections are among the values: all of them are here."""
+        return find(positions, self.indices())[0], slice(None)
 
     is_dense = False
 
