@@ -10,6 +10,7 @@ not fire under ``torch.autograd.grad``: measurements stay clean.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -21,7 +22,7 @@ from torch.distributed import ProcessGroup
 from sparseflow.core.errors import TopologyError
 from sparseflow.core.parallel import Ranks
 from sparseflow.core.schedules import Moment
-from sparseflow.core.wrappers import bare
+from sparseflow.core.wrappers import bare, bare_optimizer
 from sparseflow.masks import Masks
 from sparseflow.masks.entries import as_tensor
 from sparseflow.topology.ages import Ages
@@ -30,6 +31,7 @@ from sparseflow.topology.check import (
     check,
     check_agreement,
     check_closure,
+    check_copy,
     check_memory,
     check_sizes,
 )
@@ -86,11 +88,12 @@ class Topology:
         """See :func:`attach`."""
         self._ranks = Ranks.of(model, process_group)
         model, masks = bare(model), bare_names(model, masks)
+        optimizer = bare_optimizer(optimizer)
         check(model, optimizer, masks, method)
-        self.method = method
+        self.method, self._model = method, model
         self.step: int = 0
         self.updates: int = 0
-        self._seed = seed
+        self._seed, self._fresh_steps = seed, fresh_steps
         self._around = around or (lambda topology: nullcontext())
         self._optimizer = optimizer
         self._device = optimizer.param_groups[0]["params"][0].device
@@ -112,6 +115,31 @@ class Topology:
         ATTACHED.add(self._parameters.values(), self._steps)
         self._growth.collect(1)
         self._handles = list(self._hooks())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Topology:
+        """Copy a topology together with model and optimiser, whose copies it looks after.
+
+        Raises:
+            TopologyError: if the optimiser is not copied before it, the model holds it,
+                or the method grows from a function of the model.
+        """
+        optimizer = self._steps.optimizers[0]
+        check_copy(optimizer, self._model, self.method, memo)
+        parts = copy.deepcopy(self._model, memo), memo[id(optimizer)], self.masks, self.method
+        options = self._seed, self._around, self._ranks.group, self._fresh_steps
+        twin = Topology(*parts, *options)
+        memo[id(self)] = twin
+        twin.load_state_dict(self.state_dict())
+        if not self._handles:
+            twin.detach()
+        return twin
+
+    def __reduce__(self) -> Any:
+        """Refuse to be pickled: nothing would tie a topology to the model that uses it."""
+        raise TopologyError(
+            "a topology cannot be pickled: save topology.state_dict() with those of model and "
+            "optimiser; then attach(model, optimizer, masks, method) and load_state_dict"
+        )
 
     @property
     def moment(self) -> Moment:

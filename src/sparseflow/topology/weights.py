@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sparseflow.core.errors import MaskError, TopologyError
 from sparseflow.core.functional import RowGradient
+from sparseflow.core.layouts import padding_rows
 from sparseflow.core.parallel import Ranks, is_sharded, local, part_like, whole
 from sparseflow.core.parameters import SparseWeight, named_weights, sparse_weights
 from sparseflow.core.select import find
@@ -37,11 +38,12 @@ class MaskedWeight:
         off_forward: where the forward pass finds zeros.
         aside: values that live on though the forward pass leaves them out; None where
             the parameter holds all there is.
+        padding: row of an embedding that stands for padding, and has no connections.
     """
 
-    def __init__(self, name: str, parameter: nn.Parameter) -> None:
+    def __init__(self, name: str, parameter: nn.Parameter, padding: int | None = None) -> None:
         """Look after a parameter, without a mask so far."""
-        self.name, self.parameter = name, parameter
+        self.name, self.parameter, self.padding = name, parameter, padding
         self.passes = DensePasses(name)
         self.aside: Tensor | None = None
         self._where: Entry
@@ -157,6 +159,8 @@ class SparseValues:
         passes: what the backward passes since the last step recorded.
     """
 
+    padding = None  # embeddings have no sparse form
+
     def __init__(self, name: str, layer: SparseWeight) -> None:
         """Look after a layer."""
         self.name, self.parameter = name, layer.values
@@ -250,8 +254,7 @@ class SparseValues:
     def set_aside(self) -> None:
         """Do nothing: the layer holds what its forward pass uses."""
 
-    def bring_back(self) -> None:
-        """Do nothing."""
+    bring_back = set_aside
 
 
 def _renewed(old: Tensor, new: Tensor) -> Tensor:
@@ -293,10 +296,11 @@ def weights_under(
     """
     masks.check(model)
     named, layers = named_weights(model), sparse_weights(model)
+    padding = padding_rows(model)
     weights: dict[str, Weight] = {
         name: SparseValues(name, layers[name])
         if name in layers
-        else MaskedWeight(name, named[name])
+        else MaskedWeight(name, named[name], padding.get(id(named[name])))
         for name in masks
     }
     for weight in weights.values():
@@ -312,12 +316,10 @@ def read_masks(weights: Mapping[str, Weight], given: Mapping[str, Tensor]) -> Ma
     """
     entries: dict[str, Entry | Tensor] = {}
     for name, weight in weights.items():
-        if isinstance(given, Masks):
-            entries[name] = given.entry(name)
-        elif given[name].dtype == torch.int64:
-            entries[name] = Masks.from_indices({name: (given[name], weight.shape)}).entry(name)
-        else:
-            entries[name] = given[name]
+        mask = given.entry(name) if isinstance(given, Masks) else given[name]
+        if isinstance(mask, Tensor) and mask.dtype == torch.int64:
+            mask = Masks.from_indices({name: (mask, weight.shape)}).entry(name)
+        entries[name] = mask
     masks = Masks(entries)
     for name, weight in weights.items():
         if masks.shape(name) != weight.shape:
