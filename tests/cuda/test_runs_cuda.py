@@ -117,13 +117,16 @@ def test_settings_that_make_a_gpu_repeatable_end_with_the_run(
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     settings = torch.backends.cudnn
 
-    def now() -> tuple[bool, ...]:
-        exact = torch.are_deterministic_algorithms_enabled()
-        return exact, settings.deterministic, settings.benchmark, settings.allow_tf32
+    def now() -> tuple[object, ...]:
+        exact, rounding = torch.are_deterministic_algorithms_enabled(), settings.allow_tf32
+        products = torch.get_float32_matmul_precision()
+        return exact, settings.deterministic, settings.benchmark, rounding, products
 
+    torch.set_float32_matmul_precision("high")
     before = now()
     with repeatable("cuda:1"):
-        assert now() == (True, True, False, False)
-    assert now() == before
+        assert now() == (True, True, False, False, "highest")
+    assert now() == before == (False, False, False, True, "high")
     with repeatable("cpu"):
         assert now() == before
+    torch.set_float32_matmul_precision("highest")
