@@ -94,6 +94,13 @@ class SET(Method):
     when: When = every(100)
     drop: Fraction = constant(0.3)
 
+    def __post_init__(self) -> None:
+        """Refuse schedules of the wrong sort."""
+        if isinstance(self.drop, Every):
+            raise TopologyError(f"method.drop={written(self.drop)} says when, not how much")
+        if isinstance(self.when, Constant | Cosine | LrProportional | Cubic):
+            raise TopologyError(f"method.when={written(self.when)} says how much, not when")
+
     def due(self, step: int) -> bool:
         """Ask the schedule."""
         return self.when(step)
@@ -145,11 +152,7 @@ class SET(Method):
     def check(self, steps: int) -> None:
         """Refuse a schedule that lies outside of the training."""
         when = self.when
-        if isinstance(self.drop, Every):
-            raise TopologyError(f"method.drop={written(self.drop)} says when, not how much")
         if not isinstance(when, Every):
-            if isinstance(when, Constant | Cosine | LrProportional | Cubic):
-                raise TopologyError(f"method.when={written(when)} says how much, not when")
             return
         if when.stop is not None and when.stop > steps:
             raise TopologyError(f"method.when.stop={when.stop} is later than train.steps={steps}")

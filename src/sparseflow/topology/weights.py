@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from sparseflow.core.errors import MaskError, TopologyError
 from sparseflow.core.functional import RowGradient
@@ -263,6 +265,24 @@ def _renewed(old: Tensor, new: Tensor) -> Tensor:
 
 
 Weight = MaskedWeight | SparseValues
+
+
+def pass_hooks(weight: Weight, check: Callable[[Tensor], None]) -> Iterator[RemovableHandle]:
+    """Let a weight look at the backward passes that reach it, and check each of these.
+
+    The garbage collector does not see through post-accumulate hooks: one that held the weight,
+    and with it the parameter, would keep both for ever. The first hook keeps the weight alive.
+    """
+    acts = [weakref.WeakMethod(weight.accumulated), weakref.WeakMethod(check)]
+
+    def fill(parameter: Tensor) -> None:
+        for each in acts:
+            act = each()
+            if act is not None:
+                act(parameter)
+
+    yield weight.parameter.register_hook(weight.arriving)
+    yield weight.parameter.register_post_accumulate_grad_hook(fill)
 
 
 def weights_under(
