@@ -10,7 +10,7 @@ from sparseflow.core.parameters import maskable
 from sparseflow.data import in_batches
 from sparseflow.measure import distance, flops, gradient_flow, signal, step_decrease
 from sparseflow.runs.build import load_data, make_loss, make_model, make_rate, probe_batch
-from sparseflow.runs.identity import identity
+from sparseflow.runs.hashing import identity
 from sparseflow.runs.run import Run
 from sparseflow.runs.spec import RunSpec
 from sparseflow.runs.store import Store

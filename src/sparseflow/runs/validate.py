@@ -13,7 +13,7 @@ from sparseflow.core.values import UnknownValue, to_data
 from sparseflow.data import DATA
 from sparseflow.masks.allocation import check_density
 from sparseflow.models import MODELS, build
-from sparseflow.runs.identity import code_of_run
+from sparseflow.runs.hashing import code_of_run
 from sparseflow.runs.spec import Data, ParentWeights, RunSpec, ancestors, check_name, parents
 from sparseflow.topology import served
 from sparseflow.train.optim import OPTIMIZERS
