@@ -12,6 +12,7 @@ from torch import nn
 
 import sparseflow as sf
 from sparseflow.topology import Topology
+from sparseflow.topology.steps import Steps
 
 STEPS, EACH, HALF = 7, sf.every(2), sf.constant(0.5)
 METHODS: dict[str, Callable[[], sf.Method]] = {
@@ -92,6 +93,7 @@ def test_fused_optimisers_keep_the_masks(optimizer: str, gpu: torch.device) -> N
     assert_same_training(ours, trained("cpu", "rigl", optimizer), gpu)
 
 
+@pytest.mark.filterwarnings("ignore:This instance was constructed with capturable")
 @pytest.mark.parametrize("optimizer", CAPTURABLE)
 def test_capturable_optimisers_keep_the_masks(optimizer: str, gpu: torch.device) -> None:
     ours = trained(gpu, "rigl", optimizer, capturable=True)
@@ -123,6 +125,13 @@ def test_the_host_waits_for_updates_alone(
             loss(net, examples).backward()
             optimizer.step()
     assert (quiet, topology.updates) == ((8, 0) if method == "static" else (6, 2))
+
+
+def test_the_loss_scale_is_read_for_updates_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    monkeypatch.setattr(Steps, "unit", property(lambda steps: reads.append(steps) or 1.0))
+    _, topology = trained("cpu", "rigl", "adamw")
+    assert len(reads) == topology.updates == 3
 
 
 def test_a_state_loads_on_either_device(device: torch.device) -> None:

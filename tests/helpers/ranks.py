@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import sparseflow as sf
 from sparseflow.core.errors import SparseflowError
-from sparseflow.core.parallel import local, part_like
+from sparseflow.core.parallel import local, part_like, whole
 from sparseflow.data import Batches
 from sparseflow.recipes import make_spec
 from sparseflow.runs import Store, execute
@@ -217,6 +217,18 @@ def remembered(how: str, method: str) -> tuple[dict[str, Any], list[str]]:
     parts = prepared(how, method)
     trail = train(*parts, range(UPDATES))
     return {n: t.tolist() for n, t in parts[2].state_dict()["memory"].items()}, trail
+
+
+def grown(how: str) -> dict[str, Any]:
+    """Births of connections and weights after 20 updates with AdamW."""
+    model, optimizer, topology = prepared(how, "rigl", "adamw")
+    train(model, optimizer, topology, range(UPDATES))
+    born = {n: t for n, t in topology.state_dict()["memory"].items() if n.startswith("born/")}
+    weights = [whole(p.detach()) for p in model.parameters()]
+    return {
+        "born": {n: t.tolist() for n, t in born.items()},
+        "weights": {str(i): w.tolist() for i, w in enumerate(weights)},
+    }
 
 
 def other_masks_on(odd: int) -> None:

@@ -24,13 +24,13 @@ pytestmark = pytest.mark.slow
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
-BUSY = ["train.steps=60", "train.keep=5", "train.resume=5", "measure.every=1", "data.limit=1000"]
+BUSY = ["train.steps=30", "train.keep=5", "train.resume=5", "measure.every=1", "data.limit=1000"]
 SPEC = alone(*BUSY)
 SEED = int(os.environ.get("SPARSEFLOW_TEST_SEED", "0")) or random.SystemRandom().randrange(2**32)
 NAMES = ["mlp-mnist/dense", "mlp-mnist/set+"]
 SWEEP = ["train.steps=30", "train.keep=5", "train.resume=5", "measure.every=1", "data.limit=1000",
          "data.probe=64", "mask=erk", "method=set", "method.when.n=3"]  # fmt: skip
-COUNTS = [3, pytest.param(50, marks=pytest.mark.soak)]
+COUNTS = [2, pytest.param(50, marks=pytest.mark.soak)]
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +96,7 @@ def test_a_run_killed_between_any_two_calls_into_the_system(
         assert_as_if_undisturbed(root, undisturbed[0])
 
 
-@pytest.mark.parametrize("line", [1, 7, pytest.param(60, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("line", [1, 7, pytest.param(40, marks=pytest.mark.soak)])
 def test_a_run_killed_in_the_middle_of_a_line(
     line: int, undisturbed: tuple[Path, float], tmp_path: Path
 ) -> None:

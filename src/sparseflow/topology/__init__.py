@@ -1,6 +1,7 @@
 """Topology: the pure drop-and-grow, the methods, and ``attach``."""
 
 from sparseflow.topology.attach import Topology, attach
+from sparseflow.topology.bias import UPDATES, Update
 from sparseflow.topology.check import served, stores_more
 from sparseflow.topology.method import METHODS, Method, Task, register_method
 from sparseflow.topology.methods import (
@@ -18,6 +19,7 @@ from sparseflow.topology.view import Connections, Layers, View
 __all__ = [
     "METHODS",
     "SET",
+    "UPDATES",
     "Connections",
     "GradualPruning",
     "Layers",
@@ -27,6 +29,7 @@ __all__ = [
     "Static",
     "Task",
     "Topology",
+    "Update",
     "View",
     "attach",
     "drop_and_grow",

@@ -10,6 +10,7 @@ not fire under ``torch.autograd.grad``: measurements stay clean.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -21,14 +22,16 @@ from torch.distributed import ProcessGroup
 from sparseflow.core.errors import TopologyError
 from sparseflow.core.parallel import Ranks
 from sparseflow.core.schedules import Moment
-from sparseflow.core.wrappers import bare
+from sparseflow.core.wrappers import bare, bare_optimizer
 from sparseflow.masks import Masks
 from sparseflow.masks.entries import as_tensor
+from sparseflow.topology.ages import Ages
 from sparseflow.topology.check import (
     bare_names,
     check,
     check_agreement,
     check_closure,
+    check_copy,
     check_memory,
     check_sizes,
 )
@@ -37,6 +40,7 @@ from sparseflow.topology.loading import Loads, Place
 from sparseflow.topology.memory import Memory, restored
 from sparseflow.topology.method import Method
 from sparseflow.topology.propose import look, positions, stored_by, updated
+from sparseflow.topology.slots import Slots
 from sparseflow.topology.steps import ATTACHED, Rates, Steps
 from sparseflow.topology.view import Layers, NotFiniteError
 from sparseflow.topology.weights import (
@@ -78,12 +82,14 @@ class Topology:
         seed: int = 0,
         around: Around | None = None,
         process_group: ProcessGroup | None = None,
+        fresh_steps: bool = True,
     ) -> None:
         """See :func:`attach`."""
         self._ranks = Ranks.of(model, process_group)
         model, masks = bare(model), bare_names(model, masks)
+        optimizer = bare_optimizer(optimizer)
         check(model, optimizer, masks, method)
-        self.method = method
+        self.method, self._model = method, model
         self.step: int = 0
         self.updates: int = 0
         self._seed = seed
@@ -92,6 +98,8 @@ class Topology:
         self._weights = weights_under(model, masks, self._ranks)
         self._parameters = {name: weight.parameter for name, weight in self._weights.items()}
         self._steps = Steps(optimizer, self._before_step, self._read, self._after_step)
+        self._slots = Slots(self._steps.optimizers, self._weights)
+        self._ages = Ages(self._weights, *self._slots.served(method, fresh_steps=fresh_steps))
         self._rates = Rates(optimizer, self._parameters)
         self._places = [Place(model, weight) for weight in self._weights.values()]
         self._loads = Loads(self._weights, self._places, self._steps)
@@ -105,6 +113,30 @@ class Topology:
         ATTACHED.add(self._parameters.values(), self._steps)
         self._growth.collect(1)
         self._handles = list(self._hooks())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Topology:
+        """Copy a topology together with model and optimiser, whose copies it looks after.
+
+        Raises:
+            TopologyError: if the optimiser is not copied before it, the model holds it,
+                or the method grows from a function of the model.
+        """
+        optimizer = self._steps.optimizers[0]
+        check_copy(optimizer, self._model, self.method, memo)
+        parts = copy.deepcopy(self._model, memo), memo[id(optimizer)], self.masks, self.method
+        twin = Topology(*parts, self._seed, self._around, self._ranks.group)
+        memo[id(self)] = twin
+        twin.load_state_dict(self.state_dict())
+        if not self._handles:
+            twin.detach()
+        return twin
+
+    def __reduce__(self) -> Any:
+        """Refuse to be pickled: nothing would tie a topology to the model that uses it."""
+        raise TopologyError(
+            "a topology cannot be pickled: save topology.state_dict() with those of model and "
+            "optimiser; then attach(model, optimizer, masks, method) and load_state_dict"
+        )
 
     @property
     def moment(self) -> Moment:
@@ -136,6 +168,7 @@ class Topology:
                 assert self._stored is not None
                 memory[f"aside/{name}"] = weight.aside
                 memory[f"stored/{name}"] = self._stored.indices(name)
+        memory |= {f"born/{name}": births for name, births in self._ages.births.items()}
         return {
             "step": self.step,
             "updates": self.updates,
@@ -162,7 +195,7 @@ class Topology:
         if odd := sorted(set(state["masks"]) ^ set(self._weights)):
             raise TopologyError(f"topology state and masks differ in: {', '.join(odd)}")
         masks = self._agreed(read_masks(self._weights, state["masks"]))
-        memory, aside, stored = restored(state["memory"], self._parameters)
+        memory, aside, stored, born = restored(state["memory"], self._parameters)
         memory.check(self._look(None, self._weights, masks, memory))
         check_memory(memory, self._ranks, self._device)
         self._rates.restore(state["initial_lr"])
@@ -174,6 +207,7 @@ class Topology:
             if isinstance(weight, MaskedWeight):
                 weight.aside = aside.get(name)
         self._install(masks, positions(self._weights, stored) if stored else None)
+        self._ages.load(born, self._lasting)
         self._growth.collect(self.step + 1)
 
     def _agreed(self, masks: Masks) -> Masks:
@@ -187,8 +221,16 @@ class Topology:
             yield weight.parameter.register_hook(weight.arriving)
             yield weight.parameter.register_post_accumulate_grad_hook(weight.accumulated)
             yield weight.parameter.register_post_accumulate_grad_hook(self._refuse_capture)
+        # Young connections are written within the step: between what comes before and after it.
+        yield from self._ages.hooks_after()
         yield from self._steps.hooks()
+        yield from self._ages.hooks_before()
         yield from self._loads.hooks()
+
+    @property
+    def _lasting(self) -> Masks:
+        """Where weights and their state last beyond a step."""
+        return self.masks if self._stored is None else self._stored
 
     @torch.no_grad()
     def _install(self, masks: Masks, stored: Masks | None) -> None:
@@ -217,7 +259,7 @@ class Topology:
                 weight.bring_back()
 
     def _read(self) -> None:
-        self._growth.read(self.step + 1, self._steps.unit)
+        self._growth.read(self.step + 1, lambda: self._steps.unit)
 
     def _refuse_capture(self, parameter: Tensor) -> None:
         """Refuse what a CUDA graph would replay: these hooks run at its capture alone."""
@@ -232,6 +274,8 @@ class Topology:
         if taken:
             wanted = self._growth.wanted(self.step + 1)
             self.step += 1
+            self._slots.check()
+            self._ages.settle_at(self.step)
             self._project()
             if wanted:
                 self._look_and_update()
@@ -267,7 +311,9 @@ class Topology:
             for name, connections in layers.items():
                 self._memory.move(name, connections.indices, masks.indices(name))
             check_memory(self._memory, self._ranks, self._device)
+            before = self._lasting
             self._install(masks, stored)
+            self._ages.move(before, self._lasting)
             self.updates += 1
 
     def _look(
@@ -313,6 +359,7 @@ def attach(
     seed: int = 0,
     around: Around | None = None,
     process_group: ProcessGroup | None = None,
+    fresh_steps: bool = True,
 ) -> Topology:
     """Keep a model sparse under any optimiser, and change its masks as a method says.
 
@@ -323,6 +370,13 @@ def attach(
     zero, also where an optimiser's fresh state is another value (Rprop's step
     sizes, Adagrad's initial accumulator). Adafactor's factored state has no
     place per weight and stays as it is.
+
+    Grown connections take their steps as under a fresh optimiser: where it counts
+    steps (Adam, AdamW, NAdam, RAdam, Adamax, Adagrad with ``lr_decay``), each
+    connection's bias correction goes by its own age. Under the optimiser's own
+    count they would move by √((1 - β₂^t) / (1 - β₂)) · (1 - β₁) / (1 - β₁^t) learning
+    rates on their first step, 2.5 at t = 1,000 with Adam's defaults, a cause of the
+    jump of the loss after an update (SMET, arXiv 2606.00888).
 
     The training loop does not change: accumulation, clipping, parameter groups, closures,
     ``GradScaler`` and sharpness-aware optimisers work as before; a step that is skipped is
@@ -350,6 +404,8 @@ def attach(
         process_group: the ranks that train this model together; by default those
             of its ``DistributedDataParallel``, else all that there are. Ranks that
             train models of their own give a group of one.
+        fresh_steps: count the steps of grown connections from their growth. With
+            ``False`` they go by the optimiser's count.
 
     Returns:
         The :class:`Topology`; ``.masks`` are the current masks.
@@ -357,6 +413,8 @@ def attach(
     Raises:
         TopologyError: for LBFGS, an object that is not a method, or parameters
             that are frozen, attached already (to any optimiser) or not held by this one;
+            for an optimiser whose state is nested or of low precision, out of the reach of
+            masks, or that counts steps in a way that is not known (see ``fresh_steps``);
             in a CUDA graph's capture if the method changes masks; on all ranks if their
             masks differ, now or at an update.
         MaskError: if the masks do not fit the model.
@@ -372,4 +430,6 @@ def attach(
         >>> topology.updates, topology.masks.nnz, int(net.weight.count_nonzero()) <= 20
         (1, 20, True)
     """
-    return Topology(model, optimizer, Masks(masks), method, seed, around, process_group)
+    return Topology(
+        model, optimizer, Masks(masks), method, seed, around, process_group, fresh_steps
+    )

@@ -120,11 +120,12 @@ class Memory:
 
 def restored(
     named: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
-) -> tuple[Memory, dict[str, Tensor], dict[str, Tensor]]:
+) -> tuple[Memory, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """What a state remembers, each on the device of its weight.
 
     Returns:
-        What the method keeps; values that were set aside; positions where weights live on.
+        What the method keeps; values that were set aside; positions where weights live on;
+        births of connections.
 
     Raises:
         TopologyError: if a name is none of these.
@@ -132,14 +133,15 @@ def restored(
     named = dict(named)
     aside: dict[str, Tensor] = {}
     stored: dict[str, Tensor] = {}
+    born: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
-        for part, tensors in (("aside", aside), ("stored", stored)):
+        for part, tensors in (("aside", aside), ("stored", stored), ("born", born)):
             if f"{part}/{name}" in named:
                 tensors[name] = named.pop(f"{part}/{name}").to(parameter.device)
     memory = Memory.of(named)
     for name, parameter in parameters.items():
         memory.to(name, parameter.device)
-    return memory, aside, stored
+    return memory, aside, stored, born
 
 
 def _check_tensor(shown: str, key: str, value: Any) -> None:

@@ -101,6 +101,10 @@ class Method(Value):
         """Return the sorted flat positions of one layer's new connections."""
         raise NotImplementedError
 
+    def empties(self, name: str) -> bool:
+        """Say whether a layer is meant to end without connections; else a warning names it."""
+        return False
+
     def stored(self, layers: Layers) -> Mapping[str, Int64[Tensor, " k"]] | None:
         """Return positions at which weights live on though the forward pass leaves them out.
 

@@ -127,7 +127,10 @@ class SET(Method):
         """Drop and grow given numbers of connections of one layer, by the scores."""
         active = connections.active
         drop_score = _fitting("drop_score", self.drop_score(active), active)
-        scores = (_fitting("grow_score", self.grow_score(v), v) for v in connections.blocks())
+        scores = (
+            connections.growable(_fitting("grow_score", self.grow_score(view), view))
+            for view in connections.blocks()
+        )
         return regrown(connections.indices, drop_score, scores, drop, grow)
 
     def last_update(self, steps: int) -> int:
@@ -273,6 +276,11 @@ class GradualPruning(Method):
         density = cubic(final, self.start, self.stop, self.power)(connections.moment.step)
         count = round(density * connections.size)
         return pruned(connections.indices, connections.values.abs(), count)
+
+    def empties(self, name: str) -> bool:
+        """Whether the final density of the layer is 0."""
+        final = self.density
+        return (final.get(name) if isinstance(final, Mapping) else final) == 0
 
     @property
     def grows(self) -> bool:

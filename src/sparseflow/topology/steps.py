@@ -235,7 +235,7 @@ class Attached:
             for p in group["params"]:
                 if id(p) not in self._steps:
                     continue
-                _, kind, steps = self._steps[id(p)]
+                kind, steps = self._steps[id(p)][1:]
                 if not _belongs(optimizer, steps()):
                     raise TopologyError(
                         f"{type(optimizer).__name__} steps a weight of shape {tuple(p.shape)} "

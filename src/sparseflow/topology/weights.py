@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparseflow.core.errors import MaskError, TopologyError
 from sparseflow.core.functional import RowGradient
+from sparseflow.core.layouts import padding_rows
 from sparseflow.core.parallel import Ranks, is_sharded, local, part_like, whole
 from sparseflow.core.parameters import SparseWeight, named_weights, sparse_weights
 from sparseflow.core.select import find
@@ -35,11 +36,12 @@ class MaskedWeight:
         off_forward: where the forward pass finds zeros.
         aside: values that live on though the forward pass leaves them out; None where
             the parameter holds all there is.
+        padding: row of an embedding that stands for padding, and has no connections.
     """
 
-    def __init__(self, name: str, parameter: nn.Parameter) -> None:
+    def __init__(self, name: str, parameter: nn.Parameter, padding: int | None = None) -> None:
         """Look after a parameter, without a mask so far."""
-        self.name, self.parameter = name, parameter
+        self.name, self.parameter, self.padding = name, parameter, padding
         self.passes = DensePasses(name)
         self.aside: Tensor | None = None
         self._where: Entry
@@ -128,6 +130,16 @@ class MaskedWeight:
         grad = torch.zeros_like(self.parameter) if grad is None else grad
         return self.passes.read(grad, self.parameter, self._where.mask(), unit)
 
+    def places(self, positions: Tensor) -> tuple[Tensor, Tensor | slice]:
+        """Where connections are in what this rank holds, and which of them it holds."""
+        if not is_sharded(self.parameter):
+            return positions, slice(None)
+        numbers = positions.new_zeros(self.shape.numel())
+        numbers[positions] = torch.arange(1, len(positions) + 1, device=positions.device)
+        here = part_like(numbers.view(self.shape), self.parameter).reshape(-1)
+        at = here.nonzero().squeeze(1)
+        return at, here[at] - 1
+
     is_dense = True
 
     def read(self, mask: Entry) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
@@ -144,6 +156,8 @@ class SparseValues:
         parameter: the layer's values.
         passes: what the backward passes since the last step recorded.
     """
+
+    padding = None  # embeddings have no sparse form
 
     def __init__(self, name: str, layer: SparseWeight) -> None:
         """Look after a layer."""
@@ -221,6 +235,10 @@ class SparseValues:
         grad = torch.zeros_like(self.parameter) if grad is None else grad
         return self.passes.read(grad, self.parameter.detach(), unit)
 
+    def places(self, positions: Tensor) -> tuple[Tensor, Tensor | slice]:
+        """Where connections are among the values: all of them are here."""
+        return find(positions, self.indices())[0], slice(None)
+
     is_dense = False
 
     def read(self, mask: Entry) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
@@ -259,10 +277,11 @@ def weights_under(
     """
     masks.check(model)
     named, layers = named_weights(model), sparse_weights(model)
+    padding = padding_rows(model)
     weights: dict[str, Weight] = {
         name: SparseValues(name, layers[name])
         if name in layers
-        else MaskedWeight(name, named[name])
+        else MaskedWeight(name, named[name], padding.get(id(named[name])))
         for name in masks
     }
     for weight in weights.values():
