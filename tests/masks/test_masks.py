@@ -421,9 +421,7 @@ def test_a_layer_left_without_weights_is_named():
     assert masks.counts == {"0.weight": 370, "2.weight": 0}
     assert sf.make_masks(layers, {"0.weight": 0.1, "2.weight": 0.0}).counts["2.weight"] == 0
     assert sf.make_masks(layers, 0.0).nnz == 0
-    with pytest.warns(
-        UserWarning, match=r"^2\.weight left without a weight at the densities"
-    ):
+    with pytest.warns(UserWarning, match=r"^2\.weight left without a weight at the densities"):
         sf.make_masks(layers, {"0.weight": 0.1, "2.weight": 1e-4})
 
 

@@ -31,8 +31,8 @@ def matching(makers: Iterable[Callable[[int], RunSpec]], store: Store) -> list[R
     runs = {run.id: run for run in store.runs() if run.finished}
     seeds = sorted({run.spec.seeds.data for run in runs.values()})
     wanted = (make(seed) for make in makers for seed in seeds)
-    found = {(spec.recipe, identity(spec)): spec for spec in wanted}
-    return [Run(runs[i].path, spec, runs[i].code) for (_, i), spec in found.items() if i in runs]
+    asked = {(spec.recipe, identity(spec)): spec for spec in wanted}
+    return [Run(runs[i].path, spec, runs[i].code) for (_, i), spec in asked.items() if i in runs]
 
 
 def remeasure(run: Run, step: int, *, device: str = "cpu") -> dict[str, Any]:
