@@ -15,6 +15,7 @@ from rich.console import Console
 
 from benchmarks.curvature import curvature
 from benchmarks.flow import gradient_flow
+from benchmarks.fresh import fresh_loss, fresh_step
 from benchmarks.gpu.cuda import cuda_initialisation, cuda_memory, cuda_steps
 from benchmarks.initialisation import initialisation
 from benchmarks.progress import NotHereError, progress, skipped
@@ -79,6 +80,10 @@ GROUPS = {
     "scale": Group(
         {"sweep": sweep_overhead, "store": store},
         Path("results/benchmarks-scale.json"),
+    ),
+    "fresh": Group(
+        {"fresh-step": fresh_step, "fresh-loss": fresh_loss},
+        Path("results/benchmarks-fresh.json"),
     ),
     "cuda": Group(
         {"cuda-steps": cuda_steps, "cuda-init": cuda_initialisation, "cuda-memory": cuda_memory},

@@ -100,30 +100,32 @@ def test_capturable_optimisers_keep_the_masks(optimizer: str, gpu: torch.device)
     assert_same_training(ours, trained("cpu", "rigl", optimizer), gpu)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("method", ["static", "set", "rigl", "prune"])
 def test_the_host_waits_for_updates_alone(
     method: str,
+    optimizer: str,
     device: torch.device,
     no_waiting: Callable[[], AbstractContextManager[None]],
 ) -> None:
     net = network().to(device)
     masks = sf.sparsify(net, 0.4, pattern="constant_fan_in")
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    stepping = OPTIMIZERS[optimizer](net.parameters())
     rules = {"prune": sf.GradualPruning(0.1, 4, 8, 4), "static": sf.Static()}
     cls = sf.RigL if method == "rigl" else sf.SET
-    topology = sf.attach(net, optimizer, masks, rules.get(method) or cls(sf.every(4)))
+    topology = sf.attach(net, stepping, masks, rules.get(method) or cls(sf.every(4)))
     batches = [tuple(t.to(device) for t in batch(step)) for step in range(9)]
     quiet = 0
     for step, examples in enumerate(batches):
-        optimizer.zero_grad()
+        stepping.zero_grad()
         if step and not topology.method.due(step + 1):  # the first step makes the momentum
             with no_waiting():
                 loss(net, examples).backward()
-                optimizer.step()
+                stepping.step()
             quiet += 1
         else:
             loss(net, examples).backward()
-            optimizer.step()
+            stepping.step()
     assert (quiet, topology.updates) == ((8, 0) if method == "static" else (6, 2))
 
 

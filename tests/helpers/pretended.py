@@ -81,8 +81,10 @@ def carry_out(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     here = [t for t in tensors if not isinstance(t, Pretended) and t.ndim]
     if there and here and name not in MIXED:
         raise RuntimeError(f"{func}: expected all tensors on one device, found cpu and {NAME}")
-    to_host, from_host = kind == "cpu", name == "_to_copy" and not there
-    if name in WAITS or here or to_host or from_host or _counts(name, args):
+    # Of a copy that need not be waited for the memory is taken to be page-locked.
+    copied = name == "_to_copy" and not kwargs.get("non_blocking")
+    moved = copied and (kind == "cpu" or not there)
+    if name in WAITS or (there and here) or moved or _counts(name, args):
         waited.append(name)
     args, kwargs = pytree.tree_map(lambda t: getattr(t, "raw", t), (args, kwargs))
     if kind == NAME:

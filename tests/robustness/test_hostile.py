@@ -25,7 +25,7 @@ from sparseflow.core.errors import SpecError, StoreError
 from sparseflow.report import load_results, markdown_table, write_report
 from sparseflow.report.results import Results, encode
 from sparseflow.runs import Store, execute
-from sparseflow.runs.identity import identity
+from sparseflow.runs.hashing import identity
 from sparseflow.runs.spec import as_data, from_data
 from sparseflow.train.checkpoint import resume_extra
 

@@ -261,7 +261,7 @@ EVENT = st.tuples(st.booleans(), st.booleans(), st.integers(0, 2**32 - 1))
 @given(
     kind=st.sampled_from(["Adam", "AdamW", "RAdam", "Adamax"]),
     events=st.lists(EVENT, min_size=3, max_size=14),
-    small=st.sampled_from([0, 1 << 16]),
+    small=st.sampled_from([0, 11, 1 << 12]),
     apart=st.booleans(),
 )
 @settings(max_examples=15, deadline=None)

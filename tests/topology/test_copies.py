@@ -178,6 +178,13 @@ def test_a_method_of_ones_own_that_grows_padding_is_refused():
         sf.propose(Everything(), net, masks, sf.Moment(1, 1.0))
 
 
+def test_weights_without_values_are_not_attached():
+    net = nn.Linear(8, 6, device="meta")
+    masks = sf.full_masks(sf.maskable(net))
+    with pytest.raises(TopologyError, match="weight on the meta device have no values"):
+        sf.attach(net, torch.optim.SGD(net.parameters(), lr=0.1), masks, sf.Static())
+
+
 # ---- collapse
 
 

@@ -22,12 +22,12 @@ def adam(model: nn.Module) -> torch.optim.Adam:
     return torch.optim.Adam(model.parameters(), lr=0.01)
 
 
-def start(method: sf.Method, model: nn.Module | None = None):
+def start(method: sf.Method, model: nn.Module | None = None, **options: bool):
     """A sparse network, always the same, its optimiser and topology."""
     model = network() if model is None else model
     masks = sf.sparsify(model, density=0.3, init=None)
     optimizer = adam(model)
-    return model, optimizer, sf.attach(model, optimizer, masks, method)
+    return model, optimizer, sf.attach(model, optimizer, masks, method, **options)
 
 
 def assert_exact(model: nn.Module, optimizer: torch.optim.Optimizer, masks: sf.Masks) -> None:
@@ -93,7 +93,9 @@ def test_names_of_a_compiled_model_are_those_of_the_model_inside():
 @pytest.mark.parametrize("method", METHODS)
 def test_autocast_in_bfloat16(method):
     """A forward pass rounds to 8 bits; the loop by hand does the same on masked copies."""
-    model, optimizer, topology = start(METHODS[method])
+    model, optimizer, topology = start(
+        METHODS[method], fresh_steps=False
+    )  # the plain Adam by hand knows no ages
     plain, masks = network(), topology.masks
     plain_optimizer = adam(plain)
     masks.apply(plain)

@@ -150,7 +150,7 @@ def _parent_text(parent: dict[str, Any]) -> str:
 def _parents(run: Any) -> list[dict[str, Any]]:
     """Parents by the field that they come in, with their fields that are not the run's own."""
     from sparseflow.runs.describe import ABSENT, differences
-    from sparseflow.runs.identity import identity
+    from sparseflow.runs.hashing import identity
 
     rows = []
     for field in ("mask", "weights"):

@@ -14,7 +14,7 @@ from sparseflow.recipes.extend import attached, is_attached
 from sparseflow.recipes.family import FAMILIES
 from sparseflow.recipes.make import make_spec
 from sparseflow.runs.describe import ABSENT, pairs, text_of
-from sparseflow.runs.identity import identity
+from sparseflow.runs.hashing import identity
 from sparseflow.runs.override import assigned, path_of, scaled, with_seeds
 from sparseflow.runs.run import Run
 from sparseflow.runs.spec import RunSpec

@@ -14,7 +14,7 @@ from sparseflow.recipes.departure import code_behind, departure
 from sparseflow.recipes.extend import is_attached
 from sparseflow.report.results import Results, RunValues, StartValues, Told
 from sparseflow.runs import Run, RunSpec
-from sparseflow.runs.identity import code_of_run
+from sparseflow.runs.hashing import code_of_run
 
 WIDTH = 92
 """Signs of a line of a command."""

@@ -14,7 +14,7 @@ from sparseflow.core.values import UnknownValue, Value, kind_of
 from sparseflow.recipes.departure import departure
 from sparseflow.report.results import described
 from sparseflow.runs import Run, RunSpec, identity, with_seeds
-from sparseflow.runs.identity import NAMELESS
+from sparseflow.runs.hashing import NAMELESS
 from sparseflow.runs.spec import fields
 
 Setting = tuple[str, float | str]

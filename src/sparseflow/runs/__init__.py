@@ -2,7 +2,7 @@
 
 from sparseflow.runs.audit import Finding, inspect
 from sparseflow.runs.execution import check_device
-from sparseflow.runs.identity import identity
+from sparseflow.runs.hashing import identity
 from sparseflow.runs.jobs import Executor, Local, Ray
 from sparseflow.runs.jobs.graph import Graph, Job, plan
 from sparseflow.runs.jobs.sweep import sweep

@@ -17,7 +17,7 @@ from sparseflow.core.documents import load_document
 from sparseflow.core.errors import SpecError, StoreError
 from sparseflow.masks import Masks
 from sparseflow.masks.state import State
-from sparseflow.runs.identity import code_of_run, identity
+from sparseflow.runs.hashing import code_of_run, identity
 from sparseflow.runs.journal import Mark, check
 from sparseflow.runs.spec import RunSpec
 from sparseflow.train.checkpoint import load_state, resume_extra

@@ -9,7 +9,7 @@ from pathlib import Path
 from sparseflow.core.code import Code
 from sparseflow.core.documents import load_document, save_document
 from sparseflow.core.errors import SpecError, StoreError
-from sparseflow.runs.identity import NUMERICS, code_of_run, identity, identity_of_data
+from sparseflow.runs.hashing import NUMERICS, code_of_run, identity, identity_of_data
 from sparseflow.runs.run import Run
 from sparseflow.runs.spec import RunSpec, as_data, from_data
 

@@ -24,7 +24,7 @@ from sparseflow.core.values import USE
 from sparseflow.plotting.figure import Figure
 from sparseflow.plotting.table import Table
 from sparseflow.runs import Run, Store
-from sparseflow.runs.identity import NUMERICS
+from sparseflow.runs.hashing import NUMERICS
 from sparseflow.studies.evidence import Evidence
 
 

@@ -12,17 +12,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, compress
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Int32, Int64, Shaped
+from jaxtyping import Int32, Int64
 from torch import Tensor
 from torch.optim import Optimizer
 
 from sparseflow.core.errors import TopologyError
 from sparseflow.core.parallel import local
 from sparseflow.core.select import find
+from sparseflow.core.transfer import sent
 from sparseflow.masks import Masks
 from sparseflow.topology.bias import Group, Update
 from sparseflow.topology.weights import Weight
@@ -30,8 +32,8 @@ from sparseflow.topology.weights import Weight
 SETTLING = 1000
 """Steps between two looks for connections whose age makes no difference any more."""
 
-SMALL = 1 << 16
-"""Weights up to this size are read and written together: for them calls cost, not bytes."""
+SMALL = 1 << 12
+"""Weights up to this size are read with one call for all of them."""
 
 
 class Ages:
@@ -84,6 +86,7 @@ class Ages:
             if len(old):
                 young = births.masked_fill(torch.isin(births, old), 0)
                 self._keep(name, young, self._positions[name])
+        self._gather()  # here, where a GPU is waited for anyway
 
     def settle_at(self, step: int) -> None:
         """Let go of the old now and then, by a count of steps that is saved.
@@ -104,9 +107,12 @@ class Ages:
         if self._update is not None:
             yield self._optimizer.register_step_post_hook(self._after_step)
 
-    def _before_step(self, *_: Any) -> None:
+    def _gather(self) -> None:
         if self.births and self._young is None:
             self._young = list(self._groups())
+
+    def _before_step(self, *_: Any) -> None:
+        self._gather()
         for young in self._young or ():
             young.note()
 
@@ -152,11 +158,12 @@ class Ages:
         assert self._update is not None
         group = self._optimizer.param_groups[self._group(weight)]
         steps = self._steps(weight.name)
-        ages = torch.cat([births.new_tensor([steps]), steps - births]) + 1  # at the next step
-        factors = torch.stack(tuple(self._update.factors(ages.clamp_(min=1).double(), group)))
+        ages = np.array([steps, *(steps - birth for birth in births.tolist())]) + 1.0  # next time
+        factors = np.stack(self._update.factors(ages.clip(min=1), group))
         own, each = factors[:, :1], factors[:, 1:]
         rounding = torch.finfo(_precise(weight.parameter.dtype)).eps / 4
-        return births[((each - own).abs() <= rounding * own.abs()).all(0)]
+        old = (abs(each - own) <= rounding * abs(own)).all(0)
+        return births[torch.from_numpy(old).to(births.device)]
 
     def _group(self, weight: Weight) -> int:
         for number, group in enumerate(self._optimizer.param_groups):
@@ -172,7 +179,7 @@ class Ages:
             parameter = self._weights[name].parameter
             alike[self._group(self._weights[name]), parameter.dtype, parameter.device].append(name)
         for (group, *_), names in alike.items():
-            names.sort(key=lambda name: _size(self._weights[name]))  # small ones are one piece
+            names.sort(key=lambda name: _size(self._weights[name]))  # the small ones come first
             yield _Young(
                 self._optimizer,
                 group,
@@ -213,14 +220,23 @@ class _Young:
             places.append(here)
         self._members = torch.cat(members)
         owners = [torch.full_like(born, i) for i, born in enumerate(cohorts)]
-        counted = torch.as_tensor(self._states()[0]["step"]).device  # often the host
-        self._births = torch.cat(cohorts).to(counted, torch.float64)
-        self._owners = torch.cat(owners).long().to(counted)
-        self._pieces = list(_pieces([_size(weight) for weight in weights], places))
+        counted = torch.as_tensor(self._states()[0]["step"]).device
+        self._births: Any = torch.cat(cohorts).to(counted, torch.float64)
+        self._owners: Any = torch.cat(owners).long().to(counted)
+        self._on_host = counted.type == "cpu"
+        if self._on_host:
+            self._births, self._owners = self._births.numpy(), self._owners.numpy()
+        self._places = places
+        sizes = [_size(weight) for weight in weights]
+        self._small = sum(size <= SMALL for size in sizes)
+        if self._small:
+            starts = accumulate(sizes[: self._small - 1], initial=0)
+            joined = zip(places[: self._small], starts, strict=True)
+            self._joined = torch.cat([at + start for at, start in joined])
 
     def note(self) -> None:
         """Keep the weights before a step."""
-        self._before = self._read([weight.parameter.detach() for weight in self._weights])
+        (self._before,) = self._read([weight.parameter.detach() for weight in self._weights])
 
     @torch.no_grad()
     def write(self) -> None:
@@ -230,11 +246,11 @@ class _Young:
             return
         update, states = self._update, self._states()
         group = self._optimizer.param_groups[self._index]
-        moments = [self._read([s[key] for s in states]) for key in update.moments(group)]
+        moments = self._read(*([s[key] for s in states] for key in update.moments(group)))
         gradient = None
         if update.gradient:
             parameters = [weight.parameter for weight in self._weights]
-            gradient = self._read([p if p.grad is None else p.grad for p in parameters])
+            (gradient,) = self._read([p if p.grad is None else p.grad for p in parameters])
         factors = self._factors(states, group)
         # Set by GradScaler for the time of the step, where a fused optimiser itself skips it.
         skipped = getattr(self._optimizer, "found_inf", None)
@@ -244,75 +260,50 @@ class _Young:
             after = torch.where(skipped > 0, self._before, after)
         dtype = self._weights[0].parameter.dtype
         after = (torch.view_as_complex(after) if dtype.is_complex else after).to(dtype)
-        own = [local(weight.parameter.detach()) for weight in self._weights]
-        parts = after.split([len(piece.places) for piece in self._pieces])
-        for piece, values in zip(self._pieces, parts, strict=True):
-            piece.write(own, values, stepped)
+        parts = after.split([len(places) for places in self._places])
+        for i in compress(range(len(parts)), stepped):
+            own = local(self._weights[i].parameter.detach())
+            flat = own.reshape(-1).index_copy_(0, self._places[i], parts[i])
+            if not own.is_contiguous():  # else written in place
+                own.copy_(flat.view(own.shape))
 
     def _states(self) -> list[Mapping[str, Any]]:
         return [self._optimizer.state[weight.parameter] for weight in self._weights]
 
     def _factors(self, states: Sequence[Mapping[str, Any]], group: Group) -> Sequence[Tensor]:
         """What depends on the age, for every connection."""
-        steps = torch.stack([torch.as_tensor(state["step"]) for state in states])
+        counts = [state["step"] for state in states]
+        steps = np.array([float(n) for n in counts]) if self._on_host else torch.stack(counts)
         # At least 1: an older state of the optimiser may have been loaded alone.
-        ages = (steps[self._owners] - self._births).clamp_(min=1)
-        factors = torch.stack(tuple(self._update.factors(ages, group)))
-        factors = factors.to(self._before.device, self._before.dtype, non_blocking=True)
+        ages = (steps[self._owners] - self._births).clip(min=1)
+        by_cohort = self._update.factors(ages, group)
+        factors = (
+            torch.from_numpy(np.stack(by_cohort))
+            if self._on_host
+            else torch.stack(tuple(by_cohort))
+        )
+        factors = sent(factors.to(self._before.dtype), self._before.device)
         factors = factors.index_select(1, self._members)
         return (factors if self._before.ndim == 1 else factors.unsqueeze(-1)).unbind()
 
-    def _read(self, tensors: Sequence[Tensor]) -> Tensor:
-        """One number for each connection, in float32 at least; a pair of them if complex."""
-        here = [local(tensor) for tensor in tensors]
-        parts = [piece.read(here) for piece in self._pieces]
-        vector = parts[0] if len(parts) == 1 else torch.cat(parts)
-        vector = torch.view_as_real(vector) if vector.is_complex() else vector
-        return vector.to(_precise(vector.dtype))
-
-
-class _Piece:
-    """Weights that are read and written together: one large one, or all the small ones."""
-
-    def __init__(
-        self, which: Sequence[int], sizes: Sequence[int], places: Sequence[Int64[Tensor, " _"]]
-    ) -> None:
-        """Take the places of the connections in each weight.
+    def _read(self, *kinds: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Numbers of each kind, one a connection, in float32 at least; pairs of them if complex.
 
         Args:
-            which: the weights, among those of a :class:`_Young`.
-            sizes: of these weights.
-            places: flat, in these weights.
+            kinds: for each a tensor of every weight.
         """
-        self._which = which
-        starts = accumulate(sizes, initial=0)
-        self.places = torch.cat([at + start for at, start in zip(places, starts, strict=False)])
-
-    def read(self, tensors: Sequence[Tensor]) -> Shaped[Tensor, " n"]:
-        """The connections' numbers in tensors of the weights' shapes."""
-        return self._flat(tensors).index_select(0, self.places)
-
-    def write(self, tensors: Sequence[Tensor], values: Tensor, stepped: Sequence[bool]) -> None:
-        """Write the connections' numbers into those tensors that took a step."""
-        mine = [i for i in self._which if stepped[i]]
-        if not mine:
-            return
-        flat = self._flat(tensors).index_copy_(0, self.places, values)
-        if len(self._which) > 1 or not tensors[mine[0]].is_contiguous():  # else written in place
-            parts = flat.split([tensors[i].numel() for i in self._which])
-            after = {i: p.view(tensors[i].shape) for i, p in zip(self._which, parts, strict=True)}
-            torch._foreach_copy_([tensors[i] for i in mine], [after[i] for i in mine])
-
-    def _flat(self, tensors: Sequence[Tensor]) -> Tensor:
-        flat = [tensors[i].reshape(-1) for i in self._which]
-        return flat[0] if len(flat) == 1 else torch.cat(flat)
-
-
-def _pieces(sizes: Sequence[int], places: Sequence[Tensor]) -> Iterator[_Piece]:
-    small = [i for i, size in enumerate(sizes) if size <= SMALL]
-    large = [[i] for i, size in enumerate(sizes) if size > SMALL]
-    for which in [small, *large] if small else large:
-        yield _Piece(which, [sizes[i] for i in which], [places[i] for i in which])
+        here = [[local(tensor).reshape(-1) for tensor in tensors] for tensors in kinds]
+        parts = []
+        if self._small:
+            # One call for all: for such weights it is calls that cost, not bytes.
+            joined = torch.cat([tensor for tensors in here for tensor in tensors[: self._small]])
+            parts.append(joined.view(len(kinds), -1).index_select(1, self._joined))
+        for i in range(self._small, len(self._weights)):
+            each = [tensors[i].index_select(0, self._places[i]) for tensors in here]
+            parts.append(torch.stack(each))
+        numbers = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        numbers = torch.view_as_real(numbers) if numbers.is_complex() else numbers
+        return numbers.to(_precise(numbers.dtype)).unbind()
 
 
 def _size(weight: Weight) -> int:

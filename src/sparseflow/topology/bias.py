@@ -28,6 +28,9 @@ from torch import optim as optimisers
 
 Group = Mapping[str, Any]
 Vector = Float[Tensor, " ..."]
+Ages = Any
+"""Ages in float64, at least 1: an array where the optimiser's counts of steps are on the host,
+which is far faster for a few, and a tensor elsewhere. Factors use what both can do."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,14 @@ class Update:
 
     Attributes:
         moments: names of the state that it reads, each with one number a weight.
-        factors: the numbers that depend on ages (float64, at least 1), one vector each.
+        factors: the numbers that depend on :data:`Ages`, one vector of the same kind each.
         stepped: the weights after a step, from those before it, the moments after it
             (both may be overwritten), the factors and the gradient as the moments saw it.
         gradient: whether it reads the gradient as well.
     """
 
     moments: Callable[[Group], Sequence[str]]
-    factors: Callable[[Vector, Group], Sequence[Vector]]
+    factors: Callable[[Ages, Group], Sequence[Any]]
     stepped: Callable[[Vector, Sequence[Vector], Sequence[Vector], Vector | None, Group], Vector]
     gradient: bool = False
 
@@ -87,9 +90,9 @@ def _adam_moments(group: Group) -> Sequence[str]:
     return ("exp_avg", "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq")
 
 
-def _adam_factors(age: Vector, group: Group) -> Sequence[Vector]:
+def _adam_factors(age: Ages, group: Group) -> Sequence[Any]:
     beta1, beta2 = group["betas"]
-    return 1 / (1 - beta1**age), (1 - beta2**age).sqrt()
+    return 1 / (1 - beta1**age), (1 - beta2**age) ** 0.5
 
 
 def _adam(
@@ -103,24 +106,30 @@ def _adam(
     del gradient
     (mean, square), (longer, root) = moments, factors
     denominator = square.sqrt_().div_(root).add_(group["eps"])
-    change = mean.mul_(longer).div_(denominator).mul_(group["lr"])
-    return _decayed(weight, group, group["decoupled_weight_decay"]).sub_(change)
+    weight = _decayed(weight, group, group["decoupled_weight_decay"])
+    if isinstance(rate := group["lr"], Tensor):
+        return weight.sub_(mean.mul_(longer).div_(denominator).mul_(rate))
+    return weight.addcdiv_(mean.mul_(longer), denominator, value=-rate)
 
 
-def _nadam_factors(age: Vector, group: Group) -> Sequence[Vector]:
+def _nadam_factors(age: Ages, group: Group) -> Sequence[Any]:
     beta1, beta2 = group["betas"]
     momentum = _nadam_momentum(age, beta1, group["momentum_decay"])
     coming = _nadam_momentum(age + 1, beta1, group["momentum_decay"])
-    products = _nadam_products(float(beta1), float(group["momentum_decay"])).to(age.device)
-    product = products[age.clamp(max=len(products)).long() - 1]
+    products = _nadam_products(float(beta1), float(group["momentum_decay"]))
+    place = age.clip(max=len(products)) - 1
+    if isinstance(place, Tensor):
+        product = products.to(place.device)[place.long()]
+    else:
+        product = products.numpy()[place.astype(int)]
     return (
         (1 - momentum) / (1 - product),
         coming / (1 - product * coming),
-        (1 - beta2**age).sqrt(),
+        (1 - beta2**age) ** 0.5,
     )
 
 
-def _nadam_momentum(age: Vector, beta1: float, decay: float) -> Vector:
+def _nadam_momentum(age: Ages, beta1: float, decay: float) -> Any:
     return beta1 * (1 - 0.5 * 0.96 ** (age * decay))
 
 
@@ -148,19 +157,18 @@ def _nadam(
     return _decayed(weight, group, decoupled).sub_(change.mul_(group["lr"]))
 
 
-def _radam_factors(age: Vector, group: Group) -> Sequence[Vector]:
+def _radam_factors(age: Ages, group: Group) -> Sequence[Any]:
     """Of the step without and with rectification; one of the two is zero."""
     beta1, beta2 = group["betas"]
     longer, rest = 1 / (1 - beta1**age), 1 - beta2**age
     last = 2 / (1 - beta2) - 1
     length = last - 2 * age * beta2**age / rest
     rectified = length > 5
-    above = length.clamp(min=5)  # no root of a negative number where it is not used
+    if last <= 5:  # it never is
+        return longer, 0 * longer
+    above = length.clip(min=5)  # no root of a negative number where it is not used
     ratio = (above - 4) * (above - 2) * last / ((last - 4) * (last - 2) * above)
-    return (
-        torch.where(rectified, 0, longer),
-        torch.where(rectified, longer * (ratio * rest).sqrt(), 0),
-    )
+    return longer * ~rectified, longer * (ratio * rest) ** 0.5 * rectified
 
 
 def _radam(

@@ -49,6 +49,11 @@ def check(model: nn.Module, optimizer: torch.optim.Optimizer, masks: Masks, meth
     masks.check(model)
     owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
     named = named_weights(model)
+    if meta := [name for name in masks if named[name].is_meta]:
+        raise TopologyError(
+            f"{', '.join(meta)} on the meta device have no values to keep sparse: move the model "
+            'first, model.to_empty(device="cpu")'
+        )
     missing = [name for name in masks if id(named[name]) not in owned]
     if missing:
         raise TopologyError(f"the optimiser does not hold the masked {', '.join(missing)}")

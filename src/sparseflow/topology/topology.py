@@ -126,8 +126,9 @@ class Topology:
         optimizer = self._steps.optimizers[0]
         check_copy(optimizer, self._model, self.method, memo)
         parts = copy.deepcopy(self._model, memo), memo[id(optimizer)], self.masks, self.method
-        options = self._seed, self._around, self._ranks.group, self._fresh_steps
-        twin = Topology(*parts, *options)
+        twin = Topology(
+            *parts, self._seed, self._around, self._ranks.group, fresh_steps=self._fresh_steps
+        )
         memo[id(self)] = twin
         twin.load_state_dict(self.state_dict())
         if not self._handles:

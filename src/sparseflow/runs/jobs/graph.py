@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sparseflow.runs.identity import code_of_run, identity
+from sparseflow.runs.hashing import code_of_run, identity
 from sparseflow.runs.run import Run
 from sparseflow.runs.spec import RunSpec, ancestors, parents
 from sparseflow.runs.store import Store

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sparseflow.core.errors import SparseUnavailable
-from sparseflow.runs.identity import NUMERICS
+from sparseflow.runs.hashing import NUMERICS
 from sparseflow.runs.jobs.executor import Ended, Lost, Task, attempt
 from sparseflow.sparse.kernels.library import core
 

@@ -118,6 +118,8 @@ def _rewritten(root: nn.Module, traced: Trace) -> SparseModel:
         if node.op == "get_attr" and "_tensor_constant" in str(node.target):
             setattr(root, str(node.target), getattr(traced.skeleton, str(node.target)))
     graph, chains = blocked_graph(root, traced.graph)
+    for node in graph.nodes:
+        node.meta = {}  # shapes served the rewriting; some of their parts cannot be pickled
     for name, chain in chains.items():
         root.add_module(name, chain)
     ranks = tuple(e.ndim if isinstance(e, Tensor) else None for e in traced.example)
