@@ -93,9 +93,8 @@ def test_names_of_a_compiled_model_are_those_of_the_model_inside():
 @pytest.mark.parametrize("method", METHODS)
 def test_autocast_in_bfloat16(method):
     """A forward pass rounds to 8 bits; the loop by hand does the same on masked copies."""
-    model, optimizer, topology = start(
-        METHODS[method], fresh_steps=False
-    )  # the plain Adam by hand knows no ages
+    # The loop by hand has plain Adam steps, which know no ages of connections.
+    model, optimizer, topology = start(METHODS[method], fresh_steps=False)
     plain, masks = network(), topology.masks
     plain_optimizer = adam(plain)
     masks.apply(plain)
