@@ -236,6 +236,21 @@ def test_sparsify_may_keep_the_weights():
     assert before.abs()[masks["weight"]].min() >= before.abs()[~masks["weight"]].max()
 
 
+def test_weights_chosen_by_magnitude_are_kept_unless_an_initialisation_is_asked_for():
+    """A trained layer is not drawn afresh without a word."""
+    model = nn.Linear(64, 64)
+    before = model.weight.detach().clone()
+    masks = sf.sparsify(model, 0.5, pattern="magnitude")
+    assert torch.equal(model.weight, before * masks["weight"])
+    drawn, named = nn.Linear(64, 64), nn.Linear(64, 64)
+    drawn.load_state_dict({"weight": before, "bias": model.bias})
+    sf.sparsify(drawn, 0.5, pattern="magnitude", init="fan_in")
+    assert not torch.equal(drawn.weight, model.weight)
+    masks = sf.sparsify(drawn, 0.5)
+    sf.initialise(sf.maskable(named), masks, "fan_in")
+    assert torch.equal(drawn.weight, named.weight)
+
+
 # ---- bad input
 
 

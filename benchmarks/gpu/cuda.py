@@ -8,7 +8,7 @@ through all of it with tiny networks on the CPU, which times nothing of interest
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -97,7 +97,7 @@ def works(tiny: bool) -> list[Work]:
 
     def channels_last(device: torch.device) -> nn.Module:
         with device:
-            return resnet50(widths).to(memory_format=torch.channels_last)
+            return resnet50(widths).to(device, memory_format=torch.channels_last)
 
     def gpt(device: torch.device) -> nn.Module:
         with device:
@@ -128,7 +128,7 @@ def _interleaved(
     name: str,
     work: Work,
     device: torch.device,
-    sides: dict[str, Callable[[], object]],
+    sides: Mapping[str, Callable[[], object]],
     share: float,
 ) -> Timings:
     cuda = device.type == "cuda"

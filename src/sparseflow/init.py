@@ -18,6 +18,7 @@ from sparseflow.core.random import generator
 from sparseflow.core.registry import Registry
 from sparseflow.core.values import USE, Value, registering
 from sparseflow.masks import Masks, make_masks
+from sparseflow.masks.masks import check_padding
 
 Counted = Literal["dense", "layer", "neuron"]
 Fan = Literal["in", "out", "avg"]
@@ -58,7 +59,7 @@ C = TypeVar("C", bound=Initialisation)
 
 
 @dataclass(frozen=True)
-class Mark:
+class InitMark:
     """How recipes and reports know an initialisation.
 
     Attributes:
@@ -80,17 +81,19 @@ class Mark:
 
 MASKED_DENSE, FAN_IN = "masked-dense", "fan-in"
 _MARKS = {
-    "dense": Mark("", MASKED_DENSE, "masked dense", ("#6f6c65", "#aaa69c"), (0, (1.2, 1.3)), "o"),
-    "layer": Mark(
+    "dense": InitMark(
+        "", MASKED_DENSE, "masked dense", ("#6f6c65", "#aaa69c"), (0, (1.2, 1.3)), "o",
+    ),
+    "layer": InitMark(
         "-liu", "liu", "layer-scaled (Liu et al.)", ("#0091d5", "#45b5f0"), (0, (4.5, 1.6)), "s",
     ),
-    "neuron": Mark(
+    "neuron": InitMark(
         "+", FAN_IN, "per-neuron fan-in (paper's, +)", ("#d45f01", "#ff8a45"), "-", "D",
     ),
 }  # fmt: skip
 
 
-def marks() -> dict[str, Mark]:
+def marks() -> dict[str, InitMark]:
     """Marks of all initialisations by the names under which they are registered.
 
     >>> [mark.suffix for mark in marks().values()]
@@ -123,7 +126,7 @@ def register_init(name: str, *, label: str = "") -> Callable[[type[C]], type[C]]
     """
     if name in NAMED:
         raise SpecError(f"initialisation {name!r} is one of sparseflow's: choose another name")
-    return registering(INITS, name, marks={name: Mark(f"-{name}", name, label or name)})
+    return registering(INITS, name, marks={name: InitMark(f"-{name}", name, label or name)})
 
 
 @registering(INITS, *_MARKS, marks=_MARKS)
@@ -209,7 +212,8 @@ def deviation(layer: Layer, mask: Bool[Tensor, "*w"], init: Init) -> Float[Tenso
     else:
         fan = (layer.fan_in(counted) + layer.fan_out(counted)) / 2
     if init.kind == "layer":
-        fan = fan * mask.float().mean()
+        # On the CPU: a GPU multiplies by 1/n where a CPU divides, and may round otherwise.
+        fan = fan * mask.cpu().float().mean()
     return torch.where(fan > 0, init.scale / fan, 0.0).sqrt()
 
 
@@ -240,7 +244,8 @@ def initialise(
             put out their bias alone.
 
     Raises:
-        MaskError: if a mask names no layer or does not fit it.
+        MaskError: if a mask names no layer, does not fit it, or has connections in the
+            row of an embedding that stands for padding.
 
     Example:
         >>> net = nn.Linear(64, 32)
@@ -255,6 +260,7 @@ def initialise(
         if name not in layers or mask.shape != layers[name].shape:
             raise MaskError(f"mask {name!r} of shape {tuple(mask.shape)} fits no layer")
         layer, weight = layers[name], layers[name].values()
+        check_padding(name, mask, layer.padding)
         draw = rule.draw(layer, mask, generator(seed, *stream, name))
         weight.copy_(draw.to(weight.device).mul(mask.to(weight.device)))
         dead += int((~layer.neurons(mask).any(1)).sum())
@@ -283,7 +289,7 @@ def sparsify(
     *,
     allocation: str = "erk",
     pattern: str = "random",
-    init: str | Initialisation | None = "fan_in",
+    init: str | Initialisation | None = "auto",
     seed: int = 0,
     layers: Mapping[str, Layer] | None = None,
 ) -> Masks:
@@ -294,7 +300,8 @@ def sparsify(
         density: share of weights to keep, over all maskable layers or one each.
         allocation: ``uniform``, ``er``, ``erk`` or ``magnitude``.
         pattern: ``random``, ``magnitude``, ``uneven`` or ``constant_fan_in``.
-        init: see :func:`initialise`; None keeps the model's own weights.
+        init: see :func:`initialise`; None keeps the model's own weights. ``auto`` keeps
+            them if ``pattern`` chooses by magnitude, else draws by ``fan_in``.
         seed: of the masks and of the weights.
         layers: from :func:`sparseflow.maskable`, to choose what becomes sparse.
 
@@ -315,6 +322,8 @@ def sparsify(
         )
     chosen = maskable(model) if layers is None else layers
     masks = make_masks(chosen, density, allocation=allocation, pattern=pattern, seed=seed)
+    if init == "auto":
+        init = None if pattern == "magnitude" else "fan_in"
     if init is None:
         masks.apply(model)
     else:

@@ -6,6 +6,7 @@ lie and notes when the host waits; ``cpu`` only proves that the tests are well-f
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -46,7 +47,9 @@ def no_waiting(device: torch.device) -> Callable[[], AbstractContextManager[None
 
     @contextmanager
     def on_cuda() -> Iterator[None]:
-        torch.cuda.set_sync_debug_mode("error")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
+            torch.cuda.set_sync_debug_mode("error")
         try:
             yield
         finally:

@@ -12,6 +12,7 @@ from torch import nn
 
 import sparseflow as sf
 from sparseflow.topology import Topology
+from sparseflow.topology.steps import Steps
 
 STEPS, EACH, HALF = 7, sf.every(2), sf.constant(0.5)
 METHODS: dict[str, Callable[[], sf.Method]] = {
@@ -92,37 +93,47 @@ def test_fused_optimisers_keep_the_masks(optimizer: str, gpu: torch.device) -> N
     assert_same_training(ours, trained("cpu", "rigl", optimizer), gpu)
 
 
+@pytest.mark.filterwarnings("ignore:This instance was constructed with capturable")
 @pytest.mark.parametrize("optimizer", CAPTURABLE)
 def test_capturable_optimisers_keep_the_masks(optimizer: str, gpu: torch.device) -> None:
     ours = trained(gpu, "rigl", optimizer, capturable=True)
     assert_same_training(ours, trained("cpu", "rigl", optimizer), gpu)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("method", ["static", "set", "rigl", "prune"])
 def test_the_host_waits_for_updates_alone(
     method: str,
+    optimizer: str,
     device: torch.device,
     no_waiting: Callable[[], AbstractContextManager[None]],
 ) -> None:
     net = network().to(device)
     masks = sf.sparsify(net, 0.4, pattern="constant_fan_in")
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    stepping = OPTIMIZERS[optimizer](net.parameters())
     rules = {"prune": sf.GradualPruning(0.1, 4, 8, 4), "static": sf.Static()}
     cls = sf.RigL if method == "rigl" else sf.SET
-    topology = sf.attach(net, optimizer, masks, rules.get(method) or cls(sf.every(4)))
+    topology = sf.attach(net, stepping, masks, rules.get(method) or cls(sf.every(4)))
     batches = [tuple(t.to(device) for t in batch(step)) for step in range(9)]
     quiet = 0
     for step, examples in enumerate(batches):
-        optimizer.zero_grad()
+        stepping.zero_grad()
         if step and not topology.method.due(step + 1):  # the first step makes the momentum
             with no_waiting():
                 loss(net, examples).backward()
-                optimizer.step()
+                stepping.step()
             quiet += 1
         else:
             loss(net, examples).backward()
-            optimizer.step()
+            stepping.step()
     assert (quiet, topology.updates) == ((8, 0) if method == "static" else (6, 2))
+
+
+def test_the_loss_scale_is_read_for_updates_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    monkeypatch.setattr(Steps, "unit", property(lambda steps: reads.append(steps) or 1.0))
+    _, topology = trained("cpu", "rigl", "adamw")
+    assert len(reads) == topology.updates == 3
 
 
 def test_a_state_loads_on_either_device(device: torch.device) -> None:

@@ -13,6 +13,7 @@ from sparseflow.core.errors import TopologyError
 from sparseflow.topology import Topology
 
 WARM = 3
+pytestmark = pytest.mark.filterwarnings("ignore:This instance was constructed with capturable")
 
 
 def made(
@@ -122,7 +123,7 @@ def test_loaded_masks_take_the_memory_of_those_before() -> None:
     masks = sf.sparsify(net, 0.4, pattern="constant_fan_in")
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     topology = sf.attach(net, optimizer, masks, sf.Static())
-    before = [m for w in topology._weights.values() for _, m in w.products({})]
+    before = [m for w in topology._weights.values() for _, m in w.products([])]
     other = sf.make_masks(sf.maskable(net), 0.2, seed=7)
     topology.load_state_dict(topology.state_dict() | {"masks": dict(other.items())})
     for held, mask in zip(before, other.values(), strict=True):

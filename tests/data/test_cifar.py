@@ -94,6 +94,7 @@ def test_what_is_no_cifar_is_refused(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not Path(os.environ.get(FOLDER, "/nowhere"), "cifar10").is_dir(),
     reason=f"{FOLDER} names no folder with cifar10",
@@ -171,7 +172,15 @@ def tiny(name: str, *extra: str) -> RunSpec:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "short", ["dense", "small-dense", "prune", "prune-restart", "lottery", "static-liu", "rigl+"]
+    "short",
+    [
+        "prune-restart",
+        "rigl+",
+        *(
+            pytest.param(name, marks=pytest.mark.soak)
+            for name in ("dense", "small-dense", "prune", "lottery", "static-liu")
+        ),
+    ],
 )
 def test_recipes_run(short: str, cifar: Path, tmp_path: Path) -> None:
     run = execute(tiny(f"resnet20-cifar10/{short}"), Store(tmp_path))

@@ -180,10 +180,18 @@ def three_steps(name: str, *extra: str) -> RunSpec:
 @pytest.mark.parametrize(
     "name",
     [
-        "resnet50-imagenet/dense", "resnet50-imagenet/rigl+", "resnet50-imagenet/lottery",
-        "vgg16-imagenet/scratch-liu", "vgg16-imagenet/set",
+        "resnet50-imagenet/rigl+",
+        "vgg16-imagenet/set",
+        *(
+            pytest.param(name, marks=pytest.mark.soak)
+            for name in (
+                "resnet50-imagenet/dense",
+                "resnet50-imagenet/lottery",
+                "vgg16-imagenet/scratch-liu",
+            )
+        ),
     ],
-)  # fmt: skip
+)
 def test_three_steps(name: str, imagenet: Path, tmp_path: Path) -> None:
     spec = three_steps(name)
     assert (spec.train.steps, spec.train.label_smoothing, spec.data.augment) == (3, 0.1, True)

@@ -13,7 +13,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from sparseflow.plotting.vocabulary import parse_recipe
-from sparseflow.report import Results, RunFigures, load_results
+from sparseflow.report import Results, RunValues, load_results
 from sparseflow.studies import Agreement, Distances, Line, Plane, Record, Spectrum, Updates
 from sparseflow.studies.agreement import Ensemble, GroupRecord, Member
 from sparseflow.studies.update import Trial
@@ -61,12 +61,12 @@ def reproduction(*, seed: int = 0, thin: int = 1) -> Results:
     return replace(found, runs=tuple(runs), evidence=evidence(seed=seed))
 
 
-def _thinned(run: RunFigures, thin: int) -> RunFigures:
+def _thinned(run: RunValues, thin: int) -> RunValues:
     columns = {name: getattr(run.flow, name)[::thin] for name in run.flow.__struct_fields__}
     return replace(run, flow=replace(run.flow, **columns))
 
 
-def _child(found: Results, group: str, seed: int) -> RunFigures:
+def _child(found: Results, group: str, seed: int) -> RunValues:
     """A run of a group, in the likeness of its recipe's first."""
     recipe = group.partition(":")[0]
     like = next(run for run in found.runs if run.recipe == recipe)

@@ -6,7 +6,7 @@ import msgspec
 from msgspec.structs import replace
 
 from sparseflow.core.documents import save_document
-from sparseflow.report import Results, RunFigures, StartFigures, load_results
+from sparseflow.report import Results, RunValues, StartValues, load_results
 from sparseflow.report.results import EvalCurve, FlowCurve, Norms, UpdateCurve
 from sparseflow.runs import Run, RunSpec, Store
 
@@ -14,12 +14,12 @@ FAMILY = "lenet5-mnist"
 NAMES = ("total", "kernels", "biases", "dense")
 
 
-def figures(recipe: str, seed: int = 0, accuracy: float = 97.0, **changes: object) -> RunFigures:
+def figures(recipe: str, seed: int = 0, accuracy: float = 97.0, **changes: object) -> RunValues:
     """A run that was never trained."""
     norms, steps = Norms(0.2, 0.1, 0.17, 0.4), (0, 200, 400, 600)
     rise = tuple(0.1 * (seed + 1) * (i + 1) for i in range(4))
     moves = ("rigl" in recipe or "set" in recipe) or None
-    run = RunFigures(
+    run = RunValues(
         recipe=recipe, variant="", id=f"{recipe}-{seed}", seeds=(seed, seed, seed), density=0.05,
         steps=600, published=False, test_accuracy=accuracy, test_loss=0.1, train_accuracy=98.0,
         active=2210, start=norms, early=norms, whole=norms, window=51, distance=3.0, cosine=0.4,
@@ -31,12 +31,12 @@ def figures(recipe: str, seed: int = 0, accuracy: float = 97.0, **changes: objec
     return replace(run, **changes)
 
 
-def start(init: str, sparsity: float, value: float) -> StartFigures:
+def start(init: str, sparsity: float, value: float) -> StartValues:
     norms = Norms(value, value, value, value)
-    return StartFigures(init, sparsity, "0", f"{init}{sparsity}", norms, value, value, 0)
+    return StartValues(init, sparsity, "0", f"{init}{sparsity}", norms, value, value, 0)
 
 
-def results(*runs: RunFigures, at_start: tuple[StartFigures, ...] = ()) -> Results:
+def results(*runs: RunValues, at_start: tuple[StartValues, ...] = ()) -> Results:
     return Results(FAMILY, "a trial", 0.05, 600, runs, at_start)
 
 

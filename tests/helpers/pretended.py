@@ -20,13 +20,22 @@ WAITS = {"_local_scalar_dense", "equal", "is_nonzero", "masked_select", "nonzero
 MIXED = {"_to_copy", "copy_", "index", "index_put", "index_put_", "_index_put_impl_"}
 """Operations that take what they are given from the host; copies, and indices, are noted."""
 
-
 waited: list[str] = []
 _libraries: list[torch.library.Library] = []
 """Registrations end with the object that made them."""
 
 
-class Pretended(Tensor):
+class _Plain(type(Tensor)):
+    """To those who compare types it is no subclass: a tensor on a GPU is none either."""
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is Tensor
+
+    def __hash__(cls) -> int:
+        return hash(Tensor)
+
+
+class Pretended(Tensor, metaclass=_Plain):
     """A tensor on the device; ``raw`` has its values."""
 
     raw: Tensor
@@ -72,12 +81,10 @@ def carry_out(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     here = [t for t in tensors if not isinstance(t, Pretended) and t.ndim]
     if there and here and name not in MIXED:
         raise RuntimeError(f"{func}: expected all tensors on one device, found cpu and {NAME}")
-    if (
-        name in WAITS
-        or here
-        or (there and kind == "cpu")
-        or (kind == NAME and name == "_to_copy" and not there)
-    ):
+    # Of a copy that need not be waited for the memory is taken to be page-locked.
+    copied = name == "_to_copy" and not kwargs.get("non_blocking")
+    moved = copied and (kind == "cpu" or not there)
+    if name in WAITS or (there and here) or moved or _counts(name, args):
         waited.append(name)
     args, kwargs = pytree.tree_map(lambda t: getattr(t, "raw", t), (args, kwargs))
     if kind == NAME:
@@ -93,6 +100,17 @@ def carry_out(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return given[id(value)] if id(value) in given else Pretended(value)
 
     return pytree.tree_map(wrapped, out)
+
+
+def _counts(name: str, args: Any) -> bool:
+    """Say whether a mask is an index, whose True entries have to be counted first.
+
+    Setting them all to one number takes no counting.
+    """
+    if name not in MIXED or not name.startswith(("index", "_index")):
+        return False
+    masks = [t for t in args[1] if t is not None and t.dtype == torch.bool]
+    return bool(masks) and (name == "index" or args[2].numel() > 1)
 
 
 class _Mode(TorchDispatchMode):

@@ -111,6 +111,25 @@ def test_the_loop_by_hand_is_the_same(tmp_path):
         torch.testing.assert_close(model.get_parameter(name).detach(), weight, rtol=1e-4, atol=1e-5)
 
 
+def test_a_search_has_a_folder_and_masks_for_each_trial(tmp_path):
+    """As ``hyperparameter_search`` does it: another folder, and a model made for the trial."""
+    trainer, callback, _ = trainer_in(tmp_path, options={"max_steps": 4, "save_steps": 2})
+    ends = []
+    for trial in (1, 2):
+        folder = tmp_path / f"run-{trial}"
+        trainer._get_output_dir = lambda trial=None, folder=folder: str(folder)
+        trainer.train()
+        ends.append(callback.masks)
+        steps = {path.parent.name for path in folder.rglob(FILE)}
+        assert steps == {"checkpoint-2", "checkpoint-4"}
+        trainer.model, trainer.optimizer, trainer.lr_scheduler = gpt2(), None, None
+        trainer.model_wrapped = trainer.model
+    assert not (tmp_path / "checkpoint-2").exists()
+    assert ends[0].counts == ends[1].counts
+    started = MASKS(gpt2())
+    assert sf.churn(started, ends[1]) < 1 - 0.7**2 + 0.05  # two updates of new masks, not four
+
+
 def test_what_is_logged_goes_through_the_trainer(tmp_path):
     trainer, callback, watch = trainer_in(tmp_path, probe=tokens(99))
     trainer.train()

@@ -8,7 +8,7 @@ from helpers.small import batch, network
 from torch.utils.data import DataLoader, TensorDataset
 
 import sparseflow as sf
-from sparseflow.core.errors import StoreError, TopologyError
+from sparseflow.core.errors import KernelError, StoreError, TopologyError
 from sparseflow.integrations.lightning import SparseCallback, pytorch
 
 pytestmark = [
@@ -188,6 +188,53 @@ def test_it_detaches_when_training_fails(tmp_path):
         trainer.fit(model, data())
     assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
     assert callback.masks is not None
+
+
+SWA = pytorch.callbacks.StochasticWeightAveraging
+AVERAGES = {
+    "SWA": lambda: SWA(0.01, swa_epoch_start=1, annealing_epochs=1),
+    "average": lambda: pytorch.callbacks.WeightAveraging(device="cpu", use_buffers=False),
+}
+
+
+class Truly(Regression):
+    """The same network, truly sparse; one that was not trained keeps its weights."""
+
+    def __init__(self):
+        super().__init__()
+        masks = MASKS(self.net)
+        self.net = sf.to_sparse(self.net, masks, batch(0)[0], force=True)
+        self.masks = sf.Masks({f"net.{name}": mask for name, mask in masks.items()})
+
+
+def averaged(tmp_path, kind, masks, method):
+    callback = SparseCallback(masks, method)
+    trainer = pytorch.Trainer(
+        max_epochs=4, callbacks=[callback, AVERAGES[kind]()], accelerator="cpu", logger=False,
+        default_root_dir=tmp_path, **QUIET,
+    )  # fmt: skip
+    return trainer, callback
+
+
+@pytest.mark.parametrize("kind", AVERAGES)
+def test_averaged_weights_end_under_the_final_masks(tmp_path, kind):
+    trainer, callback = averaged(tmp_path, kind, MASKS, METHODS["RigL"])
+    model = Regression()
+    with pytest.warns(UserWarning, match=r"\d+ weights outside of the final masks were not zero"):
+        trainer.fit(model, data())
+    for name, mask in callback.masks.items():
+        weight = model.get_parameter(name)
+        assert not weight[~mask].any()
+        assert weight[mask].count_nonzero() > 0.6 * mask.sum()  # some have only just grown
+
+
+@pytest.mark.parametrize("method", [sf.RigL(sf.every(2)), sf.RigL(sf.every(2, stop=10))])
+@pytest.mark.parametrize("kind", AVERAGES)
+def test_averages_of_truly_sparse_weights_are_refused(tmp_path, kind, method):
+    model = Truly()
+    trainer, _ = averaged(tmp_path, kind, model.masks, method)
+    with pytest.raises(KernelError, match="belong to different positions"):
+        trainer.fit(model, data())
 
 
 def test_one_of_several_optimisers(tmp_path):

@@ -421,3 +421,36 @@ def test_a_layer_left_without_weights_is_named():
     assert masks.counts == {"0.weight": 370, "2.weight": 0}
     assert sf.make_masks(layers, {"0.weight": 0.1, "2.weight": 0.0}).counts["2.weight"] == 0
     assert sf.make_masks(layers, 0.0).nnz == 0
+    with pytest.warns(UserWarning, match=r"^2\.weight left without a weight at the densities"):
+        sf.make_masks(layers, {"0.weight": 0.1, "2.weight": 1e-4})
+
+
+def test_shuffling_leaves_padding_rows_empty():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(10, 6, padding_idx=3), nn.Flatten(), nn.Linear(18, 2))
+    layers = sf.maskable(net, types=[nn.Embedding, nn.Linear])
+    masks = sf.make_masks(layers, 0.7)
+    shuffled = [sf.shuffle_masks(masks, seed, layers=layers) for seed in range(20)]
+    for each in shuffled:
+        assert each.counts == masks.counts
+        assert not each["0.weight"][3].any()
+    active = torch.stack([each["0.weight"] for each in shuffled]).sum(0)
+    assert active[torch.arange(10) != 3].min() > 0  # every other place is taken now and then
+    plain = sf.shuffle_masks(masks, 0)
+    assert torch.equal(plain["2.weight"], shuffled[0]["2.weight"])
+    for use in (plain.check, plain.apply, lambda net: sf.initialise(layers, plain)):
+        with pytest.raises(MaskError, match=r"connections in row 3, .*shuffle_masks takes layers="):
+            use(net)
+
+
+def test_the_padding_row_of_a_tied_weight_is_trained_and_so_an_ordinary_one():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.head = nn.Embedding(9, 6, padding_idx=0), nn.Linear(6, 9, bias=False)
+            self.head.weight = self.words.weight
+
+    net = Tied()
+    layers = sf.maskable(net, types=[nn.Embedding, nn.Linear])
+    assert [(name, layer.padding) for name, layer in layers.items()] == [("words.weight", None)]
+    sf.full_masks(layers).check(net)

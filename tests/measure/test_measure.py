@@ -11,6 +11,7 @@ import torch
 from helpers.small import assert_same, batch, loss, network, snapshot
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
 
 import sparseflow as sf
 from sparseflow.core.errors import MaskError, MeasureError
@@ -260,6 +261,15 @@ def test_signal_against_explicit_calculation():
         std = math.sqrt(float((tensor.double() - mean).square().sum()) / (n - 1))
         assert value == pytest.approx(std, rel=1e-6)
     assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_a_loader_holds_more_than_inputs():
+    model = nn.Linear(4, 2)
+    loader = DataLoader(TensorDataset(torch.randn(8, 4), torch.zeros(8)), batch_size=4)
+    with pytest.raises(MeasureError, match="the inputs are a DataLoader: pass those of one"):
+        sf.signal(model, loader, sf.maskable(model))
+    with pytest.raises(MeasureError, match="the inputs are a DataLoader: pass those of one"):
+        sf.flops(model, loader)
 
 
 def test_only_sparsity_aware_initialisations_hold_the_signal():

@@ -22,7 +22,7 @@ from sparseflow.paper.claims.functions import with_reference, within
 from sparseflow.paper.claims.start import fewer
 from sparseflow.paper.claims.updates import norm_change, recorded, tried
 from sparseflow.paper.judging import RATIO, Bound, Sample, against, alone
-from sparseflow.report import Results, RunFigures, StartFigures, load_results
+from sparseflow.report import Results, RunValues, StartValues, load_results
 from sparseflow.report.results import EvalCurve, FlowCurve, Norms, UpdateCurve
 from sparseflow.studies import Agreement, Line, Record, Spectrum, Updates
 from sparseflow.studies.agreement import Ensemble, GroupRecord, Member
@@ -53,13 +53,13 @@ def run(
     whole: float = 1.0,
     level: float = 1.0,
     rise: float | None = None,
-) -> RunFigures:
+) -> RunValues:
     """A run whose gradient norm is ``level`` times its loss, if it was ever trained."""
     loss = (2.0, 1.0, 0.4, 0.1)
     norm, none = tuple(level * v for v in loss), (None,) * 4
     moves = rise and UpdateCurve((100, 500), (0.2, 0.2), (0.2 * rise, 0.2 * rise), 2, 0)
     norms = [Norms(v, kernels, v, v) for v in (start, early, whole)]
-    return RunFigures(
+    return RunValues(
         recipe, "", f"{recipe}-{seed}", (seed, seed, seed), 0.05, 600, False, accuracy, 0.1, 98.0,
         2210, *norms, 51, 3.0, 0.4, 0.5, 0.6, 3,
         FlowCurve((0, 50, 400, 600), norm, none, none, none, loss, none, none),
@@ -68,7 +68,7 @@ def run(
 
 
 def results(
-    *runs: RunFigures, at_start: Sequence[StartFigures] = (), evidence: Sequence[Record] = ()
+    *runs: RunValues, at_start: Sequence[StartValues] = (), evidence: Sequence[Record] = ()
 ) -> Results:
     return Results("lenet5-mnist", "a trial", 0.05, 600, runs, tuple(at_start), tuple(evidence))
 
@@ -77,9 +77,9 @@ def each(recipe: str, effects: Effects, make: Callable[[float], dict[str, float]
     return [run(recipe, seed, **make(e)) for seed, e in enumerate(effects)]
 
 
-def initial(init: str, sparsity: float, effects: Effects) -> list[StartFigures]:
+def initial(init: str, sparsity: float, effects: Effects) -> list[StartValues]:
     return [
-        StartFigures(init, sparsity, str(s), "", Norms(1.0, 1.0, 1.0, 1.0), 1.0, math.exp(e), 0)
+        StartValues(init, sparsity, str(s), "", Norms(1.0, 1.0, 1.0, 1.0), 1.0, math.exp(e), 0)
         for s, e in enumerate(effects)
     ]
 
@@ -601,7 +601,7 @@ def test_updates_of_the_first_half_are_judged_apart() -> None:
     runs = [run("rigl+", s) for s in range(5)]
     fields = [{n: getattr(r, n) for n in r.__struct_fields__} for r in runs]
     ups = (1.2, 1.3, 1.25, 1.22, 1.28)
-    own = [RunFigures(**f | {"updates": moved(u)}) for f, u in zip(fields, ups, strict=True)]
+    own = [RunValues(**f | {"updates": moved(u)}) for f, u in zip(fields, ups, strict=True)]
     found = claim("update-norm", results(*own))
     verdicts = {j.window: j.verdict for j in found.judgements}
     assert verdicts == {"RigL, first half of training": "holds", "RigL, whole run": "does not hold"}

@@ -324,7 +324,7 @@ def test_the_papers_figures_stand_beside_its_own_settings_only(whole: Results) -
     other = replace(whole, runs=tuple(replace(run, published=False) for run in whole.runs))
     assert not any(row.paper for row in published_rows(other))
     assert "98.52 ± 0.02" not in published_markdown(other)
-    assert "so none stand beside" in published_markdown(other)
+    assert "so none stand next to" in published_markdown(other)
     said = [FIGURES["curvature-start"].finding(with_references(r)) for r in (whole, other)]
     assert [sentence.count("authors' code") for sentence in said] == [5, 0]
 

@@ -111,7 +111,7 @@ def test_references_stand_only_beside_the_authors_own_settings(
     found = with_references(collect([run], family=FAMILY, title="", published=published))
     assert (summary_rows(found)[0]["reference"] is not None) == published
     assert ("authors' code: accuracy" in markdown_table(found)) == published
-    assert ("so none stand beside" in markdown_table(found)) != published
+    assert ("so none stand next to" in markdown_table(found)) != published
 
 
 def test_other_families_have_no_references(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_damaged_metrics_are_one_clear_line(tmp_path: Path, damage: str) -> None
 
 
 def test_nothing_to_report_is_an_error() -> None:
-    with pytest.raises(StoreError, match="no finished run of lenet5-mnist"):
+    with pytest.raises(StoreError, match="no run of lenet5-mnist is finished"):
         collect([], family=FAMILY, title="")
 
 

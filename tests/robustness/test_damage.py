@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers.audit import audit
 from helpers.cli import Cli
 from helpers.small import alone
 from helpers.stored import tampered
@@ -16,7 +17,7 @@ from helpers.stored import tampered
 from sparseflow import studies
 from sparseflow.core.documents import SCHEMA, load_document, save_document
 from sparseflow.core.errors import StoreError
-from sparseflow.runs import Store, audit, execute
+from sparseflow.runs import Store, execute
 from sparseflow.runs.spec import RunSpec
 from sparseflow.studies import DistanceStudy, carry_out, point_of
 
@@ -134,12 +135,12 @@ def files_of(store: Store) -> dict[str, bytes]:
 
 
 def broken_files(store: Store) -> set[Path]:
-    return {f.path for f in [*audit(store), *studies.audit(store)] if f.broken}
+    return {f.path for f in audit(store) if f.broken}
 
 
 def mend(store: Store) -> None:
     """Do what the check says, and run again."""
-    for finding in [*audit(store), *studies.audit(store)]:
+    for finding in audit(store):
         if found := re.match(r"remove (\S+): ", finding.remedy):
             path = Path(found[1])
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -203,7 +204,7 @@ def check_resuming(store: Store, name: str, how: Damage, good: Store) -> None:
         mend(store)
     assert refused <= bool(broken)
     assert refused or harmless(name, how) or name in ("spec.json", *CHECKPOINTS[1:])
-    if list(audit(store)):  # a checkpoint that resuming did not need: now it refuses to be read
+    if audit(store):  # a checkpoint that resuming did not need: now it refuses to be read
         with pytest.raises(StoreError):
             everything(store)
         mend(store)
@@ -251,7 +252,7 @@ def test_damage_at_many_places(
         damage(store, name, how, rng)
         assert file in broken_files(store)
         file.write_bytes(content)
-    assert not list(audit(store))
+    assert not audit(store)
 
 
 def test_a_checkpoint_of_another_step_is_refused(finished: Store, tmp_path: Path) -> None:

@@ -290,7 +290,7 @@ def test_a_finished_sparse_run_needs_no_core(
 
 
 def test_the_default_leaves_old_runs_valid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparseflow.runs.spec.NUMERICS", 1)
+    monkeypatch.setattr("sparseflow.runs.hashing.NUMERICS", 1)
     assert identity(make_spec("lenet5-mnist/rigl+")) == "55bab6330f602d6a"
     made = [identity(spec_of("static", f"execution={e}")) for e in ("auto", "dense", "sparse")]
     assert made[0] == identity(spec_of("static"))

@@ -88,7 +88,7 @@ def test_a_task_returns_reports_or_fails() -> None:
     [
         (1, 1, ""),
         (1, 0, "its worker died: signal SIGKILL"),
-        (2, 1, "its worker died, 2 times: signal SIGKILL"),
+        pytest.param(2, 1, "its worker died, 2 times: signal SIGKILL", marks=pytest.mark.soak),
     ],
 )
 def test_a_death_costs_one_task_a_try(

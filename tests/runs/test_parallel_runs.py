@@ -13,10 +13,11 @@ from typing import Any
 import filelock
 import pytest
 from helpers import ranks
+from helpers.audit import audit
 from helpers.ranks import STOPPED, Crews
 
 from sparseflow.recipes import make_spec
-from sparseflow.runs import Run, Store, audit, execute
+from sparseflow.runs import Run, Store, execute
 from sparseflow.train.checkpoint import resume_extra
 
 pytestmark = pytest.mark.slow
@@ -146,7 +147,7 @@ def test_a_signal_stops_all_ranks_with_a_checkpoint(tmp_path: Path) -> None:
     stopped = resume_extra(run.resume_path, run.id)["step"]
     assert f"set+ seed 0: interrupted at step {stopped}:" in err
     assert "RuntimeError" not in err
-    assert not list(audit(Store(tmp_path)))
+    assert not audit(Store(tmp_path))
     job = torchrun(tmp_path)
     try:
         _, err = job.communicate(timeout=240)

@@ -80,7 +80,7 @@ def test_identity_reaches_into_parents() -> None:
 def test_identity_depends_on_the_numerics_version(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = make_spec("lenet5-mnist/dense")
     before = identity(spec)
-    monkeypatch.setattr("sparseflow.runs.spec.NUMERICS", 999)
+    monkeypatch.setattr("sparseflow.runs.hashing.NUMERICS", 999)
     assert identity(spec) != before
 
 
@@ -401,7 +401,7 @@ def test_matching_names_runs_as_asked_and_leaves_older_numerics_out(
     execute(as_rigl, store)
     (found,) = matching([lambda _: as_set], store)
     assert found.spec.recipe == "mlp-mnist/set+"
-    for module in ("spec", "store"):
+    for module in ("hashing", "store"):
         monkeypatch.setattr(f"sparseflow.runs.{module}.NUMERICS", 2)
     assert matching([lambda _: as_set], store) == []
 

@@ -1,6 +1,5 @@
 """A kind of study made known in one file has its probe, its file, its table and its figure."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,6 @@ from sparseflow.studies import (
     Point,
     Record,
     Study,
-    StudyKind,
     carry_out,
     register_study,
 )
@@ -76,9 +74,7 @@ FIGURE = Figure(
 
 @pytest.fixture
 def known() -> None:
-    register_study(
-        StudyKind(study=StepsStudy, record=Steps, probe="steps", takes=(1, 1), figures=(FIGURE,))
-    )
+    register_study(StepsStudy, Steps, probe="steps", takes=(1, 1), figures=(FIGURE,))
 
 
 @pytest.mark.usefixtures("known")
@@ -105,7 +101,7 @@ def test_what_nobody_made_known_is_damage(tmp_path: Path, cli: Cli) -> None:
 
 
 OWN = """
-from sparseflow.studies import Point, Record, Study, StudyKind, register_study
+from sparseflow.studies import Point, Record, Study, register_study
 from sparseflow.studies.study import Tagged
 
 class Length(Record, Tagged, frozen=True, tag="TAG"):
@@ -117,7 +113,7 @@ class LengthStudy(Study, Tagged, frozen=True, tag="TAG"):
     def measure(self, store):
         return Length(FACTOR * self.at.step)
 
-register_study(StudyKind(study=LengthStudy, record=Length, probe="PROBE", takes=(1, 1)))
+register_study(LengthStudy, Length, probe="PROBE", takes=(1, 1))
 """
 
 
@@ -155,4 +151,4 @@ def test_a_name_that_is_taken_is_refused(
 def test_study_and_record_bear_one_tag() -> None:
     kind = STUDIES["plane"]
     with pytest.raises(SpecError, match="study 'plane' has a record with the tag 'steps'"):
-        register_study(replace(kind, record=Steps))
+        register_study(kind.study, Steps, probe="plane", takes=(3, 3))

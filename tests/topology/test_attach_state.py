@@ -145,3 +145,59 @@ def test_an_update_that_is_owed_is_saved_too():
     topology.load_state_dict(state)
     take(model, optimizer, 3)
     assert (topology.step, topology.updates) == (4, 1)
+
+
+# ---- what a method remembers
+
+
+def remembering(method):
+    model = network()
+    masks = sf.sparsify(model, density=0.4, init=None)
+    optimizer = adam(model)
+    return model, optimizer, sf.attach(model, optimizer, masks, method)
+
+
+def test_an_update_that_is_deferred_leaves_what_the_method_remembers():
+    """The first layer is updated, and moves its state; the gradient of the second is infinite."""
+
+    class Counting(sf.RigL):
+        def update_layer(self, connections):
+            count = connections.state.get("count", torch.zeros_like(connections.values))
+            after = super().update_layer(connections)
+            connections.state["count"] = count + 1
+            return after
+
+    model, optimizer, topology = remembering(Counting(sf.every(1), sf.constant(0.0)))
+    for broken in (True, False):
+        optimizer.zero_grad()
+        off = ~topology.masks["2.weight"]
+        hook = model[2].weight.register_hook(lambda g, off=off: g.masked_fill(off, torch.inf))
+        if not broken:
+            hook.remove()
+        loss(model, batch(0)).backward()
+        hook.remove()
+        optimizer.step()
+        assert topology.updates == int(not broken)
+    memory = topology.state_dict()["memory"]
+    assert {name: tensor.unique().tolist() for name, tensor in memory.items()} == {
+        "state/0.weight/count": [1.0],
+        "state/2.weight/count": [1.0],
+    }
+
+
+def test_remembered_tensors_of_another_shape_are_refused():
+    class Counting(sf.SET):
+        def observe(self, layers):
+            for layer in layers.values():
+                layer.state["count"] = torch.ones_like(layer.values)
+
+    model, optimizer, topology = remembering(Counting(sf.every(2)))
+    take(model, optimizer, 0)
+    take(model, optimizer, 1)
+    state = topology.state_dict()
+    before = topology.masks
+    wrong = {**state, "memory": {**state["memory"], "state/0.weight/count": torch.ones(3)}}
+    with pytest.raises(TopologyError, match=r"state\['count'\] of 0\.weight has shape \(3,\)"):
+        topology.load_state_dict(wrong)
+    assert topology.masks == before
+    topology.load_state_dict(state)

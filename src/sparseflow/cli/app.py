@@ -173,24 +173,24 @@ def measure(
     made = {"scale": scale, "settings": settings or ()}
     store, numbers = sf.runs.Store(folder), parse_seeds(seeds)
     check_probe(probe)
-    found = places(names, numbers, at, store, **made)
+    points = places(names, numbers, at, store, **made)
     if probe == "flow":
-        check_count(probe, found)
-        show_flow(sf.runs.remeasure(found[0].run, found[0].step, device=device), as_json)
+        check_count(probe, points)
+        show_flow(sf.runs.remeasure(points[0].run, points[0].step, device=device), as_json)
         return
     if device != "cpu":
         raise SpecError(f"--probe {probe} measures on the CPU, not on --device {device}")
-    beside = places([reference], numbers[:1], at, store, **made)[0] if reference else None
+    other = places([reference], numbers[:1], at, store, **made)[0] if reference else None
     study = make_study(
-        probe, found, examples=examples, exact=exact, aligned=aligned, reference=beside
+        probe, points, examples=examples, exact=exact, aligned=aligned, reference=other
     )
-    seen = sf.studies.carry_out(study, store)
+    record = sf.studies.carry_out(study, store)
     if as_json:
         import msgspec
 
-        print_json(msgspec.to_builtins(seen))
+        print_json(msgspec.to_builtins(record))
         return
-    for shown in seen.tables():
+    for shown in record.tables():
         stdout.print(rich_table(shown))
 
 

@@ -29,7 +29,7 @@ def known_row(spec: Any, accuracy: float | None) -> dict[str, Any]:
     """Row of a run that is not in the store."""
     from sparseflow.cli.work import row_of
     from sparseflow.runs import Run, identity
-    from sparseflow.runs.spec import code_of_run
+    from sparseflow.runs.hashing import code_of_run
 
     run = Run(Path(identity(spec)), spec, code=code_of_run(spec))
     state = {"state": "known", "step": spec.train.steps, "test_accuracy": accuracy}

@@ -28,7 +28,7 @@ def places(
         store: where the runs are.
         making: scale and settings of the recipes.
     """
-    found = []
+    points = []
     for name in names:
         which, mark, step = name.partition("@")
         if "/" in which:
@@ -41,8 +41,8 @@ def places(
                 )
         else:
             runs = [store.find(which)]
-        found += [sf.studies.Place(run, step_of(run, step if mark else at)) for run in runs]
-    return found
+        points += [sf.studies.Place(run, step_of(run, step if mark else at)) for run in runs]
+    return points
 
 
 def check_probe(probe: str) -> None:
@@ -52,32 +52,32 @@ def check_probe(probe: str) -> None:
         raise SpecError(unknown("--probe", probe, ["flow", *kinds]))
 
 
-def check_count(probe: str, found: Sequence[sf.studies.Place]) -> None:
+def check_count(probe: str, points: Sequence[sf.studies.Place]) -> None:
     """Raise a SpecError unless a probe takes this number of checkpoints."""
     kinds = probes()
     low, high = kinds[probe].takes if probe in kinds else (1, 1)
-    if low <= len(found) <= (high or len(found)):
+    if low <= len(points) <= (high or len(points)):
         return
     need = f"{low}" if high else f"at least {low}"
     noun = "checkpoint" if need == "1" else "checkpoints"
-    raise SpecError(f"--probe {probe} is of {need} {noun}, not of {len(found)}")
+    raise SpecError(f"--probe {probe} is of {need} {noun}, not of {len(points)}")
 
 
-def make_study(probe: str, found: Sequence[sf.studies.Place], **options: Any) -> sf.studies.Study:
+def make_study(probe: str, points: Sequence[sf.studies.Place], **options: Any) -> sf.studies.Study:
     """Build the study of a probe.
 
     Args:
         probe: its name.
-        found: the checkpoints.
+        points: the checkpoints.
         options: of ``measure`` by name; those that are None or False are not given.
 
     Raises:
         SpecError: for too few or too many checkpoints, or an option of another probe.
     """
-    check_count(probe, found)
+    check_count(probe, points)
     kind = probes()[probe]
     given = {name: value for name, value in options.items() if value not in (None, False)}
     odd = [f"--{name}" for name in given if name not in kind.options]
     if odd:
         raise SpecError(f"--probe {probe} takes no {' and no '.join(odd)}")
-    return kind.study.of(found, **given)
+    return kind.study.of(points, **given)

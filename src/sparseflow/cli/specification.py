@@ -73,23 +73,23 @@ def diff(
     if len(names) != 2:
         raise SpecError(f"diff compares two runs or recipes, not {len(names)}")
     one, other = _named(names, folder, seed, scale, settings)
-    found = [each._asdict() for each in differences(one.spec, other.spec)]
+    rows = [each._asdict() for each in differences(one.spec, other.spec)]
     mine, theirs = ({code.file: code.digest for code in run.code} for run in (one, other))
     for file in dict.fromkeys((*mine, *theirs)):
         digests = mine.get(file, ABSENT), theirs.get(file, ABSENT)
         if digests[0] != digests[1]:
-            found.append({"path": f"code {file}", "one": digests[0], "other": digests[1]})
+            rows.append({"path": f"code {file}", "one": digests[0], "other": digests[1]})
     if as_json:
-        print_json({"one": one.id, "other": other.id, "fields": found})
+        print_json({"one": one.id, "other": other.id, "fields": rows})
         return
     heads = [f"{name} ({run.id[:8]})" for name, run in zip(names, (one, other), strict=True)]
-    rows = [{"field": r["path"], heads[0]: r["one"], heads[1]: r["other"]} for r in found]
+    shown = [{"field": r["path"], heads[0]: r["one"], heads[1]: r["other"]} for r in rows]
     if one.id == other.id:
         stdout.print(f"one run, {one.id}", highlight=False)
-    elif not rows:
+    elif not shown:
         stdout.print(f"the same fields, made by other numerics: {one.obsolete or other.obsolete}")
-    if rows:
-        stdout.print(table("differences", rows))
+    if shown:
+        stdout.print(table("differences", shown))
 
 
 def _named(
@@ -108,7 +108,7 @@ def _named(
 
 
 def _fields(run: Any) -> list[dict[str, Any]]:
-    """Rows of the specification, with the recipe's own value beside each."""
+    """Rows of the specification, with the recipe's own value next to each."""
     from sparseflow.core.errors import SparseflowError
     from sparseflow.recipes import make_spec
     from sparseflow.runs.describe import describe
@@ -150,7 +150,7 @@ def _parent_text(parent: dict[str, Any]) -> str:
 def _parents(run: Any) -> list[dict[str, Any]]:
     """Parents by the field that they come in, with their fields that are not the run's own."""
     from sparseflow.runs.describe import ABSENT, differences
-    from sparseflow.runs.spec import identity
+    from sparseflow.runs.hashing import identity
 
     rows = []
     for field in ("mask", "weights"):

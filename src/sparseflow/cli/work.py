@@ -119,13 +119,13 @@ def write_out(results: sf.report.Results, out: Path, as_json: bool) -> None:
     files = sf.paper.write_report(results, out)
     judged = sf.paper.claims(results) if results.evidence else []
     if as_json:
-        found = {"rows": sf.report.summary_rows(results)}
+        content = {"rows": sf.report.summary_rows(results)}
         if judged:
-            found |= {
+            content |= {
                 "claims": sf.paper.claims_rows(judged),
                 "published": sf.paper.published_data(results),
             }
-        print_json(found | {"files": [str(f) for f in files]})
+        print_json(content | {"files": [str(f) for f in files]})
         return
     tables = [sf.report.markdown_table(results)]
     if judged:

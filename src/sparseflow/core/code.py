@@ -37,7 +37,7 @@ class Code(NamedTuple):
     digest: str
 
 
-class Source(NamedTuple):
+class UserModule(NamedTuple):
     """What was asked for with ``--use``.
 
     Attributes:
@@ -51,7 +51,7 @@ class Source(NamedTuple):
     text: str = ""
 
 
-_USED: dict[str, Source] = {}
+_USED: dict[str, UserModule] = {}
 _SEEN: WeakKeyDictionary[Any, Code] = WeakKeyDictionary()
 """Source of each class and function as it was when first asked for, right after it was made:
 a file that changes later does not change what was loaded from it."""
@@ -74,7 +74,7 @@ def use(name: str | Path) -> None:
     """
     text = str(name)
     if not text.endswith(".py"):
-        load(Source(text))
+        load(UserModule(text))
         return
     path = Path(text).resolve()
     if not path.stem.isidentifier() or path.stem in sys.stdlib_module_names:
@@ -85,10 +85,10 @@ def use(name: str | Path) -> None:
         source = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"--use {text} cannot be read: {brief(error)}") from error
-    load(Source(path.stem, str(path), source))
+    load(UserModule(path.stem, str(path), source))
 
 
-def load(source: Source) -> None:
+def load(source: UserModule) -> None:
     """Import what :func:`use` found, also in another process."""
     before = _USED.get(source.module)
     if before == source:
@@ -110,7 +110,7 @@ def load(source: Source) -> None:
         raise SpecError(f"--use {where} fails to import: {brief(error)}") from error
 
 
-def used() -> tuple[Source, ...]:
+def used() -> tuple[UserModule, ...]:
     """Everything loaded so far, for a worker process to :func:`load`."""
     return tuple(_USED.values())
 
@@ -127,7 +127,7 @@ def to_use(codes: Iterable[Code]) -> tuple[str, ...]:
     )
 
 
-def load_all(sources: Iterable[Source]) -> None:
+def load_all(sources: Iterable[UserModule]) -> None:
     """Import what another process uses."""
     for source in sources:
         load(source)
@@ -210,7 +210,7 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _execute(source: Source) -> None:
+def _execute(source: UserModule) -> None:
     loaded = sys.modules.get(source.module)
     if loaded is not None and getattr(loaded, "__file__", None) != source.path:
         raise SpecError(

@@ -10,8 +10,9 @@ import dataclasses
 from typing import Any
 
 from sparseflow.core.errors import SpecError
+from sparseflow.core.fields import is_default
 from sparseflow.core.registry import Registry
-from sparseflow.core.values import PARTS, UnknownValue, Value, is_default, kind_of, make, path_of
+from sparseflow.core.values import PARTS, UnknownValue, Value, kind_of, make, path_of
 
 
 def written(value: Any) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from sparseflow.core.batches import Part
 from sparseflow.core.errors import MeasureError
@@ -150,7 +151,15 @@ def logits_of(output: Any) -> Tensor:
 
 
 def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of a model's call: one input, a tuple of them, or a mapping of named ones."""
+    """Arguments of a model's call: one input, a tuple of them, or a mapping of named ones.
+
+    Raises:
+        MeasureError: for a ``DataLoader``, whose batches may be more than inputs.
+    """
+    if isinstance(example, DataLoader):
+        raise MeasureError(
+            "the inputs are a DataLoader: pass those of one batch, such as x of x, y"
+        )
     if isinstance(example, Mapping):
         return (), dict(example)
     return (example if isinstance(example, tuple) else (example,)), {}

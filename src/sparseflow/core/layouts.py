@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from torch import nn
 
 from sparseflow.core.errors import MaskError, unknown
+from sparseflow.core.parametrised import originals
 
 Layout = Literal["out_in", "in_out", "lookup"]
 
@@ -94,6 +96,24 @@ def layout_of(module: type[nn.Module]) -> WeightLayout | None:
         if layout is not None:
             return layout
     return None
+
+
+def padding_rows(model: nn.Module) -> dict[int, int]:
+    """Rows of embeddings that stand for padding, by the id of the weight.
+
+    They have no gradient and stay zero. A weight that is tied to another module's has one
+    there, and is left out.
+    """
+    owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
+    rows: dict[int, int] = {}
+    for module in model.modules():
+        layout, row = layout_of(type(module)), getattr(module, "padding_idx", None)
+        if layout is not None and layout.layout == "lookup" and row is not None:
+            own = module.named_parameters(recurse=False)
+            weights = [p for local, p in own if re.fullmatch(layout.weights, local)]
+            weights += originals(module, layout.weights)
+            rows |= {id(p): row for p in weights if owners[id(p)] == 1}
+    return rows
 
 
 def default_names() -> str:

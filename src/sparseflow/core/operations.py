@@ -218,16 +218,6 @@ def arguments_of(layer: nn.Module, names: tuple[str, ...]) -> dict[str, Any]:
     return given | ({"bias": given["bias"] is not None} if "bias" in given else {})
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether calling a module runs hooks in addition to its forward."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
-
-
 def title(node: fx.Node, module: nn.Module | None) -> str:
     """Name a node as the model's author would."""
     if module is not None:

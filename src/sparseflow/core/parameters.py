@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from sparseflow.core.errors import MaskError
-from sparseflow.core.layouts import Layout, WeightLayout, default_names, layout_of
+from sparseflow.core.layouts import Layout, WeightLayout, default_names, layout_of, padding_rows
 from sparseflow.core.parallel import is_sharded
 from sparseflow.core.parametrised import check_zeros_stay, computed, originals
 from sparseflow.core.wrappers import bare
@@ -272,16 +272,17 @@ def maskable(
     """
     model, passes = bare(model), _filter(include, exclude, where)
     names = {id(p): name for name, p in model.named_parameters()}
+    padding = padding_rows(model)
     layers: dict[str, Layer] = {}
     for path, module, layout in _modules(model, types):
-        for layer in _layers_of(module, layout, names):
+        for layer in _layers_of(module, layout, names, padding):
             trained = layer.parameter.requires_grad and not _is_empty(layer.parameter)
             if trained and passes(layer.name, module):
                 layers.setdefault(layer.name, layer)
         for local in computed(module, layout.weights):
             if passes(name := f"{path}.{local}".lstrip("."), module):
                 raise MaskError(
-                    f"{name} is no parameter: a forward hook computes it from others (the older "
+                    f"{name} is not a parameter: a forward hook computes it from others (the older "
                     "weight_norm, spectral_norm or prune). Take torch.nn.utils.parametrizations "
                     "or remove the hook, or leave it out with exclude="
                 )
@@ -329,13 +330,15 @@ def _modules(
             yield path, module, layout
 
 
-def _layers_of(module: nn.Module, layout: WeightLayout, names: dict[int, str]) -> Iterator[Layer]:
-    own = module.named_parameters(recurse=False)
-    found = [parameter for local, parameter in own if re.fullmatch(layout.weights, local)]
+def _layers_of(
+    module: nn.Module, layout: WeightLayout, names: dict[int, str], padding: dict[int, int]
+) -> Iterator[Layer]:
+    parameters = module.named_parameters(recurse=False)
+    weights = [p for local, p in parameters if re.fullmatch(layout.weights, local)]
     groups = getattr(module, "groups", 1)
-    padding = getattr(module, "padding_idx", None) if layout.layout == "lookup" else None
-    for parameter in (*found, *originals(module, layout.weights)):
-        yield Layer(names[id(parameter)], parameter, module, layout.layout, groups, padding)
+    for parameter in (*weights, *originals(module, layout.weights)):
+        row = padding.get(id(parameter))
+        yield Layer(names[id(parameter)], parameter, module, layout.layout, groups, row)
 
 
 def _is_empty(parameter: nn.Parameter) -> bool:

@@ -20,13 +20,14 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache, reduce
+from functools import reduce
 from typing import Any, TypeVar
 
 import msgspec
 
 from sparseflow.core.code import Code, code_of
 from sparseflow.core.errors import SparseflowError, SpecError, brief, first_line, unknown
+from sparseflow.core.fields import exact, hints_of, is_default, is_required
 from sparseflow.core.registry import Registry
 
 V = TypeVar("V", bound="Value")
@@ -244,49 +245,6 @@ def plain_hint(hint: Any) -> Any:
 
 class _Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """No plain data fits a field that holds a value or a function."""
-
-
-@cache
-def hints_of(cls: type) -> dict[str, Any]:
-    """Types of the fields of a class."""
-    return typing.get_type_hints(cls)
-
-
-def is_required(field: dataclasses.Field[Any]) -> bool:
-    """Say whether a field has no default."""
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def is_default(value: Value, field: dataclasses.Field[Any]) -> bool:
-    """Say whether a field of a value has its default."""
-    if is_required(field):
-        return False
-    factory = field.default_factory
-    default = field.default if factory is dataclasses.MISSING else factory()
-    return getattr(value, field.name) == default
-
-
-# ---- numbers
-
-
-@cache
-def _scalar(hint: Any) -> Callable[[Any], Any] | None:
-    """What the numbers of a field are: bool, int or float."""
-    return next((t for t in (bool, int, float) if t in (hint, *typing.get_args(hint))), None)
-
-
-def exact(value: Any, hint: Any) -> Any:
-    """Write equal numbers alike, 1 as 1.0 where real ones belong: equal parts have one hash."""
-    if isinstance(value, tuple):
-        return tuple(exact(each, hint) for each in value)
-    scalar = _scalar(hint) if isinstance(value, bool | int | float) else None
-    if scalar is None:
-        return value
-    try:
-        number = scalar(value)
-    except (OverflowError, ValueError):  # beyond all floats, infinite or not a number
-        return value
-    return number + 0.0 if scalar is float else number if number == value else value
 
 
 # ---- functions

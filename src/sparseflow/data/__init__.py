@@ -6,16 +6,16 @@ from sparseflow.data.cifar import load_cifar10
 from sparseflow.data.dataset import Batch, Dataset, Examples, Split, in_batches
 from sparseflow.data.imagenet import load_imagenet
 from sparseflow.data.mnist import load_mnist
-from sparseflow.data.registry import DATA, Source, register_data
+from sparseflow.data.registry import DATA, DataSource, register_data
 
 __all__ = [
     "DATA",
     "Batch",
     "Batches",
     "CropFlip",
+    "DataSource",
     "Dataset",
     "Examples",
-    "Source",
     "Split",
     "in_batches",
     "load_cifar10",

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from sparseflow.core.transfer import sent
+
 Batch = tuple[Tensor, Tensor]
 """Inputs of a model, and classes."""
 
@@ -61,16 +63,6 @@ class Variation(Protocol):
     ) -> Float[Tensor, " n *shape"]:
         """Augment each input."""
         ...
-
-
-def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """Copy a tensor to a device without waiting for what a GPU is at.
-
-    Only from page-locked memory does such a copy join the GPU's queue.
-    """
-    if torch.device(device).type == "cuda" and not tensor.is_cuda:
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 def as_it_is(x: Tensor) -> Tensor:

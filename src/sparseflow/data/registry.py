@@ -14,7 +14,7 @@ from sparseflow.data.mnist import load_mnist
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """A data set before it is loaded.
 
     Attributes:
@@ -33,7 +33,7 @@ class Source:
     resized: bool = False
 
 
-DATA: Registry[Source] = Registry("data set", "register one with sf.register_data")
+DATA: Registry[DataSource] = Registry("data set", "register one with sf.register_data")
 
 
 def register_data(
@@ -65,7 +65,9 @@ def register_data(
 
     def add(make: Callable[[], Dataset]) -> Callable[[], Dataset]:
         once = lru_cache(maxsize=1)(make)
-        source = Source(lambda limit, _: once().first(limit), examples, classes, augmented=False)
+        source = DataSource(
+            lambda limit, _: once().first(limit), examples, classes, augmented=False
+        )
         DATA.add(name, source, make)
         return make
 
@@ -75,11 +77,11 @@ def register_data(
 register_data("mnist", examples=60_000, classes=10)(load_mnist)
 DATA.add(
     "cifar10",
-    Source(lambda limit, _: load_cifar10(limit), 50_000, 10, augmented=True),
+    DataSource(lambda limit, _: load_cifar10(limit), 50_000, 10, augmented=True),
     load_cifar10,
 )
 DATA.add(
     "imagenet",
-    Source(load_imagenet, 1_281_167, 1000, augmented=True, resized=True),
+    DataSource(load_imagenet, 1_281_167, 1000, augmented=True, resized=True),
     load_imagenet,
 )

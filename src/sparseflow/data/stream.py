@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sparseflow.core.errors import DataError
 from sparseflow.core.optional import need
-from sparseflow.data.dataset import Batch, Where, sent
+from sparseflow.core.transfer import sent
+from sparseflow.data.dataset import Batch, Where
 from sparseflow.data.parquet import reading
 
 BLOCK = 4096

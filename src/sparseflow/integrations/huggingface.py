@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sparseflow.core.errors import StoreError
 from sparseflow.core.files import load_tensors, save_tensors
 from sparseflow.core.functional import Loss
 from sparseflow.core.optional import need
+from sparseflow.core.wrappers import bare_optimizer
 from sparseflow.integrations.session import Saved, Session, Start
 from sparseflow.masks import Masks
 from sparseflow.topology import Method
@@ -52,7 +52,7 @@ class SparseCallback(transformers.TrainerCallback):
             <sparseflow.integrations.session.Session.metrics>`; by default the
             trainer's ``logging_steps``, unless its ``logging_strategy`` is ``no``.
         resume_from: the checkpoint folder that the trainer resumes from, if that is
-            not ``checkpoint-<step>`` in its ``output_dir``.
+            not the one that it writes itself.
 
     Raises:
         SparseflowError: on import, if the extra ``huggingface`` is not installed.
@@ -85,9 +85,8 @@ class SparseCallback(transformers.TrainerCallback):
         """Attach: to the checkpoint's masks if training resumes from one."""
         saved = None
         if step := state.global_step:
-            folder = Path(self._resume_from or Path(args.output_dir) / f"checkpoint-{step}")
-            saved = _read(folder, step)
-        self._session.begin(self._trainer.model, [_inner(self._trainer.optimizer)], saved)
+            saved = _read(Path(self._resume_from or self._checkpoint(step)), step)
+        self._session.begin(self._trainer.model, [bare_optimizer(self._trainer.optimizer)], saved)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Log if a log is due, and leave the trainer's log of this step as it is."""
@@ -103,7 +102,7 @@ class SparseCallback(transformers.TrainerCallback):
         """Add the topology to the checkpoint that has just been written."""
         if args.should_save and (saved := self._session.saved):
             tensors, meta = saved.packed()
-            path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / FILE
+            path = self._checkpoint(state.global_step) / FILE
             save_tensors(path, tensors, meta | {"trainer_step": state.global_step})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
@@ -111,11 +110,10 @@ class SparseCallback(transformers.TrainerCallback):
         best = state.best_model_checkpoint if args.load_best_model_at_end else None
         self._session.end(_read(Path(best), state.best_global_step).masks if best else None)
 
-
-def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The optimiser inside accelerate's wrapper, which skips steps while gradients accumulate."""
-    inner = getattr(optimizer, "optimizer", None)
-    return inner if isinstance(inner, torch.optim.Optimizer) else optimizer
+    def _checkpoint(self, step: int) -> Path:
+        """The trainer's own folder of a step: in a hyper-parameter search each trial has one."""
+        trial = getattr(self._trainer, "_trial", None)
+        return Path(self._trainer._get_output_dir(trial=trial)) / f"checkpoint-{step}"
 
 
 def _read(folder: Path, step: int) -> Saved:

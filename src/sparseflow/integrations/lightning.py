@@ -24,7 +24,8 @@ class SparseCallback(pytorch.Callback):
     Attaches to the trainer's optimiser when training begins and detaches at its
     end. Its state is part of every checkpoint, as encoded masks and JSON; training
     that resumes has the same masks as training that was never interrupted.
-    Gradient accumulation, clipping and mixed precision see sparse gradients.
+    Gradient accumulation, clipping and mixed precision see sparse gradients. Weights that
+    are averaged (``StochasticWeightAveraging``, ``WeightAveraging``) end under the final masks.
 
     Args:
         masks: masks of the module, by its parameters' names, or a function that makes
@@ -90,6 +91,10 @@ class SparseCallback(pytorch.Callback):
     def on_train_end(self, trainer: Any, pl_module: nn.Module) -> None:
         """Detach."""
         self._session.end()
+
+    def on_fit_end(self, trainer: Any, pl_module: nn.Module) -> None:
+        """Keep the masks on what other callbacks have made of the weights at the end."""
+        self._session.hold()
 
     def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
         """Detach, so that failed training leaves no hooks behind."""

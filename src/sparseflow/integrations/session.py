@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,9 +15,11 @@ from sparseflow.core.errors import StoreError, TopologyError
 from sparseflow.core.functional import Loss
 from sparseflow.core.parallel import whole
 from sparseflow.core.parameters import named_weights, sparse_weights
+from sparseflow.core.wrappers import bare
 from sparseflow.masks import Masks, churn
 from sparseflow.masks.state import under
 from sparseflow.measure import gradient_flow
+from sparseflow.sparse.layers import SparseLayer
 from sparseflow.topology import Method, Topology, attach
 
 FORMAT = "sparseflow-topology-1"
@@ -104,7 +107,7 @@ class Session:
         optimizers: Sequence[torch.optim.Optimizer],
         saved: Saved | None = None,
     ) -> None:
-        """Attach: to the saved masks, else to those of the training before, else to new ones.
+        """Attach: to the saved masks, else to those of this model's last training, or new ones.
 
         Raises:
             TopologyError: as :func:`sparseflow.attach`; also if several optimisers share
@@ -116,7 +119,7 @@ class Session:
         if saved is not None:
             _check_zeros(model, saved.masks)
             masks = saved.masks
-        elif self.masks is not None:
+        elif self.masks is not None and bare(model) is self._model:
             masks = self.masks
         else:
             masks = self._start(model) if callable(self._start) else Masks(self._start)
@@ -125,7 +128,7 @@ class Session:
         if saved is not None:
             state = {**saved.progress, "masks": saved.masks, "memory": saved.memory}
             topology.load_state_dict(state)
-        self._model, self._topology, self._logged = model, topology, topology.masks
+        self._model, self._topology, self._logged = bare(model), topology, topology.masks
 
     def end(self, masks: Masks | None = None) -> None:
         """Detach, and remember the state of the last step, or that state with these masks."""
@@ -134,6 +137,31 @@ class Session:
             self._ended, self._topology = Saved.of(self._topology), None
             if masks is not None:
                 self._ended = replace(self._ended, masks=masks)
+
+    def hold(self) -> None:
+        """Set final weights that the masks leave out to zero; averages of weights have some.
+
+        Warns:
+            UserWarning: with their number.
+
+        Raises:
+            KernelError: if values of different positions were averaged in a copy.
+        """
+        if self._ended is None:
+            return
+        for layer in sparse_weights(self._model).values():
+            if isinstance(layer, SparseLayer):
+                layer.check_copies()
+        masks, named = self._ended.masks, named_weights(self._model)
+        before = {name: int(whole(named[name]).count_nonzero()) for name in masks}
+        masks.apply(self._model)
+        lost = sum(n - int(whole(named[name]).count_nonzero()) for name, n in before.items())
+        if lost:
+            warnings.warn(
+                f"{lost:,} weights outside of the final masks were not zero when training ended, "
+                "as in an average over changing masks: they are now",
+                stacklevel=2,
+            )
 
     def metrics(self) -> dict[str, float]:
         """Measure the training, under names that start with ``sparse/``.

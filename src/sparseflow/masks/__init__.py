@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 
 import torch
@@ -11,7 +10,7 @@ from sparseflow.core.parameters import Layer
 from sparseflow.core.random import generator
 from sparseflow.masks import patterns
 from sparseflow.masks.allocation import allocate
-from sparseflow.masks.masks import Masks, churn
+from sparseflow.masks.masks import Masks, churn, warn_of_empty
 
 __all__ = ["Masks", "allocate", "churn", "full_masks", "make_masks", "shuffle_masks"]
 
@@ -48,13 +47,10 @@ def make_masks(
     """
     chosen = patterns.find_pattern(pattern)
     counts = allocate(layers, density, allocation)
-    empty = [name for name, count in counts.items() if not count]
-    if empty and not isinstance(density, Mapping) and density:
-        warnings.warn(
-            f"{', '.join(empty)} left without a weight at density {density:g} with "
-            f"allocation={allocation!r}: nothing passes through; give densities by layer",
-            stacklevel=2,
-        )
+    wanted = density if isinstance(density, Mapping) else dict.fromkeys(layers, density)
+    empty = [name for name, count in counts.items() if not count and wanted[name]]
+    by = "the densities given" if density is wanted else f"density {density:g}"
+    warn_of_empty(empty, f"at {by} with allocation={allocation!r}", "give densities by layer")
     return Masks(
         {
             name: chosen(layer, counts[name], generator(seed, "mask", name)).to(_device(layer))
@@ -63,8 +59,16 @@ def make_masks(
     )
 
 
-def shuffle_masks(masks: Masks, seed: int = 0) -> Masks:
+def shuffle_masks(
+    masks: Masks, seed: int = 0, *, layers: Mapping[str, Layer] | None = None
+) -> Masks:
     """Shuffle every mask within its layer: the same counts at random positions.
+
+    Args:
+        masks: the masks.
+        seed: of the stream ("shuffle", layer name).
+        layers: from :func:`sparseflow.maskable`, where embeddings have a row that stands
+            for padding: it stays empty.
 
     Example:
         >>> import sparseflow as sf
@@ -73,9 +77,10 @@ def shuffle_masks(masks: Masks, seed: int = 0) -> Masks:
         >>> shuffled.nnz == masks.nnz, shuffled.digest() == masks.digest()
         (True, False)
     """
+    padding = {} if layers is None else {n: layer.padding for n, layer in layers.items()}
     return Masks(
         {
-            name: patterns.shuffled(mask, generator(seed, "shuffle", name))
+            name: patterns.shuffled(mask, generator(seed, "shuffle", name), padding.get(name))
             for name, mask in masks.items()
         }
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from torch.nn.parameter import is_lazy
 
 from sparseflow.core.errors import MaskError, StoreError
 from sparseflow.core.files import load_tensors, save_tensors
+from sparseflow.core.layouts import padding_rows
+from sparseflow.core.parallel import local, part_like
 from sparseflow.core.parameters import named_weights, sparse_weights
 from sparseflow.core.select import find
 from sparseflow.masks.codec import encode, read
@@ -208,9 +211,11 @@ class Masks(Mapping[str, Tensor]):
 
         Raises:
             MaskError: if a parameter is missing or has another shape, or a mask
-                has connections that a truly sparse layer lacks.
+                has connections that a truly sparse layer lacks, or some in the row
+                of an embedding that stands for padding.
         """
         weights, layers = named_weights(model), sparse_weights(model)
+        padding = padding_rows(model)
         for name, entry in self._entries.items():
             if name not in weights:
                 raise MaskError(f"mask {name!r} names no parameter of {type(model).__name__}")
@@ -228,6 +233,8 @@ class Masks(Mapping[str, Tensor]):
                 )
             if layer is not None:
                 self.within(name, layer.indices())
+            else:
+                check_padding(name, entry.mask(), padding.get(id(weights[name])))
 
     def within(self, name: str, indices: Int64[Tensor, " n"]) -> Int64[Tensor, " k"]:
         """Return the places of the active weights among the ``indices`` of a sparse layer.
@@ -263,7 +270,8 @@ class Masks(Mapping[str, Tensor]):
                 if len(where) < len(indices):
                     layers[name].set_topology(indices[where], parameter[where])
             elif name in self:
-                parameter.masked_fill_(~self[name].to(parameter.device), 0)
+                inactive = part_like(~self[name].to(parameter.device), parameter)
+                local(parameter).masked_fill_(inactive, 0)
 
 
 def churn(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
@@ -277,3 +285,25 @@ def churn(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
         raise MaskError("the two sets of masks name different parameters")
     a, b = Masks(before), Masks(after)
     return sum(lost(a.entry(n), b.entry(n)) for n in a) / max(a.nnz, 1)
+
+
+def check_padding(name: str, mask: Tensor, row: int | None) -> None:
+    """Refuse connections in the row of an embedding that stands for padding.
+
+    Raises:
+        MaskError: naming the mask and the row.
+    """
+    if row is not None and bool(mask[row].any()):
+        raise MaskError(
+            f"mask {name!r} has connections in row {row}, which stands for padding: it has no "
+            f"gradient and stays zero; set mask[{row}] = False (shuffle_masks takes layers=)"
+        )
+
+
+def warn_of_empty(names: Sequence[str], when: str, remedy: str) -> None:
+    """Name the layers that are left without a weight, if there are any."""
+    if names:
+        warnings.warn(
+            f"{', '.join(names)} left without a weight {when}: nothing passes through; {remedy}",
+            stacklevel=3,
+        )

@@ -65,8 +65,15 @@ def constant_fan_in(layer: Layer, k: int, generator: torch.Generator) -> Bool[Te
     return layer.from_neurons(rank < fans)
 
 
-def shuffled(mask: Bool[Tensor, "*w"], generator: torch.Generator) -> Bool[Tensor, "*w"]:
-    """The same number of active weights at random positions of the layer."""
+def shuffled(
+    mask: Bool[Tensor, "*w"], generator: torch.Generator, padding: int | None = None
+) -> Bool[Tensor, "*w"]:
+    """The same number of active weights at random positions, outside of a padding row."""
+    if padding is not None:
+        rows = torch.arange(len(mask)) != padding
+        moved = torch.zeros_like(mask)
+        moved[rows] = shuffled(mask[rows], generator)
+        return moved
     order = torch.randperm(mask.numel(), generator=generator)
     return mask.flatten().cpu()[order].reshape(mask.shape).to(mask.device)
 

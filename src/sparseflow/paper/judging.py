@@ -73,12 +73,12 @@ class Scale:
     before: str = ""
     after: str = ""
 
-    def words(self, found: Estimate) -> str:
+    def words(self, estimate: Estimate) -> str:
         """A number with its interval."""
-        text = f"{self.before}{self.number(found.value)}{self.after}"
-        if math.isnan(found.low):
+        text = f"{self.before}{self.number(estimate.value)}{self.after}"
+        if math.isnan(estimate.low):
             return f"{text}, no interval"
-        return f"{text} [{self.number(found.low)}, {self.number(found.high)}]"
+        return f"{text} [{self.number(estimate.low)}, {self.number(estimate.high)}]"
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,13 @@ class Bound:
     low: float | int = -math.inf
     high: float | int = math.inf
 
-    def judge(self, found: Estimate) -> Verdict:
+    def judge(self, estimate: Estimate) -> Verdict:
         """Judge each finite side; one that fails is enough to fail."""
         sides: list[Verdict] = []
         if self.low > -math.inf:
-            sides.append(verdict(found, above=self.low))
+            sides.append(verdict(estimate, above=self.low))
         if self.high < math.inf:
-            sides.append(verdict(found, below=self.high))
+            sides.append(verdict(estimate, below=self.high))
         if "does not hold" in sides:
             return "does not hold"
         return "not settled" if "not settled" in sides else "holds"
@@ -169,22 +169,22 @@ def against(
     elif not together and min(len(x), len(y)) > 1:
         compared = unpaired(x, y)
     left, right = sum(x) / len(x), sum(y) / len(y)
-    found = (
+    estimate = (
         compared.difference
         if compared
         else Estimate(left - right, math.nan, math.nan, len(x) if together else len(x) + len(y))
     )
     runs = count(len(x), "seed") if together else f"{len(x)} and {count(len(y), 'run')}"
     start = f"{scale.level(left)} against {scale.level(right)}: "
-    return [_judgement(window, found, bound, scale, start, runs + left_out(a, b), compared)]
+    return [_judgement(window, estimate, bound, scale, start, runs + left_out(a, b), compared)]
 
 
 def alone(window: str, a: Sample, bound: Bound, *, scale: Scale = RATIO) -> list[Judgement]:
     """Judge the mean of one group; nothing if it is empty."""
     if not a.values:
         return []
-    found = mean_interval(a.values.values())
-    return [_judgement(window, found, bound, scale, "", count(found.n, "seed") + left_out(a))]
+    estimate = mean_interval(a.values.values())
+    return [_judgement(window, estimate, bound, scale, "", count(estimate.n, "seed") + left_out(a))]
 
 
 Measure = Callable[[Results], Sample]
@@ -288,14 +288,14 @@ def normal(value: float, error: float | None, n: int) -> Estimate:
 
 def _judgement(
     window: str,
-    found: Estimate,
+    estimate: Estimate,
     bound: Bound,
     scale: Scale,
     start: str,
     end: str,
     compared: Comparison | None = None,
 ) -> Judgement:
-    value, low, high = (scale.back(v) for v in (found.value, found.low, found.high))
-    shown = Estimate(value, low, high, found.n, found.level)
+    value, low, high = (scale.back(v) for v in (estimate.value, estimate.low, estimate.high))
+    shown = Estimate(value, low, high, estimate.n, estimate.level)
     ours = f"{start}{scale.words(shown)}, {end}"
     return Judgement(window, ours, shown, bound.judge(shown), compared)

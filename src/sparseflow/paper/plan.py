@@ -199,7 +199,7 @@ class _Studies:
         ]
 
     def updates(self) -> list[UpdateStudy]:
-        found = []
+        studies = []
         for number in self._effort.numbers:
             for spec in self._specs["rigl+"][: self._effort.networks]:
                 when = spec.method.when  # type: ignore[attr-defined]  (what the recipe says)
@@ -207,8 +207,8 @@ class _Studies:
                 step = number * when.n
                 label = label_of("rigl+", spec.seeds.data, str(step))
                 at = Point(self._store.run(spec).id, step, label)
-                found.append(UpdateStudy(at, self._effort.draws, self._effort.update))
-        return found
+                studies.append(UpdateStudy(at, self._effort.draws, self._effort.update))
+        return studies
 
     def _point(self, name: str, seed: int, when: str) -> Point:
         spec = self._specs[name][seed]

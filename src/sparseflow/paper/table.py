@@ -210,7 +210,7 @@ def published_notes(results: Results) -> str:
     if any(row.paper for row in published_rows(results)):
         return f"{text} Paper: {PUBLISHED}, mean ± standard deviation."
     if results.family in PUBLISHED_TABLE:
-        return f"{text} The paper's figures are for its own settings, so none stand beside these."
+        return f"{text} The paper's values are for its own settings, so none stand next to these."
     return text
 
 

@@ -121,7 +121,7 @@ REFERENCES = {
 
 ABSENT = {
     "lenet5-mnist": "The authors' figures are for LeNet5 at 95 % sparsity and 11,719 steps, so "
-    "none stand beside these runs."
+    "none stand next to these runs."
 }
 """What to say of each family where the settings are others."""
 
@@ -130,5 +130,5 @@ def with_references(results: Results) -> Results:
     """Add what the paper and its authors' code measured, where the settings are theirs."""
     theirs = bool(results.runs) and all(run.published for run in results.runs)
     absent = References(figures=FIGURES, absent=ABSENT.get(results.family, ""))
-    found = REFERENCES.get(results.family, absent) if theirs else absent
-    return replace(results, references=found)
+    reference = REFERENCES.get(results.family, absent) if theirs else absent
+    return replace(results, references=reference)

@@ -57,7 +57,7 @@ def scale(panels: Sequence[Axes], histograms: Sequence[Histogram]) -> None:
 def draw_extremes(
     axes: Axes,
     values: Mapping[str, Sequence[float | None]],
-    beside: Mapping[str, float],
+    others: Mapping[str, float],
     sign: int,
 ) -> None:
     """Draw eigenvalues of one sign on a logarithmic scale: recipes down, a dot for each value.
@@ -65,7 +65,7 @@ def draw_extremes(
     Args:
         axes: to draw on.
         values: by recipe.
-        beside: by recipe, what others measured; drawn as triangles.
+        others: by recipe, what others measured; drawn as triangles.
         sign: 1 or -1; values of the other are left out.
     """
     every: list[float] = []
@@ -77,8 +77,8 @@ def draw_extremes(
             linewidths=0, zorder=3,
         )  # fmt: skip
         mark(dots, recipe, recipe)
-        if recipe in beside:
-            every.append(sign * beside[recipe])
+        if recipe in others:
+            every.append(sign * others[recipe])
             theirs = axes.scatter(
                 every[-1:], [place + 0.2], s=18, marker="^", color=INK, linewidths=0
             )

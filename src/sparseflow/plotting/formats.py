@@ -38,15 +38,15 @@ def spread(values: Iterable[float | None]) -> str:
     >>> spread([0.0311, 0.034]), spread([0.40]), spread([])
     ('0.031–0.034', '0.40', '–')
     """
-    known = finite(values)
-    if not known:
+    numbers = finite(values)
+    if not numbers:
         return NONE
-    low, high = short(min(known)), short(max(known))
+    low, high = short(min(numbers)), short(max(numbers))
     return low if low == high else f"{low}–{high}"
 
 
 def given(values: Iterable[float]) -> str:
-    """Range of figures as their source gives them.
+    """Range of numbers as their source gives them.
 
     >>> given([0.0001, 0.0004]), given([0.4]), given([])
     ('0.0001–0.0004', '0.40', '')
@@ -150,7 +150,7 @@ def minus(text: str) -> str:
     return "−" + text[1:] if text.startswith("-") else text
 
 
-def estimate(found: Estimate, shown: Callable[[float], str] = short) -> str:
+def estimate(value: Estimate, shown: Callable[[float], str] = short) -> str:
     """A number with its interval, where it has one.
 
     >>> estimate(Estimate(98.5, 98.25, 98.75, 5), accuracy)
@@ -158,9 +158,9 @@ def estimate(found: Estimate, shown: Callable[[float], str] = short) -> str:
     >>> estimate(Estimate(0.5, math.nan, math.nan, 1))
     '0.50'
     """
-    if not (math.isfinite(found.low) and math.isfinite(found.high)):
-        return shown(found.value)
-    return f"{shown(found.value)} [{shown(found.low)}, {shown(found.high)}]"
+    if not (math.isfinite(value.low) and math.isfinite(value.high)):
+        return shown(value.value)
+    return f"{shown(value.value)} [{shown(value.low)}, {shown(value.high)}]"
 
 
 def clipped(text: str, most: int = 40) -> str:

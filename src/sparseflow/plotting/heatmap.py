@@ -10,11 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.patches import Rectangle
 
-from sparseflow.plotting.palette import SCALE
+from sparseflow.plotting.marks import mark
+from sparseflow.plotting.palette import CARD, SCALE
 
 
 def round_step(least: float) -> float:
-    """Smallest of 1, 2, 2.5, 5 times a power of ten that is no less.
+    """Smallest of 1, 2, 2.5, 5 times a power of ten that is not less.
 
     >>> round_step(2.3), round_step(0.9)
     (2.5, 1.0)
@@ -53,13 +54,27 @@ def draw_shades(
     return drawn
 
 
-def name_blocks(axes: Axes, size: int, middles: list[float], names: list[str]) -> None:
-    """Frame a square matrix, with a name at the middle of each of its blocks."""
-    axes.set_xlim(0, size)
-    axes.set_ylim(size, 0)
+def name_blocks(axes: Axes, ends: list[int], names: list[str], recipes: list[str]) -> None:
+    """Frame a square matrix of blocks, set apart, with a name at the middle of each.
+
+    Args:
+        axes: that the matrix is drawn on.
+        ends: where the blocks end, from 0 on.
+        names: of the blocks.
+        recipes: whose names are marks of.
+    """
+    for end in ends[1:-1]:
+        for line in (axes.axhline, axes.axvline):
+            line(end, color=CARD, linewidth=2.5, zorder=2)
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(ends)]
+    axes.set_xlim(0, ends[-1])
+    axes.set_ylim(ends[-1], 0)
     axes.set_aspect("equal")
     axes.grid(visible=False)
     axes.set_yticks(middles, names)
     axes.set_xticks(middles, names, rotation=38, ha="right", rotation_mode="anchor")
+    for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
+        for label, recipe in zip(ticks, recipes, strict=True):
+            mark(label, recipe)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

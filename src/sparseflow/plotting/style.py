@@ -140,6 +140,12 @@ def log_steps(axes: Axes, first: int, last: int) -> None:
     axes.set_xlim(0, last)
 
 
+def even_steps(axes: Axes, last: int) -> None:
+    """Training steps from 0 to the last, evenly."""
+    axes.set_xlim(0, last)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
 def log_values(axes: Axes) -> None:
     """Logarithmic values, written out in full."""
     axes.set_yscale("log")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sparseflow.init import MASKED_DENSE, Mark, marks
+from sparseflow.init import MASKED_DENSE, InitMark, marks
 from sparseflow.topology import METHODS
 
 OTHER = "Other"
@@ -103,14 +103,14 @@ def group_label(name: str) -> str:
     return _GROUPS.get(name, name)
 
 
-def init_marks() -> dict[str, Mark]:
+def init_marks() -> dict[str, InitMark]:
     """Initialisations by the name that they have in results, in the order of the table."""
     return {mark.name: mark for mark in marks().values()}
 
 
-def mark_of(init: str) -> Mark:
+def mark_of(init: str) -> InitMark:
     """How an initialisation is shown, also one that is not registered here."""
-    return init_marks().get(init) or Mark(f"-{init}", init, init)
+    return init_marks().get(init) or InitMark(f"-{init}", init, init)
 
 
 def inits_in_order(names: Iterable[str]) -> list[str]:
@@ -136,8 +136,8 @@ class RecipeName:
     @property
     def order(self) -> tuple[int, str, int, str]:
         """Place in the table."""
-        known = list(looks())
-        place = known.index(self.method) if self.method in known else len(known)
+        methods = list(looks())
+        place = methods.index(self.method) if self.method in methods else len(methods)
         inits = list(init_marks())
         return place, self.method, inits.index(self.init), self.group
 
@@ -159,7 +159,7 @@ def parse_recipe(recipe: str) -> RecipeName:
 
 
 @dataclass(frozen=True)
-class Place:
+class CheckpointLabel:
     """What the label of a checkpoint says.
 
     Attributes:
@@ -173,11 +173,11 @@ class Place:
     when: str
 
 
-def place_of(label: str) -> Place:
-    """Split the label of a checkpoint; one that is no label is all recipe.
+def parse_label(label: str) -> CheckpointLabel:
+    """Split the label of a checkpoint; one of another form is all recipe.
 
-    >>> place_of("scratch:inits 3 end")
-    Place(recipe='scratch:inits', seed='3', when='end')
+    >>> parse_label("scratch:inits 3 end")
+    CheckpointLabel(recipe='scratch:inits', seed='3', when='end')
     """
     parts = label.rsplit(" ", 2)
-    return Place(*parts) if len(parts) == 3 else Place(label, "", "")
+    return CheckpointLabel(*parts) if len(parts) == 3 else CheckpointLabel(label, "", "")

@@ -12,9 +12,10 @@ from sparseflow.recipes.family import FAMILIES
 from sparseflow.recipes.grid import grid
 from sparseflow.recipes.make import expand, make_spec, makers
 from sparseflow.runs.override import matches
+from sparseflow.runs.run import Run
 from sparseflow.runs.select import matching
 from sparseflow.runs.spec import RunSpec
-from sparseflow.runs.store import Run, Store
+from sparseflow.runs.store import Store
 
 _ID = re.compile(r"[0-9a-f]{1,16}")
 
@@ -78,6 +79,16 @@ def choose(
     Raises:
         SpecError: if a name, a pattern or a field is unknown, or runs are of several families.
         StoreError: if nothing finished is chosen.
+
+    Example:
+        >>> import tempfile
+        >>> from sparseflow.runs import execute
+        >>> short = ["mask=erk", "train.steps=2", "data.limit=300", "data.probe=64"]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = execute(make_spec("mlp-mnist/set+", settings=short), Store(folder))
+        ...     choice = choose(["mlp-mnist/set*"], Store(folder), settings=short)
+        >>> [run.label for run in choice.runs], choice.published
+        (['mlp-mnist/set+ seed 0'], False)
     """
     changed = [f"scale {scale:g}"] * (scale != 1) + list(settings)
     if where and changed:

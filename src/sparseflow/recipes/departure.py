@@ -14,9 +14,10 @@ from sparseflow.recipes.extend import attached, is_attached
 from sparseflow.recipes.family import FAMILIES
 from sparseflow.recipes.make import make_spec
 from sparseflow.runs.describe import ABSENT, pairs, text_of
+from sparseflow.runs.hashing import identity
 from sparseflow.runs.override import assigned, path_of, scaled, with_seeds
-from sparseflow.runs.spec import RunSpec, identity
-from sparseflow.runs.store import Run
+from sparseflow.runs.run import Run
+from sparseflow.runs.spec import RunSpec
 
 DIGITS = range(1, 7)
 """Significant digits of a scale that are tried."""
@@ -67,12 +68,12 @@ def departure(spec: RunSpec) -> Departure | None:
     plain = with_seeds(spec, 0)
     alike = ":" not in spec.recipe and with_seeds(plain, spec.seeds.data) == spec
     try:
-        found = _departure(plain if alike else spec)
+        how = _departure(plain if alike else spec)
     except TypeError:  # a field that cannot be hashed, such as densities by layer
-        found = _departure.__wrapped__(plain if alike else spec)
-    if found is None or not found.origin:
-        return found
-    return replace(found, origin=identity(spec.weights.run))  # type: ignore[union-attr]
+        how = _departure.__wrapped__(plain if alike else spec)
+    if how is None or not how.origin:
+        return how
+    return replace(how, origin=identity(spec.weights.run))  # type: ignore[union-attr]
 
 
 @lru_cache(maxsize=4096)
@@ -82,10 +83,10 @@ def _departure(spec: RunSpec) -> Departure | None:
     try:
         plain = _Base(spec, None)
         bases = [plain] if parent is None else [plain, _Base(spec, parent)]
-        found = [base.compare() for base in bases]
+        candidates = [base.compare() for base in bases]
     except SparseflowError:
         return None
-    return min(found, key=lambda each: not each.exact)
+    return min(candidates, key=lambda each: not each.exact)
 
 
 class _Base:
@@ -99,11 +100,11 @@ class _Base:
 
     def compare(self) -> Departure:
         """The scale, if one has a part in it, that leaves the fewest settings to say."""
-        found, scale = [self._compare(1.0)], self._scale()
+        candidates, scale = [self._compare(1.0)], self._scale()
         if scale != 1:
             with suppress(SparseflowError):  # a recipe that cannot be scaled so was not
-                found.append(self._compare(scale))
-        return min(found, key=lambda each: (not each.exact, len(each.settings)))
+                candidates.append(self._compare(scale))
+        return min(candidates, key=lambda each: (not each.exact, len(each.settings)))
 
     def _compare(self, scale: float) -> Departure:
         current, settings, hopeless = self._made(scale), list(self._density), list[str]()
@@ -165,11 +166,11 @@ def command(run: Run) -> str:
     Raises:
         SpecError: if it rests on code that is not loaded.
     """
-    found = departure(run.spec)
-    if found is None or not found.exact or run.obsolete:
+    how = departure(run.spec)
+    if how is None or not how.exact or run.obsolete:
         return ""
     use = to_use(code_behind(run.spec, run.code))
-    return shlex.join(["sparseflow", "run", *arguments(run.spec, found, use)])
+    return shlex.join(["sparseflow", "run", *arguments(run.spec, how, use)])
 
 
 def arguments(spec: RunSpec, how: Departure, use: Sequence[str] = ()) -> list[str]:

@@ -9,8 +9,8 @@ from msgspec.structs import replace
 from sparseflow.core.errors import SpecError
 from sparseflow.recipes.make import make_spec
 from sparseflow.runs.override import path_of
+from sparseflow.runs.run import Run
 from sparseflow.runs.spec import FullMask, ParentMask, ParentWeights, RunSpec
-from sparseflow.runs.store import Run
 from sparseflow.runs.validate import check
 
 INHERITED = ("density", "data", "model", "mask", "init", "weights")
@@ -42,6 +42,16 @@ def extend(
     Raises:
         SpecError: if the parent cannot be trained on from, or a setting is of what the
             parent gives.
+
+    Example:
+        >>> import tempfile
+        >>> from sparseflow.runs import Store, execute
+        >>> short = ["mask=erk", "train.steps=2", "data.limit=300", "data.probe=64"]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     parent = execute(make_spec("mlp-mnist/set+", settings=short), Store(folder))
+        ...     spec = extend("mlp-mnist/rigl+", parent, settings=["train.steps=4", "seeds.data=7"])
+        >>> spec.train.steps, spec.seeds.data, spec.weights.run == parent.spec
+        (4, 7, True)
     """
     for path in map(path_of, settings):
         if path.partition(".")[0] in INHERITED:

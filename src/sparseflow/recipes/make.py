@@ -109,9 +109,9 @@ def make_spec(
         spec = scaled(with_seeds(_from_function(name), seed), scale)
         return check(with_overrides(spec, settings))
     family = find_family(family_name)
-    known = train_recipes(family) | start_recipes(family)
+    recipes = train_recipes(family) | start_recipes(family)
     base, varied = GROUPS.get(short, (short, None))
-    if base not in known:
+    if base not in recipes:
         names = [*train_recipes(family), *GROUPS]
         text = unknown(f"recipe of {family_name}", short, names)
         raise SpecError(f"{text}; for a method of your own {USE}")
@@ -123,7 +123,7 @@ def make_spec(
             density = _density(value)
         else:
             others.append(setting)
-    spec = known[base](family, density)
+    spec = recipes[base](family, density)
     if varied is None:
         spec = with_seeds(spec, seed)
     else:

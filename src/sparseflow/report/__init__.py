@@ -16,8 +16,8 @@ from sparseflow.report.merge import merge
 from sparseflow.report.page import Section
 from sparseflow.report.results import (
     Results,
-    RunFigures,
-    StartFigures,
+    RunValues,
+    StartValues,
     load_results,
     save_results,
 )
@@ -26,9 +26,9 @@ from sparseflow.report.write import write_report
 
 __all__ = [
     "Results",
-    "RunFigures",
+    "RunValues",
     "Section",
-    "StartFigures",
+    "StartValues",
     "check_comparable",
     "collect",
     "compare",

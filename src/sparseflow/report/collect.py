@@ -19,8 +19,8 @@ from sparseflow.report.results import (
     Norms,
     Number,
     Results,
-    RunFigures,
-    StartFigures,
+    RunValues,
+    StartValues,
     UpdateCurve,
 )
 from sparseflow.report.variants import Variant, shared_settings, short_name, variants
@@ -56,14 +56,14 @@ def collect(
     """Reduce finished runs to what the report shows.
 
     Runs are grouped by recipe. Runs of one recipe whose settings differ in more
-    than the seeds are told apart by :attr:`RunFigures.variant`.
+    than the seeds are told apart by :attr:`RunValues.variant`.
 
     Args:
         runs: finished runs of one family.
         family: its name.
         title: what was run, in a few words.
         published: whether the settings are the authors' own (the recipes as
-            they stand), so that their figures may stand beside these.
+            they stand), so that their values may stand next to these.
         evidence: what studies of the runs' checkpoints measured.
 
     Raises:
@@ -73,14 +73,12 @@ def collect(
     trained = [r for r in unique.values() if not short_name(r.spec).startswith(AT_START)]
     untrained = [r for r in unique.values() if short_name(r.spec).startswith(AT_START)]
     if not unique:
-        raise StoreError(
-            f"there is no finished run of {family} to report on: sparseflow sweep {family}"
-        )
+        raise StoreError(f"no run of {family} is finished: sparseflow sweep {family}")
     density, steps = shared_settings(trained or untrained)
     labels = variants(trained, density, steps)
-    figures = [_run_figures(run, labels[run.id], published) for run in trained]
+    figures = [_run_values(run, labels[run.id], published) for run in trained]
     compared = _comparable(untrained)
-    starts = [_start_figures(run) for run in compared]
+    starts = [_start_values(run) for run in compared]
     others = tuple(run.label for run in untrained if run.id not in {each.id for each in compared})
     return Results(
         family,
@@ -94,12 +92,12 @@ def collect(
     )
 
 
-def sorted_runs(runs: Sequence[RunFigures]) -> list[RunFigures]:
+def sorted_runs(runs: Sequence[RunValues]) -> list[RunValues]:
     """Runs in the order of the table."""
     return sorted(runs, key=lambda r: (parse_recipe(r.recipe).order, r.variant, r.seeds, r.id))
 
 
-def sorted_starts(starts: Sequence[StartFigures]) -> list[StartFigures]:
+def sorted_starts(starts: Sequence[StartValues]) -> list[StartValues]:
     """Networks at initialisation in the order of the pictures."""
     order = inits_in_order(s.init for s in starts)
     return sorted(starts, key=lambda s: (order.index(s.init), s.sparsity, s.seed))
@@ -230,11 +228,11 @@ def _read(run: Run, window: int) -> _Reader:
     return reader
 
 
-def _run_figures(run: Run, variant: Variant, published: bool) -> RunFigures:
+def _run_values(run: Run, variant: Variant, published: bool) -> RunValues:
     spec, final = run.spec, run.result
     window = round(WINDOW * spec.train.steps / LENGTH)
-    seen = _read(run, window)
-    return RunFigures(
+    reader = _read(run, window)
+    return RunValues(
         recipe=short_name(spec),
         variant=variant.label,
         id=run.id,
@@ -246,16 +244,16 @@ def _run_figures(run: Run, variant: Variant, published: bool) -> RunFigures:
         test_loss=rounded(final["test_loss"]),
         train_accuracy=rounded(final["train_accuracy"]),
         active=final["active_weights"],
-        start=_norms(seen.first),
-        early=seen.early.norms(),
-        whole=seen.whole.norms(),
+        start=_norms(reader.first),
+        early=reader.early.norms(),
+        whole=reader.whole.norms(),
         window=window,
-        distance=rounded(seen.last["distance"]["l2"]),
-        cosine=rounded(seen.last["distance"]["cosine"]),
-        **_signal(seen),
-        flow=seen.flow(),
-        evals=seen.evals(),
-        updates=seen.updates(),
+        distance=rounded(reader.last["distance"]["l2"]),
+        cosine=rounded(reader.last["distance"]["cosine"]),
+        **_signal(reader),
+        flow=reader.flow(),
+        evals=reader.evals(),
+        updates=reader.updates(),
         classes=DATA[spec.data.name].classes,
         varied=variant.varied,
         told=told(run),
@@ -263,24 +261,24 @@ def _run_figures(run: Run, variant: Variant, published: bool) -> RunFigures:
     )
 
 
-def _start_figures(run: Run) -> StartFigures:
-    seen, init = _read(run, 0), kind_of(run.spec.init) or ""
-    return StartFigures(
+def _start_values(run: Run) -> StartValues:
+    reader, init = _read(run, 0), kind_of(run.spec.init) or ""
+    return StartValues(
         init=marks()[init].name if init in marks() else init,
         sparsity=round(1 - run.spec.density, 6),
         seed=run.seed,
         id=run.id,
-        norms=_norms(seen.first),
-        **_signal(seen),
+        norms=_norms(reader.first),
+        **_signal(reader),
         told=told(run),
     )
 
 
-def _signal(seen: _Reader) -> dict[str, Any]:
+def _signal(reader: _Reader) -> dict[str, Any]:
     return {
-        "signal_images": rounded(seen.signal["images"]["output"]),
-        "signal_noise": rounded(seen.signal["noise"]["output"]),
-        "cut_off": seen.signal["neurons_without_input"],
+        "signal_images": rounded(reader.signal["images"]["output"]),
+        "signal_noise": rounded(reader.signal["noise"]["output"]),
+        "cut_off": reader.signal["neurons_without_input"],
     }
 
 
@@ -294,9 +292,9 @@ def _comparable(runs: Sequence[Run]) -> list[Run]:
     recipes: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         recipes[short_name(run.spec)].append(run)
-    kept = []
+    chosen = []
     for group in recipes.values():
         counts = Counter(settings[run.id] for run in group)
         main = max(counts, key=lambda key: (counts[key], key))
-        kept += [run for run in group if settings[run.id] == main]
-    return kept
+        chosen += [run for run in group if settings[run.id] == main]
+    return chosen

@@ -12,9 +12,9 @@ from sparseflow.core.errors import SpecError
 from sparseflow.recipes import FAMILIES, expand
 from sparseflow.recipes.departure import code_behind, departure
 from sparseflow.recipes.extend import is_attached
-from sparseflow.report.results import Results, RunFigures, StartFigures, Told
+from sparseflow.report.results import Results, RunValues, StartValues, Told
 from sparseflow.runs import Run, RunSpec
-from sparseflow.runs.spec import code_of_run
+from sparseflow.runs.hashing import code_of_run
 
 WIDTH = 92
 """Signs of a line of a command."""
@@ -47,29 +47,29 @@ def told(run: Run) -> Told | None:
 
 
 def _told(spec: RunSpec, code: Sequence[Code]) -> Told | None:
-    found = departure(spec)
-    if found is None or not found.exact:
+    how = departure(spec)
+    if how is None or not how.exact:
         return None
     codes = code_behind(spec, code)
     parent = None
-    if found.origin and is_attached(spec):
+    if how.origin and is_attached(spec):
         older: RunSpec = spec.weights.run  # type: ignore[union-attr]
         parent = _told(older, code_of_run(older))
     return Told(
         recipe=spec.recipe,
         seed=spec.seeds.data,
-        scale=found.scale,
-        settings=found.settings,
+        scale=how.scale,
+        settings=how.settings,
         use=to_use(codes),
         code=tuple(f"{each.file} {each.digest}" for each in codes),
-        origin=found.origin,
+        origin=how.origin,
         parent=parent,
     )
 
 
 def commands(results: Results) -> Commands:
     """Return the commands that make all runs again in an empty store, and report on them."""
-    runs: list[RunFigures | StartFigures] = [*results.runs, *results.at_start]
+    runs: list[RunValues | StartValues] = [*results.runs, *results.at_start]
     every = {run.id: run.told or _guess(results, run) for run in runs}
     known = [each for each in every.values() if each is not None]
     without = tuple(run.id for run in runs if every[run.id] is None)
@@ -175,7 +175,7 @@ def _seeds(numbers: Sequence[int]) -> str:
     return ",".join(texts)
 
 
-def _guess(results: Results, run: RunFigures | StartFigures) -> Told | None:
+def _guess(results: Results, run: RunValues | StartValues) -> Told | None:
     """What a file of an earlier version leaves to conclude: from the run's density and length."""
     if results.schema >= TELLING:
         return None
@@ -183,7 +183,7 @@ def _guess(results: Results, run: RunFigures | StartFigures) -> Told | None:
         family = FAMILIES[results.family]
     except SpecError:
         return None
-    if isinstance(run, StartFigures):
+    if isinstance(run, StartValues):
         name = f"{results.family}/init-{run.init}-{run.sparsity:.2f}"
         return Told(name, int(run.seed)) if run.seed.isdigit() else None
     settings, scale = [], float(f"{run.steps / family.train.steps:.3g}")

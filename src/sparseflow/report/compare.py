@@ -116,6 +116,20 @@ def compare(groups: Mapping[str, RunsBySeed]) -> Compared:
     Raises:
         SpecError: if there are fewer than two recipes or seeds, or their test sets differ.
         StoreError: if a run is not finished, or damaged.
+
+    Example:
+        >>> import tempfile
+        >>> from sparseflow.recipes import make_spec
+        >>> from sparseflow.runs import Store, execute
+        >>> short = ["mask=erk", "train.steps=2", "data.limit=300", "data.probe=64"]
+        >>> def runs(recipe, store):
+        ...     specs = [make_spec(recipe, seed=seed, settings=short) for seed in (0, 1)]
+        ...     return {spec.seeds.data: execute(spec, store) for spec in specs}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     names = ("mlp-mnist/set", "mlp-mnist/set+")
+        ...     compared = compare({name: runs(name, Store(folder)) for name in names})
+        >>> compared.baseline, compared.versus[0].shares
+        ('mlp-mnist/set', ('the starting mask', 'the order of the examples'))
     """
     check(groups)
     baseline, *others = groups
@@ -201,10 +215,10 @@ def _metrics(run: Run) -> dict[str, str]:
 
 
 def _outcomes(recipe: str, group: RunsBySeed) -> dict[int, Outcome]:
-    found = {}
+    outcomes = {}
     for seed, run in group.items():
         result = run.result
-        found[seed] = Outcome(
+        outcomes[seed] = Outcome(
             recipe=recipe,
             seed=seed,
             run=run.id,
@@ -218,7 +232,7 @@ def _outcomes(recipe: str, group: RunsBySeed) -> dict[int, Outcome]:
                 "flops": training_flops(run) / TERA,
             },
         )
-    return found
+    return outcomes
 
 
 def _norms(run: Run) -> dict[str, float]:

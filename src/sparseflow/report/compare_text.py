@@ -120,8 +120,8 @@ def as_data(compared: Compared) -> dict[str, Any]:
 
 
 def _plain(difference: Difference) -> dict[str, Any]:
-    found = difference.comparison
-    interval: Estimate | None = found.difference if found else None
+    comparison = difference.comparison
+    interval: Estimate | None = comparison.difference if comparison else None
     return {
         "metric": difference.metric,
         "values": difference.values,
@@ -130,10 +130,10 @@ def _plain(difference: Difference) -> dict[str, Any]:
         "difference": interval.value if interval else None,
         "low": interval.low if interval else None,
         "high": interval.high if interval else None,
-        "p": found.p if found else None,
-        "p_exact": found.p_exact if found else None,
+        "p": comparison.p if comparison else None,
+        "p_exact": comparison.p_exact if comparison else None,
         "p_holm": difference.p_holm,
-        "effect": found.effect if found else None,
+        "effect": comparison.effect if comparison else None,
     }
 
 

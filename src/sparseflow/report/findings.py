@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from sparseflow.plotting.formats import accuracy, change, count, finite, listing, percent, short
 from sparseflow.plotting.vocabulary import inits_in_order, mark_of, parse_recipe
-from sparseflow.report.results import Number, Results, StartFigures
+from sparseflow.report.results import Number, Results, StartValues
 from sparseflow.report.summary import Row, changes, early_window, rows
 
 Table = dict[str, Row]
@@ -176,10 +176,10 @@ def update_changes(table: Table) -> str:
     """What one mask update does to the gradient norm, by method."""
     said = []
     for name in ("rigl+", "set+", "rigl-inverted+"):
-        found = _early_changes(table[name]) if name in table else []
-        if found:
-            up = sum(value > 0 for value in found) / len(found)
-            median = change(statistics.median(found))
+        early = _early_changes(table[name]) if name in table else []
+        if early:
+            up = sum(value > 0 for value in early) / len(early)
+            median = change(statistics.median(early))
             said.append(f"{name}: {median} (it rises in {percent(round(up, 2))})")
     if not said:
         return ""
@@ -190,7 +190,7 @@ def update_changes(table: Table) -> str:
 
 
 def signal_at_start(results: Results) -> str:
-    """Standard deviation of the output at initialisation, sparse beside dense."""
+    """Standard deviation of the output at initialisation, sparse and dense."""
     return _at_start(
         results,
         "standard deviation of the output on noise",
@@ -199,7 +199,7 @@ def signal_at_start(results: Results) -> str:
 
 
 def norm_at_start(results: Results) -> str:
-    """Gradient norm at initialisation, sparse beside dense."""
+    """Gradient norm at initialisation, sparse and dense."""
     starts = results.at_start
     parts = {
         "gradient norm": [s.norms.total for s in starts],
@@ -220,12 +220,12 @@ def _at_start(results: Results, what: str, values: Sequence[Number]) -> str:
         if value is not None:
             said.append(f"{short(value)} {mark_of(init).label}")
     dense = _median_at(points, None, 0.0)
-    beside = f", where the dense network has {short(dense)}" if dense is not None else ""
-    return f"At {percent(nearest)} sparsity the {what} is {listing(said)}{beside}."
+    whole = f", where the dense network has {short(dense)}" if dense is not None else ""
+    return f"At {percent(nearest)} sparsity the {what} is {listing(said)}{whole}."
 
 
 def _median_at(
-    points: list[tuple[StartFigures, Number]], init: str | None, sparsity: float
+    points: list[tuple[StartValues, Number]], init: str | None, sparsity: float
 ) -> float | None:
     values = finite(
         v for s, v in points if s.sparsity == sparsity and (init is None or s.init == init)

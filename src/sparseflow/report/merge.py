@@ -10,7 +10,7 @@ import msgspec
 
 from sparseflow.core.errors import SpecError, StoreError
 from sparseflow.report.collect import sorted_runs, sorted_starts
-from sparseflow.report.results import Results, RunFigures
+from sparseflow.report.results import Results, RunValues
 
 T = TypeVar("T")
 
@@ -20,7 +20,7 @@ def merge(parts: Mapping[str, Results]) -> Results:
 
     A run that several parts hold must have equal values in all of them: one id names one
     outcome. Parts of one title, density and length share their settings. The runs of the
-    others are told apart by :attr:`RunFigures.variant`, which names their part's title.
+    others are told apart by :attr:`RunValues.variant`, which names their part's title.
     What studies found is taken over; where two parts hold records of one sort they must
     be the same.
 
@@ -71,7 +71,7 @@ def _titles(parts: Iterable[Results]) -> list[tuple[str, float, int]]:
     return sorted(counts, key=lambda key: -counts[key])
 
 
-def _labelled(part: Results, main: tuple[str, float, int]) -> Iterable[RunFigures]:
+def _labelled(part: Results, main: tuple[str, float, int]) -> Iterable[RunValues]:
     """Name the settings of a part's runs, if they are not those that most runs share."""
     other = [part.title] * (part.title != main[0])
     other += [f"density={part.density}"] * (part.density != main[1])
@@ -81,7 +81,7 @@ def _labelled(part: Results, main: tuple[str, float, int]) -> Iterable[RunFigure
         yield msgspec.structs.replace(run, variant=", ".join(words))
 
 
-def _unlabelled(run: RunFigures) -> RunFigures:
+def _unlabelled(run: RunValues) -> RunValues:
     """Values of a run without what depends on the runs around it."""
     return msgspec.structs.replace(run, variant="", published=False)
 
@@ -104,7 +104,7 @@ def _union(
     return [each for _, each in chosen.values()]
 
 
-def _check_one_setting(runs: Sequence[RunFigures], parts: Mapping[str, Results]) -> None:
+def _check_one_setting(runs: Sequence[RunValues], parts: Mapping[str, Results]) -> None:
     """Refuse what would enter one median though its settings differ."""
     ids: dict[tuple[str, str, tuple[int, int, int]], str] = {}
     for run in runs:

@@ -168,8 +168,8 @@ def _methods(shown: Sequence[Row]) -> list[tuple[str, str, str]]:
 
 
 def _headline(results: Results) -> str:
-    known = results.family in FAMILIES
-    return FAMILIES[results.family].headline if known else f"Gradient flow of {results.family}"
+    registered = results.family in FAMILIES
+    return FAMILIES[results.family].headline if registered else f"Gradient flow of {results.family}"
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The compact figures of many runs: everything that the report shows, and no more.
+"""The compact results of many runs: everything that the report shows, and no more.
 
 From these alone the table, the figures and the page are rebuilt without
 training anything again, so they are what is kept in version control.
@@ -125,7 +125,7 @@ class Told(_Part, frozen=True, omit_defaults=True):
     parent: Told | None = None
 
 
-class RunFigures(_Part, frozen=True):
+class RunValues(_Part, frozen=True):
     """One finished training run.
 
     Attributes:
@@ -137,7 +137,7 @@ class RunFigures(_Part, frozen=True):
         density: of the specification.
         steps: length of training.
         published: whether the settings are the authors' own, so that their
-            figures may stand beside.
+            values may stand next to it.
         test_accuracy: final, in %.
         test_loss: final.
         train_accuracy: final, in %.
@@ -210,7 +210,7 @@ class RunFigures(_Part, frozen=True):
         return str(self.seeds[0]) if len(set(self.seeds)) == 1 else "/".join(map(str, self.seeds))
 
 
-class StartFigures(_Part, frozen=True):
+class StartValues(_Part, frozen=True):
     """One network at initialisation, measured at some sparsity and never trained.
 
     Attributes:
@@ -222,7 +222,7 @@ class StartFigures(_Part, frozen=True):
         signal_images: standard deviation of the output on images.
         signal_noise: the same on N(0, 1) noise.
         cut_off: neurons without an active input.
-        told: how to make it again, see :class:`RunFigures`.
+        told: how to make it again, see :class:`RunValues`.
     """
 
     init: str
@@ -257,15 +257,15 @@ class Results(_Part, frozen=True):
     title: str
     density: float
     steps: int
-    runs: tuple[RunFigures, ...]
-    at_start: tuple[StartFigures, ...]
+    runs: tuple[RunValues, ...]
+    at_start: tuple[StartValues, ...]
     evidence: tuple[Record, ...] = ()
     left_out: tuple[str, ...] = ()
     schema: int = SCHEMA
     references: References = References()
 
     @property
-    def main(self) -> tuple[RunFigures, ...]:
+    def main(self) -> tuple[RunValues, ...]:
         """Runs of the shared settings."""
         return tuple(run for run in self.runs if not run.variant)
 

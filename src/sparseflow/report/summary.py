@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from sparseflow.plotting.formats import clipped, finite
-from sparseflow.report.results import Results, RunFigures
+from sparseflow.report.results import Results, RunValues
 from sparseflow.studies import Reference
 
 ENOUGH = 3
@@ -32,7 +32,7 @@ class Row:
 
     recipe: str
     variant: str
-    runs: tuple[RunFigures, ...]
+    runs: tuple[RunValues, ...]
     median: float | None
     interval: tuple[float, float] | None
     reference: Reference | None
@@ -53,7 +53,7 @@ class Row:
         return sum(run.dead for run in self.runs)
 
     @property
-    def living(self) -> list[RunFigures]:
+    def living(self) -> list[RunValues]:
         """The others."""
         return [run for run in self.runs if not run.dead]
 
@@ -71,7 +71,7 @@ def rows(results: Results) -> list[Row]:
 
 
 def _row(
-    references: Mapping[str, Reference], recipe: str, variant: str, runs: tuple[RunFigures, ...]
+    references: Mapping[str, Reference], recipe: str, variant: str, runs: tuple[RunValues, ...]
 ) -> Row:
     living = tuple(run.test_accuracy for run in runs if not run.dead)
     return Row(
@@ -84,7 +84,7 @@ def _row(
     )
 
 
-def changes(runs: Sequence[RunFigures]) -> list[tuple[int, float]]:
+def changes(runs: Sequence[RunValues]) -> list[tuple[int, float]]:
     """Step and relative change of the gradient norm, for all mask updates of several runs."""
     return [
         (step, after / before - 1)
@@ -97,13 +97,13 @@ def changes(runs: Sequence[RunFigures]) -> list[tuple[int, float]]:
     ]
 
 
-def by_recipe(runs: Sequence[RunFigures]) -> dict[str, list[RunFigures]]:
+def by_recipe(runs: Sequence[RunValues]) -> dict[str, list[RunValues]]:
     """Runs of each recipe, in the order of the table."""
     groups = groupby(runs, key=lambda run: run.recipe)
     return {recipe: list(group) for recipe, group in groups}
 
 
-def legend_name(recipe: str, runs: Sequence[RunFigures]) -> str:
+def legend_name(recipe: str, runs: Sequence[RunValues]) -> str:
     """Recipe, how many of its runs are dead, and which of several settings they have."""
     dead = sum(run.dead for run in runs)
     shown = clipped(recipe)
@@ -112,7 +112,7 @@ def legend_name(recipe: str, runs: Sequence[RunFigures]) -> str:
     return "\n".join([name, *settings])
 
 
-def early_window(runs: Sequence[RunFigures]) -> str:
+def early_window(runs: Sequence[RunValues]) -> str:
     """Steps over which the early means of these runs' gradient norms are taken.
 
     >>> early_window([])
@@ -126,6 +126,6 @@ def early_window(runs: Sequence[RunFigures]) -> str:
     return f"steps 0–{runs[0].window:,}"
 
 
-def early_points(run: RunFigures) -> int:
+def early_points(run: RunValues) -> int:
     """How many measurements the early mean is of; of a thinned curve those that are left."""
     return sum(step <= run.window for step in run.flow.step)

@@ -14,7 +14,7 @@ from sparseflow.report.summary import Row, early_window, rows
 from sparseflow.studies import Reference
 
 MARK = "✕"
-"""Stands beside the accuracy of a dead run."""
+"""Follows the accuracy of a dead run."""
 
 _NOBODY = Reference()
 _START = "‖∇L‖ at step 0 (kernels alone)"

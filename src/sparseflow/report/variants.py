@@ -14,7 +14,8 @@ from sparseflow.core.values import UnknownValue, Value, kind_of
 from sparseflow.recipes.departure import departure
 from sparseflow.report.results import described
 from sparseflow.runs import Run, RunSpec, identity, with_seeds
-from sparseflow.runs.spec import NAMELESS, fields
+from sparseflow.runs.hashing import NAMELESS
+from sparseflow.runs.spec import fields
 
 Setting = tuple[str, float | str]
 
@@ -72,8 +73,8 @@ def variants(runs: Sequence[Run], density: float, steps: int) -> dict[str, Varia
 
 def _told(spec: RunSpec) -> int:
     """How much the recipe was told: of equally many runs those of its own settings are the main."""
-    found = departure(spec)
-    return 0 if found is None else len(found.settings) + (found.scale != 1)
+    how = departure(spec)
+    return 0 if how is None else len(how.settings) + (how.scale != 1)
 
 
 def _labels(leaves: dict[str, dict[str, float | str]], main: str | None) -> dict[str, str]:

@@ -12,7 +12,8 @@ from sparseflow.core.errors import StoreError
 from sparseflow.core.files import orphans
 from sparseflow.runs.journal import check
 from sparseflow.runs.progress import reached
-from sparseflow.runs.store import ID, Run, Store
+from sparseflow.runs.run import Run
+from sparseflow.runs.store import ID, Store
 from sparseflow.train.checkpoint import load_state
 
 
@@ -30,11 +31,6 @@ class Finding(NamedTuple):
     wrong: str
     remedy: str
     broken: bool = True
-
-
-def audit(store: Store) -> Iterator[Finding]:
-    """What is wrong in a store: :func:`inspect` without the files that are well."""
-    return (each for each in inspect(store) if each.wrong)
 
 
 def inspect(store: Store) -> Iterator[Finding]:
@@ -76,40 +72,39 @@ def _of_run(store: Store, folder: Path) -> Iterator[Finding]:
             remedy = "running it again writes it again, then the rest can be checked"
             yield Finding(spec, f"{spec} is missing", remedy)
         return
-    anew = f"remove {folder}: running it again makes all of it, from the beginning"
-    (read,) = looked_at(spec, lambda: store.read(folder), anew)
+    remedy = f"remove {folder}: running it again makes all of it, from the beginning"
+    (read,) = looked_at(spec, lambda: store.read(folder), remedy)
     yield read
     if read.wrong:
         return
     run = store.read(folder)
-    yield from _finished(run, anew) if run.finished else _under_way(run)
+    yield from _finished(run, remedy) if run.finished else _under_way(run)
 
 
-def _finished(run: Run, anew: str) -> Iterator[Finding]:
+def _finished(run: Run, remedy: str) -> Iterator[Finding]:
     for name, look in (
         ("result.json", lambda: run.result["test_accuracy"]),
         ("environment.json", lambda: run.seconds),
         ("metrics.jsonl", lambda: deque(run.metrics(), maxlen=0)),
     ):
-        yield from looked_at(run.path / name, look, anew)
-    yield from _checkpoints(run, run.spec.train.steps, anew)
+        yield from looked_at(run.path / name, look, remedy)
+    yield from _checkpoints(run, run.spec.train.steps, remedy)
     if run.resume_path.exists():
-        remedy = "running it again removes it"
-        yield Finding(run.resume_path, "not needed any more", remedy, broken=False)
+        yield Finding(run.resume_path, "not needed any more", "running it again removes it", False)
 
 
 def _under_way(run: Run) -> Iterator[Finding]:
     """What an interrupted run goes on from; all that comes later it makes again anyway."""
     resume, metrics = run.resume_path, run.path / "metrics.jsonl"
-    anew = f"remove {resume}: running it again makes all of it, from the beginning"
+    remedy = f"remove {resume}: running it again makes all of it, from the beginning"
     if not resume.exists():
         return
-    (read,) = looked_at(resume, lambda: reached(run), anew)
+    (read,) = looked_at(resume, lambda: reached(run), remedy)
     yield read
     if not read.wrong:
         there = reached(run)
-        yield from looked_at(metrics, lambda: check(metrics, there.metrics), anew)
-        yield from _checkpoints(run, there.step, anew)
+        yield from looked_at(metrics, lambda: check(metrics, there.metrics), remedy)
+        yield from _checkpoints(run, there.step, remedy)
 
 
 def _checkpoints(run: Run, last: int, remedy: str) -> Iterator[Finding]:

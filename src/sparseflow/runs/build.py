@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparseflow import models
 from sparseflow.core.errors import DataError
@@ -20,8 +20,8 @@ from sparseflow.core.random import generator
 from sparseflow.data import DATA, Batch, Batches, Dataset
 from sparseflow.init import initialise
 from sparseflow.masks import Masks, full_masks, make_masks, shuffle_masks
+from sparseflow.measure import signal
 from sparseflow.runs.execution import Resolved, check_device, resolve
-from sparseflow.runs.initial import at_beginning
 from sparseflow.runs.spec import (
     FullMask,
     ParentMask,
@@ -42,6 +42,9 @@ from sparseflow.train import (
     step_rate,
     with_warmup,
 )
+
+NOISE = 500
+"""Examples of N(0, 1) noise for the signal at initialisation (the paper's figure 1)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +152,29 @@ def _reseeding(spec: RunSpec, model: nn.Module) -> Callable[[int], None]:
     )
 
 
+def at_beginning(
+    model: nn.Module, layers: Mapping[str, Layer], masks: Masks, images: Tensor, seed: int
+) -> dict[str, Any]:
+    """Measure how signals propagate through a masked dense network.
+
+    Args:
+        model: the network.
+        layers: its maskable layers.
+        masks: their masks.
+        images: real inputs.
+        seed: of the noise that is put in as well.
+    """
+    stream = generator(seed, "noise")
+    noise = torch.randn(NOISE, *images.shape[1:], generator=stream).to(images.device)
+    dead = sum(int((~layers[n].neurons(m).any(1)).sum()) for n, m in masks.items())
+    return {
+        "images": asdict(signal(model, images, layers)),
+        "noise": asdict(signal(model, noise, layers)),
+        "neurons_without_input": dead,
+        "active": masks.counts,
+    }
+
+
 def load_data(spec: RunSpec) -> Dataset:
     """Load the data set of a run, or the first ``data.limit`` examples of each of its parts.
 
@@ -172,8 +198,8 @@ def make_model(spec: RunSpec) -> nn.Module:
     dense = models.build(m.name, m.widths)
     kernels = sum(layer.size for layer in maskable(dense).values())
     budget = round(spec.density * kernels) + models.parameters(dense) - kernels
-    known = models.MODELS[m.name]
-    widths = models.solve_widths(known.builder, m.widths or known.widths, budget)
+    architecture = models.MODELS[m.name]
+    widths = models.solve_widths(architecture.builder, m.widths or architecture.widths, budget)
     return models.build(m.name, widths)
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from sparseflow.measure import flops
 from sparseflow.runs.build import load_data, make_model
-from sparseflow.runs.store import Run
+from sparseflow.runs.run import Run
 from sparseflow.topology import stores_more
 
 
@@ -33,15 +33,15 @@ def training_flops(run: Run) -> float:
     if stores_more(method):
         return math.nan
     model, example = make_model(spec), load_data(spec).train[:1][0]
-    kept = run.expected(spec.train.steps)
-    counted = kept if method.changes else kept[:1]
+    steps = run.expected(spec.train.steps)
+    counted = steps if method.changes else steps[:1]
     counts = {step: flops(model, example, run.state(step).masks()) for step in counted}
     first = counts[0]
     extra = {"batch": spec.train.batch, "probe": spec.data.probe}.get(
         str(method.growth_gradient), 0
     )
     total = 0.0
-    for start, stop in pairwise(kept):
+    for start, stop in pairwise(steps):
         ends = [counts[start], counts[stop]] if method.changes else [first, first]
         forward, step = (sum(e.forward for e in ends) / 2, sum(e.step for e in ends) / 2)
         total += (stop - start) * spec.train.batch * step

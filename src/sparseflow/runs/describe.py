@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from sparseflow.core.expressions import written
-from sparseflow.core.values import PARTS, UnknownValue, Value, hints_of, is_required, to_data
+from sparseflow.core.fields import hints_of, is_required
+from sparseflow.core.values import PARTS, UnknownValue, Value, to_data
 from sparseflow.data import DATA
 from sparseflow.init import NAMED
 from sparseflow.models import MODELS
@@ -50,7 +51,7 @@ class Field(NamedTuple):
     settable: bool = True
 
 
-class Difference(NamedTuple):
+class FieldDifference(NamedTuple):
     """A field in which two specifications differ; :data:`ABSENT` where one lacks it."""
 
     path: str
@@ -91,7 +92,7 @@ def describe(spec: RunSpec) -> list[Field]:
     return list(_rows(spec, ""))
 
 
-def differences(one: RunSpec, other: RunSpec) -> list[Difference]:
+def differences(one: RunSpec, other: RunSpec) -> list[FieldDifference]:
     """Fields in which two specifications differ, their own first, then those of their parents.
 
     A parent that gives both mask and weights, on both sides, is compared once.
@@ -99,12 +100,12 @@ def differences(one: RunSpec, other: RunSpec) -> list[Difference]:
     Example:
         >>> from sparseflow.recipes import make_spec
         >>> differences(make_spec("mlp-mnist/dense"), make_spec("mlp-mnist/dense", seed=1))[0]
-        Difference(path='seeds.init', one='0', other='1')
+        FieldDifference(path='seeds.init', one='0', other='1')
     """
-    found = [Difference(path, text_of(a), text_of(b)) for path, a, b in pairs(one, other)]
+    rows = [FieldDifference(path, text_of(a), text_of(b)) for path, a, b in pairs(one, other)]
     if _one_parent(one) and _one_parent(other):
-        found = [each for each in found if not each.path.startswith("weights.run.")]
-    return sorted(found, key=lambda each: ".run" in each.path)
+        rows = [each for each in rows if not each.path.startswith("weights.run.")]
+    return sorted(rows, key=lambda each: ".run" in each.path)
 
 
 def pairs(one: Any, other: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

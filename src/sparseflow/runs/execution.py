@@ -68,7 +68,7 @@ def repeatable(device: str) -> Iterator[None]:
 
     A run that was interrupted ends bit for bit as if it had not been: algorithms
     that add up in another order each time, or that are chosen by timing them, have
-    no place in it. Convolutions would round to TF32 unless told otherwise.
+    no place in it. Convolutions round to TF32 unless told otherwise.
 
     Settings of PyTorch are restored on leaving; the environment variable that
     cuBLAS reads when it starts stays.
@@ -79,15 +79,18 @@ def repeatable(device: str) -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    precision = torch.get_float32_matmul_precision()
     exact = cudnn.flags(
         enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False
     )
     try:
         torch.use_deterministic_algorithms(True)
+        torch.set_float32_matmul_precision("highest")
         with exact:
             yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warns)
+        torch.set_float32_matmul_precision(precision)
 
 
 def resolve(spec: RunSpec, masks: Masks, device: str) -> Resolved:

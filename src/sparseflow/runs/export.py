@@ -9,7 +9,7 @@ from torch import nn
 
 from sparseflow.core.choices import Format
 from sparseflow.runs.build import load_data, make_model
-from sparseflow.runs.store import Run
+from sparseflow.runs.run import Run
 from sparseflow.sparse.files.onnx import export_onnx
 from sparseflow.sparse.files.storage import write
 

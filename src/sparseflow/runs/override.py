@@ -14,9 +14,10 @@ import msgspec
 
 from sparseflow.core.errors import SparseflowError, SpecError, unknown
 from sparseflow.core.expressions import is_call, parse
+from sparseflow.core.fields import hints_of, is_required
 from sparseflow.core.registry import Registry
 from sparseflow.core.schedules import scaled_steps
-from sparseflow.core.values import PARTS, Value, from_data, hints_of, is_required, make, read_field
+from sparseflow.core.values import PARTS, Value, from_data, make, read_field
 from sparseflow.init import INITS, NAMED
 from sparseflow.runs.spec import VALUES, ParentWeights, RunSpec, Seeds, fields
 

@@ -9,7 +9,7 @@ import msgspec
 from sparseflow.core.errors import StoreError
 from sparseflow.runs.execution import Resolved
 from sparseflow.runs.journal import Mark
-from sparseflow.runs.store import Run
+from sparseflow.runs.run import Run
 from sparseflow.train.checkpoint import resume_extra
 
 

@@ -116,11 +116,11 @@ class Recorder:
 
     def _weights(self) -> Weights:
         model = self._parts.model
-        found: Weights = {n: p.detach().clone() for n, p in named_weights(model).items()}
+        weights: Weights = {n: p.detach().clone() for n, p in named_weights(model).items()}
         for name, layer in sparse_weights(model).items():
             values = layer.values.detach().clone()
-            found[name] = NonZeros(layer.indices(), values, layer.shape)
-        return found
+            weights[name] = NonZeros(layer.indices(), values, layer.shape)
+        return weights
 
     def _write(self, record: dict[str, Any]) -> None:
         self._journal.append(msgspec.json.encode(record) + b"\n")  # NaN becomes null

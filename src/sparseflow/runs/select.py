@@ -10,8 +10,10 @@ from sparseflow.core.parameters import maskable
 from sparseflow.data import in_batches
 from sparseflow.measure import distance, flops, gradient_flow, signal, step_decrease
 from sparseflow.runs.build import load_data, make_loss, make_model, make_rate, probe_batch
-from sparseflow.runs.spec import RunSpec, identity
-from sparseflow.runs.store import Run, Store
+from sparseflow.runs.hashing import identity
+from sparseflow.runs.run import Run
+from sparseflow.runs.spec import RunSpec
+from sparseflow.runs.store import Store
 from sparseflow.train import evaluate
 
 
@@ -29,8 +31,8 @@ def matching(makers: Iterable[Callable[[int], RunSpec]], store: Store) -> list[R
     runs = {run.id: run for run in store.runs() if run.finished}
     seeds = sorted({run.spec.seeds.data for run in runs.values()})
     wanted = (make(seed) for make in makers for seed in seeds)
-    found = {(spec.recipe, identity(spec)): spec for spec in wanted}
-    return [Run(runs[i].path, spec, runs[i].code) for (_, i), spec in found.items() if i in runs]
+    asked = {(spec.recipe, identity(spec)): spec for spec in wanted}
+    return [Run(runs[i].path, spec, runs[i].code) for (_, i), spec in asked.items() if i in runs]
 
 
 def remeasure(run: Run, step: int, *, device: str = "cpu") -> dict[str, Any]:

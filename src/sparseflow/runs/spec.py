@@ -6,26 +6,20 @@ ticket, its pruning run and what is measured between them form one graph.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, Literal
 
 import msgspec
 
 from sparseflow.core.choices import Execution
-from sparseflow.core.code import Code
 from sparseflow.core.errors import SpecError
-from sparseflow.core.values import UnknownKindError, UnknownValue, Value, code_in, exact, to_data
+from sparseflow.core.fields import exact
+from sparseflow.core.values import UnknownKindError, UnknownValue, Value, to_data
 from sparseflow.core.values import from_data as value_from
-from sparseflow.data import DATA
 from sparseflow.init import GLOROT, INITS, Initialisation
-from sparseflow.models import MODELS
 from sparseflow.topology import METHODS, Method, Static
-
-NUMERICS = 1
-"""Raise it when a mended bug changes results: old runs are then not reused."""
 
 
 class _Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -244,8 +238,8 @@ def check_name(recipe: str) -> None:
 
 def parents(spec: RunSpec) -> list[RunSpec]:
     """Runs that must be finished first, without repeats."""
-    found = [part.run for part in (spec.mask, spec.weights) if hasattr(part, "run")]  # type: ignore[union-attr]
-    return found[:1] if len(found) == 2 and found[0] == found[1] else found
+    runs = [part.run for part in (spec.mask, spec.weights) if hasattr(part, "run")]  # type: ignore[union-attr]
+    return runs[:1] if len(runs) == 2 and runs[0] == runs[1] else runs
 
 
 def ancestors(spec: RunSpec) -> Iterator[RunSpec]:
@@ -264,79 +258,9 @@ def generation(spec: RunSpec) -> int:
     return 1 + max((generation(p) for p in parents(spec)), default=-1)
 
 
-NAMELESS = ("recipe", "resume")
-"""Fields that do not enter the hash."""
-
-
-def identity(spec: RunSpec, code: Sequence[Code] | None = None) -> str:
-    """Hash of everything that determines the run, its parents and the user's code included.
-
-    The recipe's name does not enter, nor does ``train.resume``, nor a field that
-    has its default: a new field with a default keeps old runs valid. Equal
-    specifications have one identity.
-
-    Args:
-        spec: the run.
-        code: source files that it rests on; by default those loaded here.
-
-    Raises:
-        SpecError: if a method or an initialisation has no name, or its code is not
-            loaded.
-    """
-    digests = tuple(sorted(each.digest for each in (code_of_run(spec) if code is None else code)))
-    try:
-        return _hash(spec, NUMERICS, digests)
-    except TypeError:  # made by hand, with a list in the place of a tuple
-        return _hash.__wrapped__(spec, NUMERICS, digests)
-
-
-@lru_cache(maxsize=2**16)
-def _hash(spec: RunSpec, numerics: int, code: tuple[str, ...]) -> str:
-    """Hash as above, kept: a sweep asks for each many times."""
-    return _digest(_essential(spec), numerics, code)
-
-
-def _digest(spec: Any, numerics: int, code: tuple[str, ...]) -> str:
-    content = {"numerics": numerics, "spec": spec} | ({"code": code} if code else {})
-    text = msgspec.json.encode(content, order="deterministic")
-    return hashlib.sha256(text).hexdigest()[:16]
-
-
-def identity_of_data(data: Any, code: Sequence[Code]) -> str:
-    """Identity of what :func:`as_data` wrote, as it stands: nothing of it is read as a value."""
-    digests = tuple(sorted(each.digest for each in code))
-    return _digest(_nameless(data), NUMERICS, digests)
-
-
-def _nameless(data: Any) -> Any:
-    """Leave out what does not enter the hash, here and in the runs within."""
-    kept = {name: value for name, value in data.items() if name != "recipe"}
-    for name, value in kept.items():
-        if name == "train" and isinstance(value, dict):
-            kept[name] = {n: v for n, v in value.items() if n != "resume"}
-        elif name in ("mask", "weights") and isinstance(value, dict) and "run" in value:
-            kept[name] = {**value, "run": _nameless(value["run"])}
-    return kept
-
-
-def code_of_run(spec: RunSpec) -> tuple[Code, ...]:
-    """Source files of the user's that a run and its ancestors rest on, each once.
-
-    Raises:
-        SpecError: if one is not loaded, or cannot be read.
-    """
-    found: dict[str, Code] = {}
-    for run in (*ancestors(spec), spec):
-        parts = [*code_in(run.method), *code_in(run.init)]
-        for registry, name in ((MODELS, run.model.name), (DATA, run.data.name)):
-            parts += registry.entry(name).code
-        found |= {code.digest: code for code in parts}
-    return tuple(sorted(found.values()))
-
-
 def as_data(spec: RunSpec) -> Any:
     """Turn into what :func:`from_data` reads; equal specifications give equal data."""
-    return _essential(spec, without=())
+    return essential(spec)
 
 
 @cache
@@ -345,14 +269,14 @@ def fields(kind: type[msgspec.Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
     return msgspec.structs.fields(kind)
 
 
-def _essential(part: Any, without: Sequence[str] = NAMELESS) -> Any:
+def essential(part: Any, without: Sequence[str] = ()) -> Any:
     """Fields that differ from their defaults, and the kind of each part."""
     if isinstance(part, Value):
         return to_data(part)
     if not isinstance(part, msgspec.Struct):
         return part
     kept = {
-        field.name: _essential(exact(getattr(part, field.name), field.type), without)
+        field.name: essential(exact(getattr(part, field.name), field.type), without)
         for field in fields(type(part))
         if field.name not in without and getattr(part, field.name) != field.default
     }

@@ -33,8 +33,9 @@ from sparseflow.runs.journal import START, Journal
 from sparseflow.runs.progress import Reached, reached
 from sparseflow.runs.ranks import check_shares, together
 from sparseflow.runs.record import Recorder
+from sparseflow.runs.run import Run
 from sparseflow.runs.spec import RunSpec, ancestors, parents
-from sparseflow.runs.store import Run, Store
+from sparseflow.runs.store import Store
 from sparseflow.runs.validate import check
 from sparseflow.topology import attach
 from sparseflow.train import evaluate, fit

@@ -13,15 +13,8 @@ from sparseflow.core.values import UnknownValue, to_data
 from sparseflow.data import DATA
 from sparseflow.masks.allocation import check_density
 from sparseflow.models import MODELS, build
-from sparseflow.runs.spec import (
-    Data,
-    ParentWeights,
-    RunSpec,
-    ancestors,
-    check_name,
-    code_of_run,
-    parents,
-)
+from sparseflow.runs.hashing import code_of_run
+from sparseflow.runs.spec import Data, ParentWeights, RunSpec, ancestors, check_name, parents
 from sparseflow.topology import served
 from sparseflow.train.optim import OPTIMIZERS
 
@@ -145,8 +138,8 @@ def _check_numbers(spec: RunSpec) -> None:
     smoothing = spec.train.label_smoothing
     if not 0 <= smoothing < 1:
         raise SpecError(f"train.label_smoothing={smoothing} is not in [0, 1)")
-    known = DATA[spec.data.name].examples
-    examples = min(spec.data.limit or known, known)
+    available = DATA[spec.data.name].examples
+    examples = min(spec.data.limit or available, available)
     for name, value, times in (
         ("train.batch", spec.train.batch, 1),
         ("data.probe", spec.data.probe, 2),

@@ -8,7 +8,7 @@ such a file and its place in the imports below.
 """
 
 from sparseflow.studies.agreement import Agreement, AgreementStudy, Group
-from sparseflow.studies.audit import audit, inspect
+from sparseflow.studies.audit import inspect
 from sparseflow.studies.distance import Distances, DistanceStudy
 from sparseflow.studies.evidence import Evidence, Reference, References
 from sparseflow.studies.execution import carry_out, carry_out_all, seconds
@@ -55,7 +55,6 @@ __all__ = [
     "StudyKind",
     "UpdateStudy",
     "Updates",
-    "audit",
     "carry_out",
     "carry_out_all",
     "dead_below",

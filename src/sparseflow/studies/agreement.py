@@ -25,16 +25,7 @@ from sparseflow.plotting.vocabulary import group_label
 from sparseflow.runs import Store
 from sparseflow.studies.evidence import Evidence, first
 from sparseflow.studies.load import load_all
-from sparseflow.studies.study import (
-    Place,
-    Point,
-    Record,
-    Study,
-    StudyKind,
-    Tagged,
-    points_at,
-    register_study,
-)
+from sparseflow.studies.study import Place, Point, Record, Study, Tagged, points_at, register_study
 from sparseflow.studies.values import Matrix, Number, dead_below, matrix, rounded
 
 
@@ -299,9 +290,6 @@ def _draw(results: Evidence) -> Drawing | None:
         axes = figure.subplots()
         levels = np.clip(np.floor(table / step), 0, len(SCALE) - 1)
         ends = [0, *itertools.accumulate(len(alive) for _, alive in groups)]
-        for end in ends[1:-1]:
-            for line in (axes.axhline, axes.axvline):
-                line(end, color=CARD, linewidth=2.5, zorder=2)
         spans = list(zip(ends[:-1], ends[1:], groups, strict=True))
         for (a, b, (down, rows)), (c, d, (along, columns)) in itertools.product(spans, spans):
             mean = mean_between(record, rows, columns)
@@ -315,11 +303,8 @@ def _draw(results: Evidence) -> Drawing | None:
                     fontsize=9, color=CARD if high else INK, zorder=3,
                 )  # fmt: skip
                 mark(number, (down, along))
-        middles = [(a + b) / 2 for a, b, _ in spans]
-        heatmap.name_blocks(axes, len(order), middles, [group_label(n) for n, _ in groups])
-        for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
-            for label, (name, _) in zip(ticks, groups, strict=True):
-                mark(label, name)
+        names = [name for name, _ in groups]
+        heatmap.name_blocks(axes, ends, [group_label(name) for name in names], names)
         bounds = step * np.arange(len(SCALE) + 1)
         bar = style.scale_bar(figure, axes, bounds, [f"{b:.3g}" for b in bounds], aspect=36)
         bar.set_label("disagreement, % of test images")
@@ -345,14 +330,12 @@ DISAGREEMENT = Figure(
 )
 
 register_study(
-    StudyKind(
-        study=AgreementStudy,
-        record=Agreement,
-        probe="agreement",
-        takes=(2, None),
-        options=("reference",),
-        version=2,
-        order=6,
-        figures=(DISAGREEMENT,),
-    )
+    AgreementStudy,
+    Agreement,
+    probe="agreement",
+    takes=(2, None),
+    options=("reference",),
+    version=2,
+    order=6,
+    figures=(DISAGREEMENT,),
 )

@@ -10,11 +10,6 @@ from sparseflow.runs.audit import left_behind, looked_at
 from sparseflow.studies.execution import FOLDER, read
 
 
-def audit(store: Store) -> Iterator[Finding]:
-    """What is wrong with the studies of a store: :func:`inspect` without what is well."""
-    return (each for each in inspect(store) if each.wrong)
-
-
 def inspect(store: Store) -> Iterator[Finding]:
     """Read all studies, and compare them with their checksums.
 

@@ -17,12 +17,12 @@ from sparseflow.plotting.formats import count, finite, short
 from sparseflow.plotting.marks import mark
 from sparseflow.plotting.palette import CARD, MUTED, color_of
 from sparseflow.plotting.table import Table
-from sparseflow.plotting.vocabulary import group_label, parse_recipe, place_of
+from sparseflow.plotting.vocabulary import group_label, parse_label, parse_recipe
 from sparseflow.runs import Store
 from sparseflow.studies.agreement import dead_labels
 from sparseflow.studies.evidence import Evidence, first
 from sparseflow.studies.load import load_all
-from sparseflow.studies.study import Point, Record, Study, StudyKind, Tagged, register_study
+from sparseflow.studies.study import Point, Record, Study, Tagged, register_study
 from sparseflow.studies.values import Matrix, Number, matrix, rounded
 
 CENTRE = "prune 0 end"
@@ -119,13 +119,13 @@ def nearness(results: Evidence) -> str:
         return ""
     line = record.l2[record.labels.index(CENTRE)]
     gone, said = dead_labels(results), []
-    for recipe in dict.fromkeys(place_of(label).recipe for label in record.labels):
+    for recipe in dict.fromkeys(parse_label(label).recipe for label in record.labels):
         parts = []
         for when in ("start", "end"):
             values = finite(
                 value
                 for label, value in zip(record.labels, line, strict=True)
-                if (place_of(label).recipe, place_of(label).when) == (recipe, when)
+                if (parse_label(label).recipe, parse_label(label).when) == (recipe, when)
                 and label not in (CENTRE, *gone)
             )
             if values:
@@ -144,7 +144,7 @@ def _draw(results: Evidence) -> Drawing | None:
     record = first(results, Distances)
     if record is None or not record.places or record.stress is None:
         return None
-    recipes = list(dict.fromkeys(place_of(label).recipe for label in record.labels))
+    recipes = list(dict.fromkeys(parse_label(label).recipe for label in record.labels))
     with style.styled():
         places = np.array(record.places, dtype=float)
         width, height = np.ptp(places, axis=0)
@@ -173,7 +173,7 @@ def _draw_runs(axes: Axes, record: Distances, recipe: str, gone: set[str]) -> No
     at = dict(zip(record.labels, np.array(record.places, dtype=float), strict=True))
     look = {"s": 30, "marker": _shape(recipe), "linewidths": 1.1, "edgecolors": color}
     for label, point in at.items():
-        place = place_of(label)
+        place = parse_label(label)
         if place.recipe != recipe:
             continue
         if place.when == "start":
@@ -231,12 +231,10 @@ MAP = Figure(
 )
 
 register_study(
-    StudyKind(
-        study=DistanceStudy,
-        record=Distances,
-        probe="distance",
-        takes=(2, None),
-        order=3,
-        figures=(MAP,),
-    )
+    DistanceStudy,
+    Distances,
+    probe="distance",
+    takes=(2, None),
+    order=3,
+    figures=(MAP,),
 )

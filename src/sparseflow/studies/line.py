@@ -20,20 +20,11 @@ from sparseflow.plotting.formats import count, finite, listing, short
 from sparseflow.plotting.marks import mark_all
 from sparseflow.plotting.palette import MUTED, color_of
 from sparseflow.plotting.table import Table
-from sparseflow.plotting.vocabulary import place_of
+from sparseflow.plotting.vocabulary import parse_label
 from sparseflow.runs import Store
 from sparseflow.studies.evidence import Evidence, of
 from sparseflow.studies.load import examples, load_all
-from sparseflow.studies.study import (
-    Place,
-    Point,
-    Record,
-    Study,
-    StudyKind,
-    Tagged,
-    points_at,
-    register_study,
-)
+from sparseflow.studies.study import Place, Point, Record, Study, Tagged, points_at, register_study
 from sparseflow.studies.values import Number, Row, rounded, row
 
 PARENT = ("prune", "end")
@@ -157,7 +148,7 @@ def lines_from(results: Evidence, recipe: str, when: str, *, aligned: bool) -> l
     """Lines to the pruned solution from the starts or ends of a recipe."""
     chosen = []
     for line in of(results, Line):
-        start, end = (place_of(label) for label in line.labels)
+        start, end = (parse_label(label) for label in line.labels)
         if (
             (start.recipe, start.when, line.aligned) == (recipe, when, aligned)
             and (end.recipe, end.when) == PARENT
@@ -169,7 +160,7 @@ def lines_from(results: Evidence, recipe: str, when: str, *, aligned: bool) -> l
 
 def dead(line: Line, below: float) -> bool:
     """Whether the run at α = 0 ended under ``below`` %; one that has yet to start is not dead."""
-    if place_of(line.labels[0]).when == "start":
+    if parse_label(line.labels[0]).when == "start":
         return False
     reached = [
         (abs(alpha), value)
@@ -321,13 +312,11 @@ PATHS = Figure(
 )
 
 register_study(
-    StudyKind(
-        study=LineStudy,
-        record=Line,
-        probe="interpolate",
-        takes=(2, 2),
-        options=("examples", "aligned"),
-        order=4,
-        figures=(PATHS,),
-    )
+    LineStudy,
+    Line,
+    probe="interpolate",
+    takes=(2, 2),
+    options=("examples", "aligned"),
+    order=4,
+    figures=(PATHS,),
 )

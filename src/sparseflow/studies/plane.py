@@ -15,11 +15,11 @@ from sparseflow.plotting.formats import listing, short
 from sparseflow.plotting.marks import mark
 from sparseflow.plotting.palette import CARD, INK, SCALE, color_of
 from sparseflow.plotting.table import Table
-from sparseflow.plotting.vocabulary import place_of
+from sparseflow.plotting.vocabulary import parse_label
 from sparseflow.runs import Store
 from sparseflow.studies.evidence import Evidence, first
 from sparseflow.studies.load import examples, load_all
-from sparseflow.studies.study import Point, Record, Study, StudyKind, Tagged, register_study
+from sparseflow.studies.study import Point, Record, Study, Tagged, register_study
 from sparseflow.studies.values import Matrix, Row, matrix, row
 
 
@@ -89,7 +89,7 @@ def over_plane(results: Evidence) -> str:
     plane = first(results, Plane)
     if plane is None:
         return ""
-    names = [place_of(label).recipe.replace("prune", "pruned") for label in plane.labels]
+    names = [parse_label(label).recipe.replace("prune", "pruned") for label in plane.labels]
     said = [
         f"{short(_highest(plane, i, j))} between {names[i]} and {names[j]}"
         for i, j in itertools.combinations(range(3), 2)
@@ -146,7 +146,7 @@ def _corners(axes: Axes, plane: Plane) -> None:
     positions = np.array(plane.positions, dtype=float)
     middle = positions.mean(axis=0)
     for label, point in zip(plane.labels, positions, strict=True):
-        recipe = place_of(label).recipe
+        recipe = parse_label(label).recipe
         dot = axes.scatter(
             *point, s=60, color=color_of(recipe), edgecolors=CARD, linewidths=1.2, zorder=4
         )
@@ -183,13 +183,11 @@ SURFACE = Figure(
 )
 
 register_study(
-    StudyKind(
-        study=PlaneStudy,
-        record=Plane,
-        probe="plane",
-        takes=(3, 3),
-        options=("examples",),
-        order=5,
-        figures=(SURFACE,),
-    )
+    PlaneStudy,
+    Plane,
+    probe="plane",
+    takes=(3, 3),
+    options=("examples",),
+    order=5,
+    figures=(SURFACE,),
 )

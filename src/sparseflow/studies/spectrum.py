@@ -23,19 +23,11 @@ from sparseflow.plotting.formats import count, finite, minus, percent, short
 from sparseflow.plotting.marks import mark
 from sparseflow.plotting.palette import INK, MUTED, color_of
 from sparseflow.plotting.table import Table
-from sparseflow.plotting.vocabulary import parse_recipe, place_of
+from sparseflow.plotting.vocabulary import parse_label, parse_recipe
 from sparseflow.runs import Store
 from sparseflow.studies.evidence import Evidence, of
 from sparseflow.studies.load import examples, load_all
-from sparseflow.studies.study import (
-    Point,
-    Record,
-    Study,
-    StudyKind,
-    Tagged,
-    points_at,
-    register_study,
-)
+from sparseflow.studies.study import Point, Record, Study, Tagged, points_at, register_study
 from sparseflow.studies.values import Number, Row, rounded, row
 from sparseflow.train import cross_entropy
 
@@ -200,7 +192,7 @@ def at_start(results: Evidence) -> dict[str, list[Spectrum]]:
     """Spectra at initialisation by recipe, in the order of the table."""
     table: dict[str, list[Spectrum]] = {}
     for record in of(results, Spectrum):
-        place = place_of(record.label)
+        place = parse_label(record.label)
         if place.when == "start" and record.largest is not None and record.smallest is not None:
             table.setdefault(place.recipe, []).append(record)
     return dict(sorted(table.items(), key=lambda item: parse_recipe(item[0]).order))
@@ -232,9 +224,9 @@ def _draw_start(results: Evidence) -> Drawing | None:
             figure.subplots(1, 2, sharey=True), ("largest", "smallest"), (1, -1), strict=True
         ):
             values = {r: [getattr(s, name) for s in records] for r, records in groups.items()}
-            beside = {r: getattr(pair, name) for r, pair in others.curvature.items()}
+            theirs = {r: getattr(pair, name) for r, pair in others.curvature.items()}
             axes.set_title(f"{name.capitalize()} eigenvalue")
-            eigenvalues.draw_extremes(axes, values, beside, sign)
+            eigenvalues.draw_extremes(axes, values, theirs, sign)
         handles = [
             mpl.lines.Line2D([], [], linestyle="", marker=m, color=c, markersize=5)
             for m, c in (("o", MUTED), ("^", INK))
@@ -249,7 +241,7 @@ def trained(results: Evidence) -> list[list[Spectrum]]:
     """Spectra of trained networks, those of one network together."""
     groups: dict[str, list[Spectrum]] = {}
     for record in of(results, Spectrum):
-        if place_of(record.label).when not in ("start", ""):
+        if parse_label(record.label).when not in ("start", ""):
             groups.setdefault(record.label, []).append(record)
     return list(groups.values())
 
@@ -275,7 +267,7 @@ def _draw_trained(results: Evidence) -> Drawing | None:
     if not groups:
         return None
     shown = sorted(groups[0], key=lambda s: (not s.exact, s.examples))
-    recipe = place_of(shown[0].label).recipe
+    recipe = parse_label(shown[0].label).recipe
     with style.styled():
         figure = mpl.figure.Figure(figsize=(style.WIDTH, 2.7 + 0.2 * len(shown)))
         axes = figure.subplots()
@@ -333,7 +325,7 @@ AT_START = Figure(
 TRAINED = Figure(
     "spectrum",
     "The whole spectrum of a trained sparse network",
-    "Every eigenvalue computed (grey) beside Lanczos quadrature (lines), which takes a "
+    "Every eigenvalue computed (grey), and Lanczos quadrature (lines), which takes a "
     "fraction of the time. The shaded side is negative; the bins are logarithmic away "
     "from zero, and so are the counts.",
     "spectra of a trained network",
@@ -344,13 +336,11 @@ TRAINED = Figure(
 )
 
 register_study(
-    StudyKind(
-        study=SpectrumStudy,
-        record=Spectrum,
-        probe="hessian",
-        takes=(1, 1),
-        options=("examples", "exact"),
-        order=1,
-        figures=(AT_START, TRAINED),
-    )
+    SpectrumStudy,
+    Spectrum,
+    probe="hessian",
+    takes=(1, 1),
+    options=("examples", "exact"),
+    order=1,
+    figures=(AT_START, TRAINED),
 )

@@ -24,7 +24,7 @@ from sparseflow.core.values import USE
 from sparseflow.plotting.figure import Figure
 from sparseflow.plotting.table import Table
 from sparseflow.runs import Run, Store
-from sparseflow.runs.spec import NUMERICS
+from sparseflow.runs.hashing import NUMERICS
 from sparseflow.studies.evidence import Evidence
 
 
@@ -163,8 +163,13 @@ STUDIES: Registry[StudyKind] = Registry("study", USE)
 """Every kind of study, by the tag that it has in JSON."""
 
 
-def register_study(kind: StudyKind) -> None:
+def register_study(study: type[Study], record: type[Record], **facts: Any) -> None:
     """Make a kind of study known to the store, to ``measure --probe`` and to the report.
+
+    Args:
+        study: what to measure, a :class:`Tagged` struct.
+        record: what it returns, another with the same tag.
+        facts: the other fields of :class:`StudyKind`: ``probe`` and ``takes``, and more.
 
     Raises:
         SpecError: if its tag or its probe is taken, or study and record have different tags.
@@ -176,18 +181,18 @@ def register_study(kind: StudyKind) -> None:
         ...     at: Point
         ...     def measure(self, store):
         ...         return Length(self.at.step)
-        >>> kind = StudyKind(study=LengthStudy, record=Length, probe="length", takes=(1, 1))
-        >>> register_study(kind)
+        >>> register_study(LengthStudy, Length, probe="length", takes=(1, 1))
         >>> STUDIES["length"].probe
         'length'
     """
-    tag, other = tag_of(kind.study), tag_of(kind.record)
+    kind = StudyKind(study=study, record=record, **facts)
+    tag, other = tag_of(study), tag_of(record)
     if tag != other:
         raise SpecError(f"study {tag!r} has a record with the tag {other!r}: give both one tag")
     for name, present in STUDIES.items():
         if name != tag and present.probe == kind.probe:
             raise SpecError(f"probe {kind.probe!r} is that of study {name!r}: choose another name")
-    STUDIES.add(tag, kind, kind.study)
+    STUDIES.add(tag, kind, study)
 
 
 def tag_of(tagged: type[Study] | type[Record]) -> str:

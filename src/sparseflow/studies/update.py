@@ -20,23 +20,14 @@ from sparseflow.plotting.formats import change, count, estimate, finite, minus, 
 from sparseflow.plotting.marks import mark, mark_all
 from sparseflow.plotting.palette import INK, MUTED, color_of
 from sparseflow.plotting.table import Table
-from sparseflow.plotting.vocabulary import RULES, place_of
+from sparseflow.plotting.vocabulary import RULES, parse_label
 from sparseflow.runs import Store
 from sparseflow.runs.build import probe_batch
 from sparseflow.studies.evidence import Evidence, of
 from sparseflow.studies.load import examples
 from sparseflow.studies.replay import TRIED, just_before, rule_of
 from sparseflow.studies.spectrum import Spectrum, measured_exactly
-from sparseflow.studies.study import (
-    Place,
-    Point,
-    Record,
-    Study,
-    StudyKind,
-    Tagged,
-    label_of,
-    register_study,
-)
+from sparseflow.studies.study import Place, Point, Record, Study, Tagged, label_of, register_study
 from sparseflow.studies.values import Number, rounded
 from sparseflow.topology import propose
 
@@ -202,7 +193,7 @@ def _effect(update: Updates, rule: str) -> Effect | None:
         return None
     more = statistics.fmean(t.negative for t in after) - before.negative * before.parameters
     rise = statistics.geometric_mean(norms) / before.norm - 1
-    return Effect(place_of(update.label).seed, update.step, more, rise)
+    return Effect(parse_label(update.label).seed, update.step, more, rise)
 
 
 def update_effects(results: Evidence) -> str:
@@ -215,7 +206,7 @@ def update_effects(results: Evidence) -> str:
     if not said:
         return ""
     updates = of(results, Updates)
-    seeds = {place_of(update.label).seed for update in updates}
+    seeds = {parse_label(update.label).seed for update in updates}
     return (
         f"Mean change at one update of {count(len(updates), 'network')} of "
         f"{count(len(seeds), 'run')}: {'; '.join(said)}."
@@ -241,7 +232,7 @@ def _draw(results: Evidence) -> Drawing | None:
         eigenvalues.scale(list(panels), [spectrum.histogram for spectrum in spectra])
         upper.supylabel("eigenvalues in a bin", fontsize=9.5)
         panels[-1].set_xlabel("eigenvalue (logarithmic away from 0)")
-        place = place_of(shown.label)
+        place = parse_label(shown.label)
         name = f"{place.recipe}, seed {place.seed}, step {shown.step:,}"
         marks = [
             mpl.patches.Patch(facecolor=MUTED, alpha=0.45),
@@ -343,14 +334,12 @@ SPECTRA = Figure(
 )
 
 register_study(
-    StudyKind(
-        study=UpdateStudy,
-        record=Updates,
-        probe="update",
-        takes=(1, 1),
-        options=("examples",),
-        order=2,
-        version=2,
-        figures=(SPECTRA,),
-    )
+    UpdateStudy,
+    Updates,
+    probe="update",
+    takes=(1, 1),
+    options=("examples",),
+    order=2,
+    version=2,
+    figures=(SPECTRA,),
 )

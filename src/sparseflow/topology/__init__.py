@@ -1,6 +1,6 @@
 """Topology: the pure drop-and-grow, the methods, and ``attach``."""
 
-from sparseflow.topology.attach import Topology, attach
+from sparseflow.topology.attach import attach
 from sparseflow.topology.bias import UPDATES, Update
 from sparseflow.topology.check import served, stores_more
 from sparseflow.topology.method import METHODS, Method, Task, register_method
@@ -13,6 +13,7 @@ from sparseflow.topology.methods import (
     probe_gradient,
 )
 from sparseflow.topology.propose import propose
+from sparseflow.topology.topology import Topology
 from sparseflow.topology.update import drop_and_grow, prune_to, pruned, regrown
 from sparseflow.topology.view import Connections, Layers, View
 

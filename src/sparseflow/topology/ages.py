@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from sparseflow.core.errors import TopologyError
 from sparseflow.core.parallel import is_sharded, local
 from sparseflow.core.select import find
+from sparseflow.core.transfer import sent
 from sparseflow.masks import Masks
 from sparseflow.topology.bias import Group, Update
 from sparseflow.topology.weights import Weight
@@ -85,6 +86,7 @@ class Ages:
             if len(old):
                 young = births.masked_fill(torch.isin(births, old), 0)
                 self._keep(name, young, self._positions[name])
+        self._gather()  # here, where a GPU is waited for anyway
 
     def settle_at(self, step: int) -> None:
         """Let go of the old now and then, by a count of steps that is saved.
@@ -105,9 +107,12 @@ class Ages:
         if self._update is not None:
             yield self._optimizer.register_step_post_hook(self._after_step)
 
-    def _before_step(self, *_: Any) -> None:
+    def _gather(self) -> None:
         if self.births and self._young is None:
             self._young = list(self._groups())
+
+    def _before_step(self, *_: Any) -> None:
+        self._gather()
         for young in self._young or ():
             young.note()
 
@@ -279,7 +284,7 @@ class _Young:
             if self._on_host
             else torch.stack(tuple(by_cohort))
         )
-        factors = factors.to(self._before.device, self._before.dtype, non_blocking=True)
+        factors = sent(factors.to(self._before.dtype), self._before.device)
         factors = factors.index_select(1, self._members)
         return (factors if self._before.ndim == 1 else factors.unsqueeze(-1)).unbind()
 

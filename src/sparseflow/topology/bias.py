@@ -80,11 +80,10 @@ def _decayed(weight: Vector, group: Group, decoupled: bool) -> Vector:
 def _decayed_gradient(gradient: Vector | None, weight: Vector, group: Group) -> Vector:
     """The gradient as the moments see it, with the decay of weights that is not decoupled."""
     assert gradient is not None
-    if group["maximize"]:
-        gradient = -gradient
+    seen = -gradient if group["maximize"] else gradient
     if group["weight_decay"] and not group.get("decoupled_weight_decay", False):
-        gradient = gradient + group["weight_decay"] * weight
-    return gradient
+        return seen + group["weight_decay"] * weight
+    return seen
 
 
 def _adam_moments(group: Group) -> Sequence[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -48,6 +49,11 @@ def check(model: nn.Module, optimizer: torch.optim.Optimizer, masks: Masks, meth
     masks.check(model)
     owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
     named = named_weights(model)
+    if meta := [name for name in masks if named[name].is_meta]:
+        raise TopologyError(
+            f"{', '.join(meta)} on the meta device have no values to keep sparse: move the model "
+            'first, model.to_empty(device="cpu")'
+        )
     missing = [name for name in masks if id(named[name]) not in owned]
     if missing:
         raise TopologyError(f"the optimiser does not hold the masked {', '.join(missing)}")
@@ -96,6 +102,32 @@ def check_storage(model: nn.Module, masks: Masks, method: Method) -> None:
         raise TopologyError(
             f"{name} keeps weights beyond the mask of the forward pass, which is not available "
             f"for the sharded {', '.join(sharded)}: train with DistributedDataParallel"
+        )
+
+
+def check_copy(
+    optimizer: torch.optim.Optimizer, model: nn.Module, method: Method, memo: Mapping[int, Any]
+) -> None:
+    """Refuse the copy of a topology that would look after nothing.
+
+    Raises:
+        TopologyError: saying how to copy it.
+    """
+    if id(optimizer) not in memo:
+        raise TopologyError(
+            "a topology is copied together with what it looks after, the optimiser before it: "
+            "copy.deepcopy((model, optimizer, topology)); for its masks alone take topology.masks"
+        )
+    copied = memo.get(id(model))
+    if copied is not None and "_modules" not in vars(copied):  # that copy has only just begun
+        raise TopologyError(
+            "the model holds its topology, which cannot be copied before the model is: keep it "
+            "elsewhere, and copy.deepcopy((model, optimizer, topology))"
+        )
+    if callable(method.growth_gradient):
+        raise TopologyError(
+            f"{type(method).__name__} grows from a function of the model that it was made for: "
+            "attach a new one to the copies of model and optimiser, and load topology.state_dict()"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -55,12 +55,13 @@ class Growth:
         """Know of no step that is about to be taken."""
         self._names, self._gradients = None, {}
 
-    def read(self, step: int, unit: float) -> None:
+    def read(self, step: int, unit: Callable[[], float]) -> None:
         """Look at the gradients that a step is about to read; mask those that are not masked.
 
         Args:
             step: its number.
-            unit: what the optimiser multiplies ``.grad`` by before it uses it.
+            unit: gives what the optimiser multiplies ``.grad`` by before it uses it; asked
+                for at updates alone, since a GPU is waited for.
 
         Raises:
             TopologyError: if the dense form of one is asked for and not known.
@@ -68,7 +69,8 @@ class Growth:
         if self.wanted(step):
             self._names = self._present()
             if self._method.growth_gradient == "batch":
-                found = {name: self._weights[name].gradient(unit) for name in self._names}
+                scale = unit()
+                found = {name: self._weights[name].gradient(scale) for name in self._names}
                 given = {name: gradient is not None for name, gradient in found.items()}
                 self._names = self._ranks.anywhere(given, self._device)
                 self._gradients = {n: g for n, g in found.items() if g is not None}

@@ -136,6 +136,8 @@ class Loads:
 class Guard:
     """A hook that copies of a module do not take along, nor keeps its topology alive."""
 
+    stays_behind = True  # whoever replaces the module may leave it out
+
     def __init__(self, act: Callable[..., None] | None = None, *arguments: Any) -> None:
         """Call a method, as long as the object it is of lives."""
         self._act = None if act is None else weakref.WeakMethod(act)

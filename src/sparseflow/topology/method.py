@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
@@ -9,6 +10,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from sparseflow.core.errors import SpecError
 from sparseflow.core.functional import Loss, RowGradient
 from sparseflow.core.parameters import Layer
 from sparseflow.core.registry import Registry
@@ -21,6 +23,8 @@ Source = Callable[[], Mapping[str, Tensor | RowGradient]]
 GrowthGradient = Literal["batch", "probe"] | Source | None
 
 M = TypeVar("M", bound="Method")
+
+_COLOR = re.compile("#[0-9a-fA-F]{6}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +105,10 @@ class Method(Value):
         """Return the sorted flat positions of one layer's new connections."""
         raise NotImplementedError
 
+    def empties(self, name: str) -> bool:
+        """Say whether a layer is meant to end without connections; else a warning names it."""
+        return False
+
     def stored(self, layers: Layers) -> Mapping[str, Int64[Tensor, " k"]] | None:
         """Return positions at which weights live on though the forward pass leaves them out.
 
@@ -160,7 +168,8 @@ def register_method(
             by default the one that ``rigl`` starts from.
 
     Raises:
-        SpecError: if the name is taken, or the class is not a method.
+        SpecError: if the name is taken, the class is not a method, or ``color`` or ``mask``
+            could not be used.
 
     Example:
         >>> import sparseflow as sf
@@ -172,6 +181,16 @@ def register_method(
         >>> sf.METHODS["largest-first"].__name__
         'LargestFirst'
     """
+    if color is not None and not (len(color) == 2 and all(map(_COLOR.fullmatch, color))):
+        raise SpecError(
+            f"register_method({name!r}): color={color!r} should be two, in light and in dark "
+            'pictures, such as ("#d55e00", "#ff8848")'
+        )
+    if mask is not None and not (isinstance(mask, Mapping) and isinstance(mask.get("kind"), str)):
+        raise SpecError(
+            f"register_method({name!r}): mask={mask!r} should name its kind, such as "
+            '{"kind": "erk", "density": 0.5}'
+        )
 
     def add(cls: type[M]) -> type[M]:
         facts = {"label": label or cls.__name__, "group": group, "color": color, "marks": marks}

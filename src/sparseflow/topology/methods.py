@@ -94,6 +94,13 @@ class SET(Method):
     when: When = every(100)
     drop: Fraction = constant(0.3)
 
+    def __post_init__(self) -> None:
+        """Refuse schedules of the wrong sort."""
+        if isinstance(self.drop, Every):
+            raise TopologyError(f"method.drop={written(self.drop)} says when, not how much")
+        if isinstance(self.when, Constant | Cosine | LrProportional | Cubic):
+            raise TopologyError(f"method.when={written(self.when)} says how much, not when")
+
     def due(self, step: int) -> bool:
         """Ask the schedule."""
         return self.when(step)
@@ -127,7 +134,10 @@ class SET(Method):
         """Drop and grow given numbers of connections of one layer, by the scores."""
         active = connections.active
         drop_score = _fitting("drop_score", self.drop_score(active), active)
-        scores = (_fitting("grow_score", self.grow_score(v), v) for v in connections.blocks())
+        scores = (
+            connections.growable(_fitting("grow_score", self.grow_score(view), view))
+            for view in connections.blocks()
+        )
         return regrown(connections.indices, drop_score, scores, drop, grow)
 
     def last_update(self, steps: int) -> int:
@@ -142,11 +152,7 @@ class SET(Method):
     def check(self, steps: int) -> None:
         """Refuse a schedule that lies outside of the training."""
         when = self.when
-        if isinstance(self.drop, Every):
-            raise TopologyError(f"method.drop={written(self.drop)} says when, not how much")
         if not isinstance(when, Every):
-            if isinstance(when, Constant | Cosine | LrProportional | Cubic):
-                raise TopologyError(f"method.when={written(when)} says how much, not when")
             return
         if when.stop is not None and when.stop > steps:
             raise TopologyError(f"method.when.stop={when.stop} is later than train.steps={steps}")
@@ -273,6 +279,11 @@ class GradualPruning(Method):
         density = cubic(final, self.start, self.stop, self.power)(connections.moment.step)
         count = round(density * connections.size)
         return pruned(connections.indices, connections.values.abs(), count)
+
+    def empties(self, name: str) -> bool:
+        """Whether the final density of the layer is 0."""
+        final = self.density
+        return (final.get(name) if isinstance(final, Mapping) else final) == 0
 
     @property
     def grows(self) -> bool:

@@ -193,6 +193,9 @@ class DensePasses(Passes):
             return None
         if follows.factor * unit != 1:
             self._dense.mul_(follows.factor * unit)
+        if follows.terms:  # the gradient of active weights is whatever is read
+            inside, dense = part_like(where, grad), local(self._dense)
+            dense[inside] = local(grad.detach())[inside] * unit
         return self._dense
 
 

@@ -14,6 +14,7 @@ from sparseflow.core.parallel import Ranks
 from sparseflow.core.random import generator
 from sparseflow.core.schedules import Moment
 from sparseflow.masks import Masks
+from sparseflow.masks.masks import check_padding, warn_of_empty
 from sparseflow.topology.memory import Memory
 from sparseflow.topology.method import Method
 from sparseflow.topology.view import Connections, Layers, NotFiniteError
@@ -109,6 +110,7 @@ def look(
             rows,
             memory.state[name],
             memory.dense[name],
+            weight.padding,
         )
         layers.append(connections)
     stream = generator(seed, "update", moment.step)
@@ -120,7 +122,8 @@ def updated(method: Method, weights: Mapping[str, Weight], layers: Layers, masks
 
     Raises:
         NotFiniteError: if a growth gradient is not finite.
-        MaskError: if the method returns what are not sorted positions.
+        MaskError: if the method returns what are not sorted positions, or connections
+            in the row of an embedding that stands for padding.
         TopologyError: if it leaves a layer out, or names one that is not there.
     """
     after = method.update(layers)
@@ -131,6 +134,15 @@ def updated(method: Method, weights: Mapping[str, Weight], layers: Layers, masks
     for connections in layers.values():
         connections.check_gradient()
     changed = positions({name: weights[name] for name in layers}, after)
+    for name, connections in layers.items():
+        if connections.padding is not None:
+            check_padding(name, changed[name], connections.padding)
+    emptied = [n for n, c in layers.items() if len(c.indices) and not changed.counts[n]]
+    warn_of_empty(
+        [name for name in emptied if not method.empties(name)],
+        f"by {type(method).__name__} at step {layers.moment.step}",
+        "give it a higher density, or densities by layer",
+    )
     return held(weights, Masks({n: (changed if n in layers else masks).entry(n) for n in weights}))
 
 

@@ -7,6 +7,7 @@ one step. One that a ``GradScaler`` lets a fused optimiser skip is none.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from functools import cache, wraps
@@ -16,6 +17,7 @@ from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from sparseflow.core.errors import TopologyError
+from sparseflow.core.schedules import Moment
 
 
 def stack(optimizer: Optimizer) -> list[Optimizer]:
@@ -173,12 +175,13 @@ class Rates:
             for name, group in self._groups().items()
         }
 
-    def ratios(self) -> dict[str, float]:
-        """The rate of each weight now over that at the start; NaN if that was 0."""
-        return {
-            name: float(group["lr"]) / self.initial[name] if self.initial[name] else float("nan")
-            for name, group in self._groups().items()
-        }
+    def moments(self, step: int) -> dict[str, Moment]:
+        """A step, with the rate of each weight now over that at the start; NaN if that was 0."""
+        moments = {}
+        for name, group in self._groups().items():
+            initial = self.initial[name]
+            moments[name] = Moment(step, float(group["lr"]) / initial if initial else math.nan)
+        return moments
 
     def restore(self, initial: float | Mapping[str, float]) -> None:
         """Take the rates at the start from a state; of older ones one for all.
@@ -235,7 +238,7 @@ class Attached:
             for p in group["params"]:
                 if id(p) not in self._steps:
                     continue
-                _, kind, steps = self._steps[id(p)]
+                kind, steps = self._steps[id(p)][1:]
                 if not _belongs(optimizer, steps()):
                     raise TopologyError(
                         f"{type(optimizer).__name__} steps a weight of shape {tuple(p.shape)} "

@@ -92,6 +92,7 @@ class Connections:
             order of ``indices``. It moves with the connections; new ones have 0.
         dense: what the method keeps of each place, active or not, tensors of
             ``shape``. Refused where the layer is truly sparse.
+        padding: row of an embedding that stands for padding, and has no connections.
 
     Example:
         >>> weight, active = torch.tensor([[0.5, 0.0], [0.0, -2.0]]), torch.tensor([0, 3])
@@ -111,6 +112,7 @@ class Connections:
     rows_gradient: RowGradient | None = None
     state: dict[str, Tensor] = field(default_factory=dict)
     dense: dict[str, Tensor] = field(default_factory=dict)
+    padding: int | None = None
     _read: set[int] = field(default_factory=set, init=False)
     _whole: list[Tensor] = field(default_factory=list, init=False)
 
@@ -163,6 +165,14 @@ class Connections:
             weight, mask = self._block(rows)
             of_rows = partial(self._of_rows, rows)
             yield View(self.name, weight, mask, self.moment, self.generator, source, of_rows)
+
+    def growable(self, score: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
+        """A block's growth scores, with those of the padding row below all others."""
+        if self.padding is None:
+            return score
+        score = score.clone()  # the whole weight, since embeddings are never truly sparse
+        score[self.padding] = -torch.inf
+        return score
 
     def check_gradient(self) -> None:
         """Look at what the method did not read of the gradient.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from sparseflow.core.errors import MaskError, TopologyError
 from sparseflow.core.functional import RowGradient
+from sparseflow.core.layouts import padding_rows
 from sparseflow.core.parallel import Ranks, is_sharded, local, part_like, whole
 from sparseflow.core.parameters import SparseWeight, named_weights, sparse_weights
 from sparseflow.core.select import find
@@ -35,11 +38,12 @@ class MaskedWeight:
         off_forward: where the forward pass finds zeros.
         aside: values that live on though the forward pass leaves them out; None where
             the parameter holds all there is.
+        padding: row of an embedding that stands for padding, and has no connections.
     """
 
-    def __init__(self, name: str, parameter: nn.Parameter) -> None:
+    def __init__(self, name: str, parameter: nn.Parameter, padding: int | None = None) -> None:
         """Look after a parameter, without a mask so far."""
-        self.name, self.parameter = name, parameter
+        self.name, self.parameter, self.padding = name, parameter, padding
         self.passes = DensePasses(name)
         self.aside: Tensor | None = None
         self._where: Entry
@@ -155,6 +159,8 @@ class SparseValues:
         passes: what the backward passes since the last step recorded.
     """
 
+    padding = None  # embeddings have no sparse form
+
     def __init__(self, name: str, layer: SparseWeight) -> None:
         """Look after a layer."""
         self.name, self.parameter = name, layer.values
@@ -261,6 +267,24 @@ def _renewed(old: Tensor, new: Tensor) -> Tensor:
 Weight = MaskedWeight | SparseValues
 
 
+def pass_hooks(weight: Weight, check: Callable[[Tensor], None]) -> Iterator[RemovableHandle]:
+    """Let a weight look at the backward passes that reach it, and check each of these.
+
+    The garbage collector does not see through post-accumulate hooks: one that held the weight,
+    and with it the parameter, would keep both for ever. The first hook keeps the weight alive.
+    """
+    acts = [weakref.WeakMethod(weight.accumulated), weakref.WeakMethod(check)]
+
+    def fill(parameter: Tensor) -> None:
+        for each in acts:
+            act = each()
+            if act is not None:
+                act(parameter)
+
+    yield weight.parameter.register_hook(weight.arriving)
+    yield weight.parameter.register_post_accumulate_grad_hook(fill)
+
+
 def weights_under(
     model: nn.Module,
     masks: Masks,
@@ -273,10 +297,11 @@ def weights_under(
     """
     masks.check(model)
     named, layers = named_weights(model), sparse_weights(model)
+    padding = padding_rows(model)
     weights: dict[str, Weight] = {
         name: SparseValues(name, layers[name])
         if name in layers
-        else MaskedWeight(name, named[name])
+        else MaskedWeight(name, named[name], padding.get(id(named[name])))
         for name in masks
     }
     for weight in weights.values():

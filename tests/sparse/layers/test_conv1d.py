@@ -53,10 +53,16 @@ def test_back_to_dense():
     assert torch.equal(back(x), dense(x))
 
 
-def test_inputs_that_are_not_batches_of_sequences_are_refused():
+def test_one_sequence_without_a_batch():
+    dense, sparse = pair()
+    x = torch.randn(4, 11)
+    torch.testing.assert_close(sparse(x), dense(x), atol=1e-5, rtol=1e-5)
+
+
+def test_inputs_that_are_no_sequences_are_refused():
     _, sparse = pair()
     with pytest.raises(KernelError, match=r"must have 3 axes"):
-        sparse(torch.randn(4, 11))
+        sparse(torch.randn(2, 4, 11, 1))
 
 
 def model():

@@ -44,6 +44,7 @@ CASES = {
     "strided conv": (lambda: conv(stride=(2, 1), padding=(1, 2)), (3, 4, 9, 8)),
     "grouped conv": (lambda: conv(groups=2, dilation=2), (2, 4, 9, 8)),
     "same padding": (lambda: conv(padding="same"), (2, 4, 6, 6)),
+    "one image without a batch": (conv, (4, 6, 7)),
 }
 
 
@@ -229,7 +230,7 @@ def test_bad_inputs():
     with pytest.raises(KernelError, match="20"):
         sparse(torch.randn(2, 19))
     with pytest.raises(KernelError, match="channels"):
-        images(torch.randn(4, 5, 5))
+        images(torch.randn(5, 5))
     with pytest.raises(KernelError):
         images(torch.randn(1, 3, 5, 5))
     with pytest.raises(KernelError, match="meta"):

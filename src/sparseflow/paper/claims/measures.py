@@ -6,17 +6,17 @@ import math
 from collections.abc import Callable, Iterable
 
 from sparseflow.paper.judging import Measure, Sample
-from sparseflow.plotting.vocabulary import place_of
-from sparseflow.report.results import Results, RunFigures
+from sparseflow.plotting.vocabulary import parse_label
+from sparseflow.report.results import Results, RunValues
 from sparseflow.studies import Line, Spectrum
 from sparseflow.studies.agreement import dead_labels
 from sparseflow.studies.evidence import of
 from sparseflow.studies.values import Number
 
-Value = Callable[[RunFigures], Number]
+Value = Callable[[RunValues], Number]
 
 
-def runs_of(results: Results, recipe: str) -> list[RunFigures]:
+def runs_of(results: Results, recipe: str) -> list[RunValues]:
     """Runs of one recipe with the settings that most share."""
     return [run for run in results.main if run.recipe == recipe]
 
@@ -62,7 +62,7 @@ def of_lines(
     def measure(results: Results) -> Sample:
         dead, values, gone = dead_runs(results), [], 0
         for line in of(results, Line):
-            here, there = map(place_of, line.labels)
+            here, there = map(parse_label, line.labels)
             lineage = (there.recipe, there.seed, there.when) == ("prune", here.seed, "end")
             if (here.recipe, here.when) != (recipe, when) or not lineage or line.aligned != aligned:
                 continue
@@ -81,7 +81,7 @@ def of_starts(recipe: str, value: Callable[[Spectrum], Number]) -> Measure:
     def measure(results: Results) -> Sample:
         values: dict[str, Number] = {}
         for spectrum in sorted(of(results, Spectrum), key=lambda s: not s.exact):
-            place = place_of(spectrum.label)
+            place = parse_label(spectrum.label)
             if (place.recipe, place.when) == (recipe, "start"):
                 values.setdefault(place.seed, value(spectrum))
         return gather(recipe, values.items())
@@ -92,5 +92,5 @@ def of_starts(recipe: str, value: Callable[[Spectrum], Number]) -> Measure:
 def dead_runs(results: Results) -> set[tuple[str, str]]:
     """Recipe and seed, as labels give them, of every dead run."""
     runs = {(run.recipe, str(run.seeds[2])) for run in results.main if run.dead}
-    members = map(place_of, dead_labels(results))
+    members = map(parse_label, dead_labels(results))
     return runs | {(place.recipe, place.seed) for place in members}

@@ -19,7 +19,7 @@ from sparseflow.paper.judging import (
     log,
 )
 from sparseflow.plotting.formats import percent
-from sparseflow.report.results import Results, RunFigures
+from sparseflow.report.results import Results, RunValues
 
 RESTORED = 2.0
 """Factor within which a signal counts as that of the dense network."""
@@ -93,11 +93,11 @@ def _deaths(method: str, recipe: str) -> Test:
     return test
 
 
-def _dead(runs: list[RunFigures]) -> int:
+def _dead(runs: list[RunValues]) -> int:
     return sum(run.dead for run in runs)
 
 
-def _share(runs: list[RunFigures]) -> str:
+def _share(runs: list[RunValues]) -> str:
     exact = proportion_interval(_dead(runs), len(runs))
     low, high = f"{100 * exact.low:.0f}", f"{100 * exact.high:.0f}"
     return f"{_dead(runs)} of {len(runs)} [{low}–{high} %]"

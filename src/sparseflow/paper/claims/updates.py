@@ -26,8 +26,8 @@ from sparseflow.paper.judging import (
     log,
     minus_each,
 )
-from sparseflow.plotting.vocabulary import RULES, place_of
-from sparseflow.report.results import Results, RunFigures
+from sparseflow.plotting.vocabulary import RULES, parse_label
+from sparseflow.report.results import Results, RunValues
 from sparseflow.studies import Spectrum, Updates
 from sparseflow.studies.evidence import of
 from sparseflow.studies.update import Trial
@@ -84,7 +84,7 @@ def tried(rule: str, change: Change) -> Measure:
         steps: dict[tuple[str, str], list[Number]] = defaultdict(list)
         gone: set[tuple[str, str]] = set()
         for updates in of(results, Updates):
-            place = place_of(updates.label)
+            place = parse_label(updates.label)
             run = place.recipe, place.seed
             changes = [change(updates.before, t) for t in updates.after if t.rule == rule]
             if run in dead:
@@ -100,7 +100,7 @@ def tried(rule: str, change: Change) -> Measure:
 def recorded(recipe: str, *, half: bool) -> Measure:
     """One value a run: median log change of the gradient norm over its updates."""
 
-    def value(run: RunFigures) -> Number:
+    def value(run: RunValues) -> Number:
         if run.updates is None:
             return None
         columns = zip(run.updates.step, run.updates.before, run.updates.after, strict=True)

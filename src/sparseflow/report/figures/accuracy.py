@@ -14,7 +14,7 @@ from sparseflow.plotting.palette import CARD, INK, MUTED
 from sparseflow.plotting.table import Table
 from sparseflow.plotting.vocabulary import parse_recipe
 from sparseflow.report import findings
-from sparseflow.report.results import Results, RunFigures
+from sparseflow.report.results import Results, RunValues
 from sparseflow.report.summary import Row, rows
 
 FLOOR = 0.1
@@ -86,7 +86,7 @@ def _draw_row(axes: Axes, row: Row, place: float) -> None:
     _draw_reference(axes, row, place)
 
 
-def _says(row: Row, run: RunFigures) -> str:
+def _says(row: Row, run: RunValues) -> str:
     dead = ", dead" * run.dead
     return f"{row.name}, seed {run.seed}: {accuracy(run.test_accuracy)} %{dead}"
 

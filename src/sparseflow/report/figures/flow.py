@@ -8,16 +8,15 @@ from typing import Literal
 
 import numpy as np
 
-from sparseflow.plotting.drawing import Axes, Drawing, mpl, style
+from sparseflow.plotting.drawing import Axes, Drawing, style
 from sparseflow.plotting.figure import Figure
 from sparseflow.plotting.marks import mark, mark_all
 from sparseflow.plotting.palette import GRID
 from sparseflow.plotting.table import Table
-from sparseflow.plotting.vocabulary import look_of
-from sparseflow.plotting.vocabulary import panels as all_panels
 from sparseflow.report import findings
-from sparseflow.report.results import Results, RunFigures
-from sparseflow.report.summary import by_recipe, legend_name
+from sparseflow.report.figures.panels import draw_panels
+from sparseflow.report.results import Results, RunValues
+from sparseflow.report.summary import by_recipe
 
 Part = Literal["total", "kernels"]
 
@@ -35,50 +34,23 @@ def _draw(results: Results, part: Part) -> Drawing | None:
     medians of the other panels.
     """
     groups = by_recipe([run for run in results.main if len(run.flow.step) > 1])
-    names = [n for n in all_panels() if any(look_of(r).panel == n for r in groups)]
-    if not names:
-        return None
-    steps = next(iter(groups.values()))[0].flow.step
-    with style.styled():
-        height = 0.55 + sum(_height(groups, name) for name in names)
-        figure = mpl.figure.Figure(figsize=(style.WIDTH, height))
-        panels = figure.subplots(
-            len(names),
-            sharex=True,
-            sharey=True,
-            squeeze=False,
-            height_ratios=[_height(groups, name) for name in names],
-        )[:, 0]
-        for axes, name in zip(panels, names, strict=True):
-            axes.set_title(name)
-            style.log_values(axes)
-            style.log_steps(axes, steps[1], steps[-1])
-            _draw_panel(axes, groups, name, part)
-        figure.supylabel(_NAMES[part], fontsize=9.5)
-        panels[-1].set_xlabel("training step")
-        return figure
 
-
-def _height(groups: dict[str, list[RunFigures]], panel: str) -> float:
-    return max(1.55, 0.62 + 0.2 * sum(look_of(r).panel == panel for r in groups))
-
-
-def _draw_panel(axes: Axes, groups: dict[str, list[RunFigures]], name: str, part: Part) -> None:
-    handles, labels = [], []
-    for recipe, runs in groups.items():
-        if look_of(recipe).panel != name:
-            steps, table = _stacked(_shown(runs), part)
+    def draw(axes: Axes, recipes: list[str]) -> None:
+        steps = next(iter(groups.values()))[0].flow.step
+        style.log_values(axes)
+        style.log_steps(axes, steps[1], steps[-1])
+        for recipe, runs in groups.items():
+            if recipe in recipes:
+                _draw_recipe(axes, runs, part, recipe)
+                continue
+            places, table = _stacked(_shown(runs), part)
             median = np.nanmedian(table, axis=0)
-            mark_all(axes.plot(steps, median, color=GRID, linewidth=1.1, zorder=1), recipe, recipe)
-            continue
-        looks = style.stroke(recipe)
-        _draw_recipe(axes, runs, part, recipe)
-        handles.append(mpl.lines.Line2D([], [], color=looks.color, linestyle=looks.dashes))
-        labels.append(legend_name(recipe, runs))
-    style.side_legend(axes, handles, labels, [r for r in groups if look_of(r).panel == name])
+            mark_all(axes.plot(places, median, color=GRID, linewidth=1.1, zorder=1), recipe, recipe)
+
+    return draw_panels(groups, draw, _NAMES[part])
 
 
-def _draw_recipe(axes: Axes, runs: list[RunFigures], part: Part, recipe: str) -> None:
+def _draw_recipe(axes: Axes, runs: list[RunValues], part: Part, recipe: str) -> None:
     looks = style.stroke(recipe)
     curves = [_positive(run, part) for run in runs]
     each = list(zip(runs, curves, strict=True))
@@ -103,17 +75,17 @@ def _draw_recipe(axes: Axes, runs: list[RunFigures], part: Part, recipe: str) ->
     mark_all(lines, recipe, f"{recipe}, median of {len(table)}")
 
 
-def _positive(run: RunFigures, part: Part) -> tuple[np.ndarray, np.ndarray]:
+def _positive(run: RunValues, part: Part) -> tuple[np.ndarray, np.ndarray]:
     """Leave out norms of exactly zero, for which a logarithmic axis has no place."""
     steps, values = (np.array(c, dtype=float) for c in (run.flow.step, getattr(run.flow, part)))
     return steps[values > 0], values[values > 0]
 
 
-def _shown(runs: list[RunFigures]) -> list[RunFigures]:
+def _shown(runs: list[RunValues]) -> list[RunValues]:
     return [run for run in runs if not run.dead] or runs
 
 
-def _stacked(runs: Sequence[RunFigures], field: str) -> tuple[np.ndarray, np.ndarray]:
+def _stacked(runs: Sequence[RunValues], field: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps that all runs have in common, and one row of the flow curve a run."""
     common = sorted(set.intersection(*(set(run.flow.step) for run in runs)))
     table = []

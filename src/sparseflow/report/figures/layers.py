@@ -9,14 +9,14 @@ from sparseflow.plotting.figure import Figure
 from sparseflow.plotting.formats import percent
 from sparseflow.plotting.marks import mark, mark_all
 from sparseflow.plotting.table import Table
-from sparseflow.report.results import Results, RunFigures
+from sparseflow.report.results import Results, RunValues
 from sparseflow.report.summary import by_recipe
 
 MOST = 12
 """Layers that are drawn at most; all are among the values."""
 
 
-def _groups(results: Results) -> dict[str, list[RunFigures]]:
+def _groups(results: Results) -> dict[str, list[RunValues]]:
     return by_recipe([run for run in results.main if run.layers])
 
 
@@ -54,7 +54,7 @@ def _draw(results: Results) -> Drawing | None:
         return figure
 
 
-def _draw_recipe(left: Axes, right: Axes, recipe: str, runs: list[RunFigures], name: str) -> None:
+def _draw_recipe(left: Axes, right: Axes, recipe: str, runs: list[RunValues], name: str) -> None:
     """Means over the seeds, at the checkpoints that all of them have."""
     looks = style.stroke(recipe)
     for axes, part in ((left, "density"), (right, "churn")):
@@ -70,7 +70,7 @@ def _draw_recipe(left: Axes, right: Axes, recipe: str, runs: list[RunFigures], n
         mark(line, recipe, f"{recipe}, {part} of {name}, mean of {len(runs)}")
 
 
-def _curve(run: RunFigures, name: str, part: str) -> dict[int, float]:
+def _curve(run: RunValues, name: str, part: str) -> dict[int, float]:
     """Values of one layer by step; churn stands at the later of two checkpoints."""
     layers = run.layers
     if layers is None or name not in layers.names:

@@ -29,9 +29,9 @@ def _panel(axes: Axes, compared: Compared, number: int) -> None:
         places = [row] * len(difference.values)
         axes.plot([*difference.values.values()], places, "o", ms=4, alpha=0.6, mew=0, color=color)
         if difference.comparison is not None:
-            found = difference.comparison.difference
-            axes.plot([found.low, found.high], [row + 0.28] * 2, color=color, linewidth=2.2)
-            axes.plot(found.value, row + 0.28, "D", ms=4.5, color=INK)
+            estimate = difference.comparison.difference
+            axes.plot([estimate.low, estimate.high], [row + 0.28] * 2, color=color, linewidth=2.2)
+            axes.plot(estimate.value, row + 0.28, "D", ms=4.5, color=INK)
     axes.set_ylim(len(compared.versus) - 0.4, -0.5)
     axes.set_yticks(range(len(compared.versus)), [v.recipe for v in compared.versus])
     axes.grid(visible=False, axis="y")

@@ -13,7 +13,7 @@ from sparseflow.plotting.figure import Figure
 from sparseflow.plotting.formats import accuracy, finite
 from sparseflow.plotting.marks import mark
 from sparseflow.plotting.table import Table
-from sparseflow.report.results import Results, RunFigures, described
+from sparseflow.report.results import Results, RunValues, described
 
 DENSITY = "density"
 
@@ -33,7 +33,7 @@ class Series:
 
     recipe: str
     others: str
-    points: dict[float, list[RunFigures]]
+    points: dict[float, list[RunValues]]
 
     @property
     def name(self) -> str:
@@ -41,14 +41,14 @@ class Series:
         return f"{self.recipe} ({self.others})" if self.others else self.recipe
 
 
-def value_of(run: RunFigures, path: str) -> float | str | None:
+def value_of(run: RunValues, path: str) -> float | str | None:
     """The setting of a run; None if its recipe's runs do not differ in it."""
     return run.density if path == DENSITY else dict(run.varied).get(path)
 
 
 def series(results: Results, path: str) -> list[Series]:
     """Lines against one setting, of two values or more."""
-    grouped: dict[tuple[str, str], dict[float, list[RunFigures]]] = defaultdict(dict)
+    grouped: dict[tuple[str, str], dict[float, list[RunValues]]] = defaultdict(dict)
     for recipe in dict.fromkeys(run.recipe for run in results.runs):
         runs = [run for run in results.runs if run.recipe == recipe]
         runs = [run for run in runs if isinstance(value_of(run, path), float)]
@@ -62,7 +62,7 @@ def series(results: Results, path: str) -> list[Series]:
     return [line for line in lines if len(line.points) > 1]
 
 
-def _following(runs: Sequence[RunFigures], path: str) -> set[str]:
+def _following(runs: Sequence[RunValues], path: str) -> set[str]:
     """The setting itself, and those that each of its values decides, as a scale does."""
     values: dict[str, set[tuple]] = defaultdict(set)
     for run in runs:
@@ -189,7 +189,7 @@ def _finding(results: Results, path: str | None) -> str:
     return f"Medians over the living seeds, {chosen}: {'; '.join(said)}." if said else ""
 
 
-def _median(runs: Sequence[RunFigures]) -> float | None:
+def _median(runs: Sequence[RunValues]) -> float | None:
     living = [run.test_accuracy for run in runs if not run.dead]
     return statistics.median(living) if living else None
 

@@ -12,10 +12,10 @@ from sparseflow.plotting.figure import Figure
 from sparseflow.plotting.table import Table
 from sparseflow.plotting.vocabulary import inits_in_order, mark_of
 from sparseflow.report import findings
-from sparseflow.report.results import Results, StartFigures
+from sparseflow.report.results import Results, StartValues
 from sparseflow.studies.values import Number
 
-Value = Callable[[StartFigures], Number]
+Value = Callable[[StartValues], Number]
 _TICKS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
 
 
@@ -58,7 +58,7 @@ def _draw(results: Results, label: str, panels: dict[str, Value]) -> Drawing | N
         return figure
 
 
-def _draw_init(axes: Axes, init: str, points: list[StartFigures], value: Value) -> None:
+def _draw_init(axes: Axes, init: str, points: list[StartValues], value: Value) -> None:
     table: dict[float, list[float]] = {}
     for point in points:
         number = value(point)

@@ -4,43 +4,27 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparseflow.plotting.drawing import Axes, Drawing, mpl, style
+from sparseflow.plotting.drawing import Axes, Drawing, style
 from sparseflow.plotting.figure import Figure
 from sparseflow.plotting.marks import mark
 from sparseflow.plotting.table import Table
-from sparseflow.plotting.vocabulary import look_of
-from sparseflow.plotting.vocabulary import panels as all_panels
-from sparseflow.report.results import Results, RunFigures
-from sparseflow.report.summary import by_recipe, legend_name
+from sparseflow.report.figures.panels import draw_panels
+from sparseflow.report.results import Results, RunValues
+from sparseflow.report.summary import by_recipe
 
 
 def _draw(results: Results) -> Drawing | None:
     groups = by_recipe([run for run in results.main if len(run.evals.step) > 1])
-    panels = {name: [r for r in groups if look_of(r).panel == name] for name in all_panels()}
-    panels = {name: recipes for name, recipes in panels.items() if recipes}
-    if not panels:
-        return None
-    heights = [max(1.55, 0.62 + 0.2 * len(recipes)) for recipes in panels.values()]
-    with style.styled():
-        figure = mpl.figure.Figure(figsize=(style.WIDTH, 0.55 + sum(heights)))
-        shared = figure.subplots(
-            len(panels), sharex=True, sharey=True, squeeze=False, height_ratios=heights
-        )[:, 0]
-        for axes, (name, recipes) in zip(shared, panels.items(), strict=True):
-            axes.set_title(name)
-            for recipe in recipes:
-                _draw_recipe(axes, groups[recipe], recipe)
-            looks = [style.stroke(recipe) for recipe in recipes]
-            lines = [mpl.lines.Line2D([], [], color=k.color, linestyle=k.dashes) for k in looks]
-            style.side_legend(axes, lines, [legend_name(r, groups[r]) for r in recipes], recipes)
-        shared[-1].set_xlim(0, max(run.evals.step[-1] for runs in groups.values() for run in runs))
-        shared[-1].xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:,.0f}"))
-        shared[-1].set_xlabel("training step")
-        figure.supylabel("test accuracy in %", fontsize=9.5)
-        return figure
+
+    def draw(axes: Axes, recipes: list[str]) -> None:
+        for recipe in recipes:
+            _draw_recipe(axes, groups[recipe], recipe)
+        style.even_steps(axes, max(run.evals.step[-1] for runs in groups.values() for run in runs))
+
+    return draw_panels(groups, draw, "test accuracy in %")
 
 
-def _draw_recipe(axes: Axes, runs: list[RunFigures], recipe: str) -> None:
+def _draw_recipe(axes: Axes, runs: list[RunValues], recipe: str) -> None:
     """A thin line a seed, and the median of the living where there are several."""
     looks = style.stroke(recipe)
     for run in runs:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparseflow.plotting.drawing import Axes, Drawing, mpl, style
+from sparseflow.plotting.drawing import Axes, Drawing, style
 from sparseflow.plotting.figure import Figure
 from sparseflow.plotting.marks import mark, mark_all
 from sparseflow.plotting.palette import MUTED
 from sparseflow.plotting.table import Table
-from sparseflow.plotting.vocabulary import look_of
-from sparseflow.plotting.vocabulary import panels as all_panels
 from sparseflow.report import findings
-from sparseflow.report.results import Results, RunFigures
-from sparseflow.report.summary import by_recipe, changes, legend_name
+from sparseflow.report.figures.panels import draw_panels
+from sparseflow.report.results import Results, RunValues
+from sparseflow.report.summary import by_recipe, changes
 
 BINS = 12
 _TICKS = (-1.0, -0.1, -0.01, 0.0, 0.01, 0.1, 1.0, 10.0, 100.0)
@@ -26,31 +25,18 @@ def _draw(results: Results) -> Drawing | None:
     seeds, the band the middle half of the updates, thin lines the seeds.
     """
     groups = by_recipe([run for run in results.main if run.updates is not None])
-    panels = {name: [r for r in groups if look_of(r).panel == name] for name in all_panels()}
-    panels = {name: recipes for name, recipes in panels.items() if recipes}
-    if not panels:
-        return None
-    with style.styled():
-        figure = mpl.figure.Figure(figsize=(style.WIDTH, 0.55 + 1.5 * len(panels)))
-        shared = figure.subplots(len(panels), sharex=True, sharey=True, squeeze=False)[:, 0]
-        for axes, (name, recipes) in zip(shared, panels.items(), strict=True):
-            axes.set_title(name)
-            _scale(axes)
-            axes.axhline(0, color=MUTED, linewidth=0.8, zorder=1)
-            for recipe in recipes:
-                _draw_recipe(axes, groups[recipe], recipe, results.steps)
-            looks = [style.stroke(recipe) for recipe in recipes]
-            lines = [mpl.lines.Line2D([], [], color=k.color, linestyle=k.dashes) for k in looks]
-            names = [legend_name(r, groups[r]) for r in recipes]
-            style.side_legend(axes, lines, names, recipes)
-        shared[-1].set_xlim(0, results.steps)
-        shared[-1].xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:,.0f}"))
-        shared[-1].set_xlabel("training step")
-        figure.supylabel("change of the gradient norm", fontsize=9.5)
-        return figure
+
+    def draw(axes: Axes, recipes: list[str]) -> None:
+        _scale(axes)
+        axes.axhline(0, color=MUTED, linewidth=0.8, zorder=1)
+        for recipe in recipes:
+            _draw_recipe(axes, groups[recipe], recipe, results.steps)
+        style.even_steps(axes, results.steps)
+
+    return draw_panels(groups, draw, "change of the gradient norm")
 
 
-def _draw_recipe(axes: Axes, runs: list[RunFigures], recipe: str, last: int) -> None:
+def _draw_recipe(axes: Axes, runs: list[RunValues], recipe: str, last: int) -> None:
     looks = style.stroke(recipe)
     if len(runs) > 1:
         for run in runs:
@@ -69,7 +55,7 @@ def _draw_recipe(axes: Axes, runs: list[RunFigures], recipe: str, last: int) -> 
 
 
 def _levels(
-    runs: list[RunFigures], last: int, levels: tuple[int, ...]
+    runs: list[RunValues], last: int, levels: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Percentiles of the changes in each stretch of the training, and its middle."""
     steps, values = np.array(changes(runs), dtype=float).reshape(-1, 2).T

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from sparseflow.core.code import Source, load_all, used
+from sparseflow.core.code import UserModule, load_all, used
 from sparseflow.core.errors import Interrupted, SparseflowError, brief
 
 Tell = Callable[[Any], None]
@@ -31,7 +31,7 @@ class Task:
     key: str
     function: Callable[..., Any]
     arguments: tuple[Any, ...] = ()
-    code: tuple[Source, ...] = field(default_factory=used)
+    code: tuple[UserModule, ...] = field(default_factory=used)
 
 
 @dataclass(frozen=True)

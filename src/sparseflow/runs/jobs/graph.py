@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sparseflow.runs.spec import RunSpec, ancestors, code_of_run, identity, parents
-from sparseflow.runs.store import Run, Store
+from sparseflow.runs.hashing import code_of_run, identity
+from sparseflow.runs.run import Run
+from sparseflow.runs.spec import RunSpec, ancestors, parents
+from sparseflow.runs.store import Store
 from sparseflow.runs.validate import check
 
 State = Literal["waiting", "running", "finished", "failed", "skipped"]

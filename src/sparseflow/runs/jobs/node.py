@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from sparseflow.core.errors import SparseUnavailable
+from sparseflow.runs.hashing import NUMERICS
 from sparseflow.runs.jobs.executor import Ended, Lost, Task, attempt
-from sparseflow.runs.spec import NUMERICS
 from sparseflow.sparse.kernels.library import core
 
 TELL_EVERY = 5.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -10,16 +9,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from sparseflow.core.errors import KernelError
-from sparseflow.core.wrappers import bare
+from sparseflow.core.errors import KernelError, MaskError
+from sparseflow.core.hooks import carry_over, has_state_hooks
+from sparseflow.core.operations import arguments_of
+from sparseflow.core.wrappers import bare, copy_of
 from sparseflow.masks import Masks
 from sparseflow.sparse.convert.model import SparseModel, replaced
 from sparseflow.sparse.convert.rewrite import blocked_graph
 from sparseflow.sparse.convert.trace import Trace, trace
 from sparseflow.sparse.kernels.library import core
 from sparseflow.sparse.layers import SparseLayer
-from sparseflow.sparse.layers.base import active
+from sparseflow.sparse.layers.positions import active, no_connections
 from sparseflow.sparse.layers.registry import SPARSE_FORMS, has_sparse_layer
 
 NonZeroParts = Mapping[str, tuple[Tensor, Tensor]]
@@ -47,15 +49,23 @@ class Conversion:
             example_input: one input, or a tuple of positional ones.
 
         Raises:
-            MaskError: if the masks do not match the model.
+            MaskError: if the masks do not match the model, or the inputs are a DataLoader.
             SparseUnavailable: if the compiled core is missing.
         """
         core()
         self.model = bare(model)
         self.masks = masks if isinstance(masks, Masks) else Masks(masks)
         self.masks.check(self.model)
+        if isinstance(example_input, DataLoader):
+            raise MaskError("example_input is a DataLoader: pass the inputs of one batch")
         self.example = example_input if isinstance(example_input, tuple) else (example_input,)
         reasons = _reasons(self.model, self.masks)
+        if type(self.model) not in SPARSE_FORMS and not all(reasons.values()):
+            reasons |= {
+                name: f"its weight is used by itself ({by})"
+                for name, by in self.trace.used_alone.items()
+                if not reasons.get(name, "not masked")
+            }
         self.names = [name for name, reason in reasons.items() if not reason]
         self.obstacles = {name: reason for name, reason in reasons.items() if reason}
 
@@ -84,7 +94,7 @@ class Conversion:
         memo: dict[int, Any] = {
             id(named[n]): nn.Parameter(torch.empty(0), named[n].requires_grad) for n in parts
         }
-        root = copy.deepcopy(self.model, memo)
+        root = copy_of(self.model, memo)
         for name, (indices, values) in parts.items():
             path = name.rpartition(".")[0]
             root = replaced(root, path, _sparse(root.get_submodule(path), indices, values))
@@ -108,6 +118,8 @@ def _rewritten(root: nn.Module, traced: Trace) -> SparseModel:
         if node.op == "get_attr" and "_tensor_constant" in str(node.target):
             setattr(root, str(node.target), getattr(traced.skeleton, str(node.target)))
     graph, chains = blocked_graph(root, traced.graph)
+    for node in graph.nodes:
+        node.meta = {}  # shapes served the rewriting; some of their parts cannot be pickled
     for name, chain in chains.items():
         root.add_module(name, chain)
     ranks = tuple(e.ndim if isinstance(e, Tensor) else None for e in traced.example)
@@ -136,16 +148,29 @@ def _obstacle(model: nn.Module, name: str, owners: dict[int, list[str]]) -> str:
         return f"shared by {' and '.join(owners[id(weight)])}"
     if weight.dtype != torch.float32 or weight.device.type != "cpu":
         return f"{weight.dtype} on {weight.device}, not float32 on the CPU"
+    own = _own_parts(module)
     try:  # the layer itself knows best: make one without connections
-        form.of(module, torch.empty(0, dtype=torch.int64, device="cpu"), weight.new_empty(0))
+        form.of(module, *no_connections())
     except KernelError as error:
         return str(error)
-    return ""
+    return f"it has {own} of its own, which would be lost" if own else ""
+
+
+def _own_parts(module: nn.Module) -> str:
+    """Name what a user has put into a layer that its sparse form cannot take over."""
+    parts = {**module._parameters, **module._buffers, **module._modules}
+    if extra := [name for name in parts if name not in ("weight", "bias")]:
+        return ", ".join(extra)
+    if "forward" in vars(module):
+        return "a forward"
+    return "hooks on its state" if has_state_hooks(module) else ""
 
 
 def _sparse(module: nn.Module, indices: Tensor, values: Tensor) -> SparseLayer:
     """The sparse form of a dense layer, whose weight is not looked at."""
-    layer = SPARSE_FORMS[type(module)].of(module, indices, values)
+    form = SPARSE_FORMS[type(module)]
+    layer = form.of(module, indices, values)
+    carry_over(module, type(module)(**arguments_of(module, form.arguments), device="meta"), layer)
     layer.values.requires_grad_(module.get_parameter("weight").requires_grad)
     if layer.bias is not None:
         layer.bias.requires_grad_(module.get_parameter("bias").requires_grad)

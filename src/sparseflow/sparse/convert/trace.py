@@ -10,9 +10,10 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import torch
@@ -21,7 +22,10 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils import _pytree as pytree
 
 from sparseflow.core.errors import brief
-from sparseflow.core.operations import OUT_OF_PLACE, has_hooks, operation
+from sparseflow.core.hooks import has_hooks
+from sparseflow.core.operations import OUT_OF_PLACE, operation
+from sparseflow.core.wrappers import copy_of
+from sparseflow.sparse.convert.weights import used_alone
 from sparseflow.sparse.layers.registry import SPARSE_FORMS
 
 # Examples that stand for a single one: sizes of 1 broadcast, which would hide differences.
@@ -70,12 +74,15 @@ class Trace:
             in ``meta["dtype"]`` where that is a tensor's; None if it cannot be traced.
         problem: why there is no graph, else empty.
         example: the inputs.
+        used_alone: weights that the forward uses outside of the layers they belong to,
+            by name, with the operation; empty where the skeleton cannot run.
     """
 
     skeleton: nn.Module
     graph: fx.Graph | None
     problem: str
     example: tuple[Any, ...]
+    used_alone: Mapping[str, str]
 
 
 def trace(model: nn.Module, example: tuple[Any, ...]) -> Trace:
@@ -88,9 +95,10 @@ def trace(model: nn.Module, example: tuple[Any, ...]) -> Trace:
     """
     skeleton = _skeleton(model)
     graph = _graph(skeleton, example)
+    used = used_alone(copy.deepcopy(skeleton), _on_meta(example, grow=False))
     if isinstance(graph, str):
-        return Trace(skeleton, None, graph, example)
-    return Trace(skeleton, graph, "", example)
+        return Trace(skeleton, None, graph, example, used)
+    return Trace(skeleton, graph, "", example, used)
 
 
 @contextmanager
@@ -112,7 +120,7 @@ def _skeleton(model: nn.Module) -> nn.Module:
         if isinstance(tensor, nn.Parameter):
             empty = nn.Parameter(empty, tensor.requires_grad)
         memo[id(tensor)] = empty
-    return copy.deepcopy(model, memo)
+    return copy_of(model, memo)
 
 
 def _graph(model: nn.Module, example: tuple[Any, ...]) -> fx.Graph | str:
@@ -222,7 +230,8 @@ def _with_shapes(model: nn.Module, graph: fx.Graph, example: tuple[Any, ...]) ->
         model.eval()
         for grow in (True, False):
             try:
-                ShapeProp(module).propagate(*_on_meta(example, grow))
+                with redirect_stderr(StringIO()):  # it prints what it raises
+                    ShapeProp(module).propagate(*_on_meta(example, grow))
                 break
             except Exception as error:
                 problem = f"it does not run on the example input ({brief(error)})"

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import weakref
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sparseflow.core.errors import KernelError, MaskError
+from sparseflow.core.errors import KernelError
+from sparseflow.core.hooks import carry_over
 from sparseflow.core.operations import arguments_of
 from sparseflow.core.parameters import SPARSE_STATE, SparseWeight, replace_data
 from sparseflow.sparse.kernels.pattern import Pattern
+from sparseflow.sparse.layers.absent import AbsentWeight
 from sparseflow.sparse.layers.chain import BLOCK, UNBLOCK, Apply, Record, run
+from sparseflow.sparse.layers.copies import Copied, checksum_of
+from sparseflow.sparse.layers.positions import active, no_connections, rows_and_columns
 
 Form = TypeVar("Form", bound="SparseLayer")
 
@@ -58,7 +64,8 @@ class SparseLayer(nn.Module, SparseWeight):
             row of the dense weight.
         shape: shape of the dense weight.
         record: None, or a list to which every backward pass appends what
-            :meth:`weight_gradient` needs.
+            :meth:`weight_gradient` needs. Copies of the layer record nothing.
+        copied: None, or what is known of the values of a copy that was not trained.
     """
 
     dense_type: ClassVar[type[nn.Module]]
@@ -89,7 +96,9 @@ class SparseLayer(nn.Module, SparseWeight):
         super().__init__()
         self.shape: torch.Size = torch.Size(shape)
         self.record: Record | None = None
-        pointers, columns = _rows(indices, self.shape)
+        self.copied: Copied | None = None
+        self._copies: weakref.WeakSet[SparseLayer] = weakref.WeakSet()
+        pointers, columns = rows_and_columns(indices, self.shape)
         self.pattern: Pattern = self._checked(values, pointers, columns)
         self.register_buffer("row_pointers", pointers)
         self.register_buffer("columns", columns)
@@ -121,7 +130,13 @@ class SparseLayer(nn.Module, SparseWeight):
         layer.weight = nn.Parameter(self.dense_weight(), self.values.requires_grad)
         if self.bias is not None:
             layer.bias = nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad)
+        carry_over(self, type(self).of(layer, *no_connections()), layer)
         return layer.train(self.training)
+
+    @property
+    def weight(self) -> AbsentWeight:
+        """Shape, dtype and device of the dense weight, which there is not."""
+        return AbsentWeight(self.shape, self.values)
 
     @property
     def nnz(self) -> int:
@@ -135,6 +150,7 @@ class SparseLayer(nn.Module, SparseWeight):
 
     def indices(self) -> Int[Tensor, " nnz"]:
         """Sorted flat positions of the values in the dense weight."""
+        self._check_buffers()
         counts = self.row_pointers.diff().long()
         width = self.shape[1:].numel()
         starts = torch.arange(self.shape[0], device=counts.device) * width
@@ -149,16 +165,20 @@ class SparseLayer(nn.Module, SparseWeight):
             values: their values (k,).
 
         Raises:
-            KernelError: if they are not valid; the layer is then as before.
+            KernelError: if they are not valid, or values of other positions are being
+                mixed into a copy; the layer is then as before.
         """
-        pointers, columns = _rows(indices, self.shape)
+        self.check_copies()
+        pointers, columns = rows_and_columns(indices, self.shape)
         self.pattern = self._checked(values, pointers, columns)
         self.row_pointers, self.columns = pointers, columns
         replace_data(self.values, values.detach().to(self.values).contiguous())
+        self._moved()
 
     @torch.no_grad()
     def dense_weight(self) -> Float[Tensor, " out *rest"]:
         """The weight as a dense tensor, zero off the topology."""
+        self.check_values()
         weight = self.values.new_zeros(self.shape)
         weight.view(-1)[self.indices()] = self.values
         return weight
@@ -188,6 +208,24 @@ class SparseLayer(nn.Module, SparseWeight):
         """Apply the layer to a plain tensor, as its dense form would."""
         return run(_ALONE, (self,), x.shape[0], x)
 
+    def check_values(self) -> None:
+        """Refuse a copy whose values belong to different positions.
+
+        Raises:
+            KernelError: saying how to average.
+        """
+        if self.copied is not None:
+            self.copied.check(repr(self), self.values)
+
+    def check_copies(self) -> None:
+        """Refuse a copy of this layer whose values belong to different positions.
+
+        Raises:
+            KernelError: saying how to average.
+        """
+        for twin in self._copies:
+            twin.check_values()
+
     def extra_repr(self) -> str:
         """Describe shape and density."""
         size = "×".join(map(str, self.shape))
@@ -214,6 +252,73 @@ class SparseLayer(nn.Module, SparseWeight):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+        self._moved()
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        """Save what belongs together."""
+        self.check_values()
+        self._check_buffers()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLayer:
+        """Move or cast; a copy remembers its values in their new type."""
+        self.check_values()
+        super()._apply(fn, recurse)
+        if self.copied is not None:
+            self.copied.checksum = checksum_of(self.values)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to this very layer."""
+        state = self.__dict__ | {"record": None, "copied": None}
+        del state["_copies"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Start without copies."""
+        super().__setstate__(state)
+        self._copies = weakref.WeakSet()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SparseLayer:
+        """Copy the layer, and note that it is one."""
+        self.check_values()
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        twin.copied = Copied(checksum_of(twin.values))
+        self._copies.add(twin)
+        return twin
+
+    def _moved(self) -> None:
+        """Note that values and connections are those of one layer, and tell the copies."""
+        if self.copied is not None:
+            self.copied = Copied(checksum_of(self.values))
+        for twin in self._copies:
+            if twin.copied is not None:
+                behind = not (
+                    torch.equal(twin.pattern.row_pointers, self.pattern.row_pointers)
+                    and torch.equal(twin.pattern.columns, self.pattern.columns)
+                )
+                twin.copied.moved(twin.values, behind)
+
+    def _check_buffers(self) -> None:
+        """Refuse a topology that was written into: only the pattern's copy of it was checked.
+
+        Raises:
+            KernelError: if the buffers differ from the pattern.
+        """
+        pairs = (
+            (self.row_pointers, self.pattern.row_pointers),
+            (self.columns, self.pattern.columns),
+        )
+        if not all(torch.equal(buffer.cpu(), checked) for buffer, checked in pairs):
+            raise KernelError(
+                f"{self!r}: row_pointers and columns were written into, as an average over buffers "
+                "does: use set_topology or load_state_dict, and AveragedModel with "
+                "use_buffers=False or on sf.to_dense(model)"
+            )
 
     def _take(self, parts: list[Any], bias: Any) -> None:
         """Make room for what a state dict holds of values and topology."""
@@ -249,36 +354,3 @@ class SparseLayer(nn.Module, SparseWeight):
     def _make_pattern(self, row_pointers: Tensor, columns: Tensor) -> Pattern:
         """Return the kernels of the layer for a topology."""
         raise NotImplementedError
-
-
-def active(weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Sorted flat positions and values of a dense weight's active entries.
-
-    Raises:
-        MaskError: if the mask has another shape than the weight.
-    """
-    if mask.shape != weight.shape:
-        raise MaskError(
-            f"a mask must match the weight's shape {tuple(weight.shape)}, has {tuple(mask.shape)}"
-        )
-    indices = mask.reshape(-1).nonzero().squeeze(1)
-    return indices, weight.detach().reshape(-1)[indices]
-
-
-def _rows(indices: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """Row pointers and columns (int32) of sorted flat positions."""
-    if indices.ndim != 1 or indices.dtype != torch.long:
-        raise KernelError(
-            f"indices must be a vector of int64, are {indices.dtype} with {indices.ndim} axes"
-        )
-    if indices.numel() and (int(indices[0]) < 0 or int(indices[-1]) >= shape.numel()):
-        raise KernelError(
-            f"indices must lie in 0 to {shape.numel() - 1} for a weight {tuple(shape)}, run from "
-            f"{int(indices[0])} to {int(indices[-1])}"
-        )
-    if bool((indices[1:] <= indices[:-1]).any()):
-        raise KernelError("indices must be strictly ascending: sorted, no connection twice")
-    width = max(shape[1:].numel(), 1)
-    edges = torch.arange(shape[0] + 1, device=indices.device) * width
-    pointers = torch.searchsorted(indices, edges).to(torch.int32)
-    return pointers, (indices % width).to(torch.int32)

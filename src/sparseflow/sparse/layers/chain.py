@@ -33,6 +33,11 @@ class Weighted(Protocol):
     bias: Any
     record: Record | None
     pattern: Pattern
+    copied: Any
+
+    def check_values(self) -> None:
+        """Refuse a copy whose values belong to different positions."""
+        ...
 
 
 @dataclass
@@ -193,6 +198,7 @@ class Apply:
             layer.record.append((x, gradient))
         of_values, of_bias = tape.wanted[first + 1 : first + 3]  # the input's flag comes first
         if of_values or of_bias:
+            layer.copied = None  # it is trained: its values are its own
             tape.gradients[first : first + 2] = layer.pattern.weight_gradient(x, gradient, of_bias)
         if tape.at == 0 and not tape.wanted[0]:
             tape.done = True
@@ -215,7 +221,8 @@ def run(stages: tuple[Stage, ...], layers: tuple[Weighted, ...], n: int, x: Tens
 
     Raises:
         KernelError: for anything but float32 (bfloat16 and half are computed
-            in float32) on the CPU, or a shape that does not match.
+            in float32) on the CPU, a shape that does not match, or a transform of
+            ``torch.func``.
     """
     return _opaque(stages, layers, n, x)
 
@@ -231,6 +238,13 @@ def from_blocked(x: Float[Tensor, "nb *rest 16"], n: int) -> Float[Tensor, " n *
 
 
 def _run(stages: tuple[Stage, ...], layers: tuple[Weighted, ...], n: int, x: Tensor) -> Tensor:
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise KernelError(
+            "torch.func (grad, vmap, jvp, ...) does not reach into the kernels of truly sparse "
+            "layers: use backward or torch.autograd.grad, or transform sf.to_dense(model)"
+        )
+    for layer in layers:
+        layer.check_values()
     parameters = [_float32(p) for layer in layers for p in (layer.values, layer.bias)]
     y = None
     if n == 1 and not torch.is_grad_enabled():

@@ -79,10 +79,13 @@ class SparseConvolution(SparseLayer):
         return tuple(self.shape[2:])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer to (n, channels, *size); the output is (n, out, *size)."""
+        """Apply the layer to (n, channels, *size) or (channels, *size); the output is alike."""
+        if x.ndim == self.axes - 1:
+            return self.forward(x.unsqueeze(0)).squeeze(0)
         if x.ndim != self.axes:
             raise KernelError(
-                f"input must have {self.axes} axes (n, channels, ...), has shape {tuple(x.shape)}"
+                f"input must have {self.axes} axes (n, channels, ...), or {self.axes - 1} without "
+                f"n, has shape {tuple(x.shape)}"
             )
         return super().forward(x)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sparseflow.core.operations import has_hooks
+from sparseflow.core.hooks import has_hooks
 from sparseflow.sparse.kernels.blocked import LANES
 from sparseflow.sparse.kernels.norm import norm_forward, norm_gradient
 from sparseflow.sparse.layers.chain import from_blocked, to_blocked
@@ -58,13 +58,20 @@ class _Norm(torch.autograd.Function):
         return *(each if wants else None for each, wants in wanted), *(None,) * 5
 
 
-def _norm(
+# As in chain.py: the compiler is imported on the first call, not with this module.
+@cast(Callable[[Callable[..., Tensor]], Callable[..., Tensor]], torch._disable_dynamo)
+def norm(
     x: Float[Tensor, "nb c *rest 16"],
     n: int,
     module: _BatchNorm,
     added: Tensor | None = None,
     relu: bool = False,
 ) -> Float[Tensor, "nb c *rest 16"]:
+    """Batch norm by a module, plus ``added``, after a ReLU if asked for.
+
+    The padding of the last block is left out. In training the module's running
+    statistics move as they do in torch.
+    """
     if not _has_kernel(x, n, module, added):
         y = _by_torch(x, n, module)
         y = y if added is None else y + added
@@ -78,15 +85,6 @@ def _norm(
     if module.training and module.track_running_stats:
         _update(module, *statistics, n * x.shape[2:-1].numel())
     return y
-
-
-# As in chain.py: the compiler is imported on the first call, not with this module.
-norm = cast(Callable[..., Tensor], torch._disable_dynamo(_norm))
-"""Batch norm by a module, plus ``added``, after a ReLU if asked for.
-
-The padding of the last block is left out. In training the module's running
-statistics move as they do in torch.
-"""
 
 
 def _has_kernel(x: Tensor, n: int, module: nn.Module, added: Tensor | None) -> bool:

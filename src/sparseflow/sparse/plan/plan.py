@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import statistics
 import warnings
@@ -18,6 +17,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from sparseflow.core.wrappers import copy_of
 from sparseflow.sparse.convert.conversion import Conversion
 from sparseflow.sparse.plan.predict import (
     Call,
@@ -191,7 +191,7 @@ def _whole(conversion: Conversion, names: list[str], *, training: bool) -> Times
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.inference_mode(False):
         warnings.simplefilter("ignore")  # what they say is among the obstacles
         example = cloned(conversion.example)
-        models = (copy.deepcopy(conversion.model), conversion.build(parts))
+        models = (copy_of(conversion.model, {}), conversion.build(parts))
         both = [_model_pass(model, example, training) for model in models]
         times = interleaved(both, budget=_WHOLE_BUDGET, rounds=_ROUNDS)
     dense, sparse = map(statistics.median, times)
