@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sparseflow.core.errors import TopologyError
-from sparseflow.core.parallel import local
+from sparseflow.core.parallel import is_sharded, local
 from sparseflow.core.select import find
 from sparseflow.core.transfer import sent
 from sparseflow.masks import Masks
@@ -226,7 +226,8 @@ class _Young:
         self._on_host = counted.type == "cpu"
         if self._on_host:
             self._births, self._owners = self._births.numpy(), self._owners.numpy()
-        self._places = places
+        self._places, self._counts = places, [len(at) for at in places]
+        self._sharded = any(is_sharded(weight.parameter) for weight in weights)
         sizes = [_size(weight) for weight in weights]
         self._small = sum(size <= SMALL for size in sizes)
         if self._small:
@@ -234,9 +235,10 @@ class _Young:
             joined = zip(places[: self._small], starts, strict=True)
             self._joined = torch.cat([at + start for at, start in joined])
 
+    @torch.no_grad()
     def note(self) -> None:
         """Keep the weights before a step."""
-        (self._before,) = self._read([weight.parameter.detach() for weight in self._weights])
+        (self._before,) = self._read([weight.parameter for weight in self._weights])
 
     @torch.no_grad()
     def write(self) -> None:
@@ -260,9 +262,9 @@ class _Young:
             after = torch.where(skipped > 0, self._before, after)
         dtype = self._weights[0].parameter.dtype
         after = (torch.view_as_complex(after) if dtype.is_complex else after).to(dtype)
-        parts = after.split([len(places) for places in self._places])
+        parts = after.split(self._counts)
         for i in compress(range(len(parts)), stepped):
-            own = local(self._weights[i].parameter.detach())
+            own = local(self._weights[i].parameter)
             flat = own.reshape(-1).index_copy_(0, self._places[i], parts[i])
             if not own.is_contiguous():  # else written in place
                 own.copy_(flat.view(own.shape))
@@ -292,7 +294,9 @@ class _Young:
         Args:
             kinds: for each a tensor of every weight.
         """
-        here = [[local(tensor).reshape(-1) for tensor in tensors] for tensors in kinds]
+        if self._sharded:
+            kinds = tuple([local(tensor) for tensor in tensors] for tensors in kinds)
+        here = [[tensor.reshape(-1) for tensor in tensors] for tensors in kinds]
         parts = []
         if self._small:
             # One call for all: for such weights it is calls that cost, not bytes.

@@ -72,7 +72,7 @@ class SparseModel(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Compile the graph."""
         super().__setstate__(state)
-        original, ranks, graph = self._converted
+        original, ranks, graph = state["_converted"]
         self._converted = (original, ranks, graph, _compiled(self, graph, original))
 
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd.function import once_differentiable
 
 from sparseflow.core.errors import KernelError
@@ -238,7 +239,7 @@ def from_blocked(x: Float[Tensor, "nb *rest 16"], n: int) -> Float[Tensor, " n *
 
 
 def _run(stages: tuple[Stage, ...], layers: tuple[Weighted, ...], n: int, x: Tensor) -> Tensor:
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if peek_interpreter_stack() is not None:
         raise KernelError(
             "torch.func (grad, vmap, jvp, ...) does not reach into the kernels of truly sparse "
             "layers: use backward or torch.autograd.grad, or transform sf.to_dense(model)"

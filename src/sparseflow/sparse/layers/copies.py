@@ -56,4 +56,4 @@ def checksum_of(values: Tensor) -> int:
     """CRC-32 of the bytes: writing through ``.data`` leaves no other trace."""
     if values.is_meta:
         return 0
-    return zlib.crc32(values.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return zlib.crc32(values.detach().cpu().contiguous().view(torch.uint8).numpy().data)
