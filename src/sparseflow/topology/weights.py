@@ -276,8 +276,7 @@ def pass_hooks(weight: Weight, check: Callable[[Tensor], None]) -> Iterator[Remo
 
     def fill(parameter: Tensor) -> None:
         for each in acts:
-            act = each()
-            if act is not None:
+            if (act := each()) is not None:
                 act(parameter)
 
     yield weight.parameter.register_hook(weight.arriving)
