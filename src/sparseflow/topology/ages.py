@@ -59,6 +59,7 @@ class Ages:
         self.births: dict[str, Tensor] = {}
         self._positions: dict[str, Tensor] = {}
         self._young: list[_Young] | None = None
+        self._noted: list[_Young] = []
 
     def move(self, before: Masks, after: Masks) -> None:
         """Follow the connections at an update; those that are new are born now.
@@ -113,11 +114,14 @@ class Ages:
 
     def _before_step(self, *_: Any) -> None:
         self._gather()
-        for young in self._young or ():
+        self._noted = self._young or []
+        for young in self._noted:
             young.note()
 
     def _after_step(self, *_: Any) -> None:
-        for young in self._young or ():
+        # Of a step that calls that of its base class the hooks run twice: nothing is left then.
+        noted, self._noted = self._noted, []
+        for young in noted:
             young.write()
 
     def load(self, births: Mapping[str, Tensor], places: Masks) -> None:

@@ -125,11 +125,10 @@ def _try(
     """Let a copy of the outermost optimiser make two steps, and look at what has changed."""
     kind = type(optimizers[0]).__name__
     try:
-        with _quietly(weights):
-            double, stand_ins = _stand_in(optimizers, weights)
-            _step(double, list(stand_ins))
-            before = dict(_numbers(double))
-            _step(double, list(stand_ins))
+        try:
+            double, stand_ins, before = _trial(optimizers, weights)
+        except Exception:  # some optimisers want a gradient of every parameter
+            double, stand_ins, before = _trial(optimizers, weights, whole=True)
     except Exception as error:  # whatever someone's optimiser raises
         if asked:
             raise TopologyError(
@@ -152,12 +151,33 @@ def _try(
         )
 
 
+def _trial(
+    optimizers: Sequence[Optimizer], weights: Mapping[str, Weight], *, whole: bool = False
+) -> tuple[Optimizer, dict[nn.Parameter, str], dict[tuple[str, int, int], float]]:
+    """Let a copy make two steps.
+
+    Returns:
+        The copy; its masked parameters, with their names; its numbers after the first step.
+    """
+    with _quietly(weights):
+        double, stand_ins = _stand_in(optimizers, weights, whole=whole)
+        _step(double, list(stand_ins))
+        before = dict(_numbers(double))
+        _step(double, list(stand_ins))
+    return double, {p: name for p, name in stand_ins.items() if name}, before
+
+
 def _stand_in(
-    optimizers: Sequence[Optimizer], weights: Mapping[str, Weight]
+    optimizers: Sequence[Optimizer], weights: Mapping[str, Weight], *, whole: bool
 ) -> tuple[Optimizer, dict[nn.Parameter, str]]:
     """Copy an optimiser without its state, with a parameter of its own for each form of weight.
 
     All it refers to is copied, optimisers inside it too: nothing that is trained is stepped.
+
+    Args:
+        optimizers: the outermost first.
+        weights: those that are masked.
+        whole: whether every other parameter has one too, without a name.
     """
     names = {id(weight.parameter): name for name, weight in weights.items()}
     memo: dict[int, Any] = {}
@@ -170,10 +190,12 @@ def _stand_in(
                 continue
             value, form = local(parameter.detach()), (parameter.shape, parameter.dtype)
             other = nn.Parameter(value.new_empty(0))  # without a gradient: it is passed over
-            if id(parameter) in names and form not in forms:
+            masked = id(parameter) in names and form not in forms
+            if masked:
                 forms.add(form)
+            if masked or whole:
                 other = nn.Parameter(torch.randn_like(value))
-                stand_ins[other] = names[id(parameter)]
+                stand_ins[other] = names.get(id(parameter), "")
             memo[id(parameter)] = other
     double = object.__new__(type(optimizers[0]))
     for key, value in vars(optimizers[0]).items():
