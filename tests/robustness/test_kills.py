@@ -24,7 +24,14 @@ pytestmark = pytest.mark.slow
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
-BUSY = ["train.steps=30", "train.keep=5", "train.resume=5", "measure.every=1", "data.limit=1000"]
+STEPS = 30
+BUSY = [
+    f"train.steps={STEPS}",
+    "train.keep=5",
+    "train.resume=5",
+    "measure.every=1",
+    "data.limit=1000",
+]
 SPEC = alone(*BUSY)
 SEED = int(os.environ.get("SPARSEFLOW_TEST_SEED", "0")) or random.SystemRandom().randrange(2**32)
 NAMES = ["mlp-mnist/dense", "mlp-mnist/set+"]
@@ -261,7 +268,7 @@ def test_two_processes_that_want_one_run(undisturbed: tuple[Path, float], tmp_pa
     both = [start(killable.run_counting, SPEC, tmp_path, started, steps) for _ in range(2)]
     for process in both:
         ended(process)
-    assert sorted(steps.get() for _ in both) == [0, 61]
+    assert sorted(steps.get() for _ in both) == [0, STEPS + 1]
     assert_as_if_undisturbed(tmp_path, undisturbed[0])
 
 

@@ -16,7 +16,7 @@ class SparseflowError(Exception):
     Example:
         >>> import sparseflow as sf, torch
         >>> try:
-        ...     sf.sparsify(torch.nn.Linear(4, 2), density=2)
+        ...     sf.sparsify(torch.nn.Linear(4, 2), density=2.0)
         ... except SparseflowError as error:
         ...     print(type(error).__name__)
         MaskError
