@@ -5,6 +5,9 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+# Two workers and what they start share the cores: before torch counts them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from sybil import Sybil

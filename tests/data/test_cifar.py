@@ -94,6 +94,7 @@ def test_what_is_no_cifar_is_refused(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.skipif(
     not Path(os.environ.get(FOLDER, "/nowhere"), "cifar10").is_dir(),

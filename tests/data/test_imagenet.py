@@ -180,12 +180,12 @@ def three_steps(name: str, *extra: str) -> RunSpec:
 @pytest.mark.parametrize(
     "name",
     [
-        "resnet50-imagenet/rigl+",
         "vgg16-imagenet/set",
         *(
             pytest.param(name, marks=pytest.mark.soak)
             for name in (
                 "resnet50-imagenet/dense",
+                "resnet50-imagenet/rigl+",
                 "resnet50-imagenet/lottery",
                 "vgg16-imagenet/scratch-liu",
             )

@@ -38,7 +38,9 @@ TRAINERS = {"test_huggingface": hugging_face, "test_lightning": lightning}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize(
+    "name", ["test_huggingface", pytest.param("test_lightning", marks=pytest.mark.soak)]
+)
 def test_ranks_have_the_same_masks_and_go_on_from_a_checkpoint(name: str, tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(

@@ -163,6 +163,7 @@ def test_a_sweep_killed_at_any_time(
     assert reported(tmp_path / "0") == table
 
 
+@pytest.mark.soak
 @linux
 def test_workers_end_when_their_sweep_is_killed(
     swept: tuple[Path, float, str], tmp_path: Path
@@ -236,6 +237,7 @@ def test_a_second_interrupt_is_not_waited_with(tmp_path: Path) -> None:
         execute(SPEC, Store(tmp_path), progress=ask)
 
 
+@pytest.mark.soak
 @linux
 @pytest.mark.parametrize(
     ("number", "code"),

@@ -81,7 +81,7 @@ def assert_same_files(a: Path, b: Path) -> None:
 # ---- the same run both ways
 
 
-@pytest.mark.parametrize("family", ["mlp", pytest.param("lenet5", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["mlp", pytest.param("lenet5", marks=pytest.mark.soak)])
 @pytest.mark.parametrize("method", METHODS)
 def test_both_executions_give_the_same_masks_and_figures(
     method: str, family: str, tmp_path: Path

@@ -118,6 +118,7 @@ def wait_for(pattern: str, root: Path, job: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.soak
 def test_torchrun_restarts_a_job_that_lost_a_rank(tmp_path: Path) -> None:
     job = torchrun(tmp_path, "--max-restarts", "1")
     try:

@@ -37,6 +37,7 @@ def two() -> Iterator[Cluster]:
         yield nodes
 
 
+@pytest.mark.soak
 def test_with_a_worker_killed_in_the_middle_the_table_is_the_local_one(
     two: Cluster, tmp_path: Path
 ) -> None:
@@ -81,6 +82,7 @@ def test_methods_of_ones_own_are_compared_on_the_cluster(
     assert len(found["runs"]) == 6
 
 
+@pytest.mark.soak
 def test_tasks_fail_and_report_as_in_local_processes(two: Cluster, tmp_path: Path) -> None:
     (marks := tmp_path / "marks").mkdir()
     with Ray(tmp_path, address=two.address, retries=1) as executor:
@@ -93,6 +95,7 @@ def test_tasks_fail_and_report_as_in_local_processes(two: Cluster, tmp_path: Pat
     assert ended["die"].error.startswith("its worker died, 2 times: ")
 
 
+@pytest.mark.soak
 def test_what_the_cluster_cannot_carry_out_is_an_error(
     two: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

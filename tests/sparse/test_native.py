@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(["-DHAVE_V3=OFF"], marks=pytest.mark.slow, id="portable"),
+        pytest.param(["-DHAVE_V3=OFF"], marks=pytest.mark.soak, id="portable"),
         pytest.param([], marks=pytest.mark.soak, id="all levels"),
     ],
 )
